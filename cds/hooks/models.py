@@ -1,0 +1,64 @@
+"""EHRs that call us, the cards they got, and what their clinicians did with them."""
+
+from __future__ import annotations
+
+import uuid
+
+from django.db import models
+
+from cds.patients.models import Source
+from cds.risk.models import RiskPrediction
+
+
+class HookClient(models.Model):
+    """An EHR that may call: its JWT issuer and public keys (INTEROP 18-21)."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    name = models.CharField(max_length=120)
+    issuer = models.URLField(max_length=300, unique=True)
+    tenant = models.CharField(max_length=120, blank=True)
+    jwks = models.JSONField(default=dict)  # public keys only
+    source = models.ForeignKey(Source, on_delete=models.PROTECT)  # its patients belong to this source
+    is_active = models.BooleanField(default=True)
+    created_at = models.DateTimeField()
+
+
+class SpentToken(models.Model):
+    """A jti that was used; refused again until it expires. Shared by all processes."""
+
+    client = models.ForeignKey(HookClient, on_delete=models.CASCADE)
+    jti = models.CharField(max_length=200)
+    expires_at = models.DateTimeField(db_index=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["client", "jti"], name="jti_used_once")]
+
+
+class CardShown(models.Model):
+    """A card that left the house; feedback refers to its uuid."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    client = models.ForeignKey(HookClient, null=True, on_delete=models.PROTECT)
+    service = models.CharField(max_length=120)
+    hook_instance = models.CharField(max_length=64)
+    prediction = models.ForeignKey(RiskPrediction, null=True, on_delete=models.CASCADE, related_name="cards")
+    kind = models.CharField(max_length=20)  # risk | not-yet-known | stale | out-of-scope
+    shown_at = models.DateTimeField()
+
+
+class Feedback(models.Model):
+    """What happened to a card (INTEROP 17). Sent twice, kept once."""
+
+    card = models.ForeignKey(CardShown, on_delete=models.CASCADE, related_name="feedback")
+    outcome = models.CharField(max_length=12)  # accepted | overridden
+    accepted_suggestions = models.JSONField(default=list)
+    reason_code = models.CharField(max_length=80, blank=True)
+    reason_system = models.CharField(max_length=300, blank=True)
+    comment = models.CharField(max_length=500, blank=True)
+    outcome_at = models.DateTimeField()
+    received_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["card", "outcome", "outcome_at"], name="feedback_once"),
+        ]

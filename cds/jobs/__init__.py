@@ -1,0 +1,36 @@
+"""Messages that point up: `jobs.enqueue(Job.ASSESS, assessment_id=…)`, by name and with ids only.
+
+The database is the truth. A job's row (`LeasedWork`) says what is left to do; the broker only wakes a worker.
+So a lost message costs seconds (the sweeper sends it again) and a doubled one costs nothing (the claim fails).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Queue(StrEnum):
+    """One worker group each."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+    TRAIN = "train"
+
+
+class Job(StrEnum):
+    """The name of a Celery task; `QUEUES` says where it runs."""
+
+    ENCODE = "cds.risk.tasks.encode"  # encoding_id
+    ENCODE_NOTES = "cds.risk.tasks.encode_notes"  # patient_id
+    SCORE = "cds.risk.tasks.score"  # assessment_id
+    EXPLAIN = "cds.risk.tasks.explain"  # assessment_id: heat maps, after the score
+    TRAIN = "cds.registry.tasks.train"  # run_id
+
+
+QUEUES: dict[Job, Queue] = {
+    Job.SCORE: Queue.INTERACTIVE,
+    Job.ENCODE: Queue.BATCH,
+    Job.ENCODE_NOTES: Queue.BATCH,
+    Job.EXPLAIN: Queue.BATCH,
+    Job.TRAIN: Queue.TRAIN,
+}

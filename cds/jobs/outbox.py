@@ -1,0 +1,61 @@
+"""Sending jobs: written with the work, published after commit, sent again by the sweeper when that failed."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+
+import structlog
+from django.db import transaction
+from django.utils import timezone
+from kombu.exceptions import OperationalError
+
+from cds.celery import app
+from cds.jobs import QUEUES, Job
+from cds.jobs.models import LiveEvent, OutboxMessage
+
+logger = logging.getLogger(__name__)
+RESEND_AFTER = timedelta(seconds=10)
+KEEP_SENT = timedelta(hours=1)
+PUBLISH_BATCH = 500
+
+
+def enqueue(job: Job, *, now: datetime, **ids: str) -> None:
+    """Ask for `job` to run after this transaction commits. `ids` are strings; no patient data."""
+    context = structlog.contextvars.get_contextvars()
+    correlation_id = str(context.get("correlation_id") or context.get("request_id") or "")
+    message = OutboxMessage.objects.create(
+        job=job, kwargs={**ids, "correlation_id": correlation_id}, created_at=now
+    )
+    transaction.on_commit(lambda: publish(message), robust=True)
+
+
+def publish(message: OutboxMessage) -> bool:
+    """Hand one message to the broker; False when the broker is out of reach (the sweeper tries again)."""
+    job = Job(message.job)
+    try:
+        app.signature(job.value, kwargs=message.kwargs).apply_async(queue=QUEUES[job].value, retry=False)
+    except (OperationalError, OSError):
+        OutboxMessage.objects.filter(pk=message.pk).update(tries=message.tries + 1)
+        logger.warning("broker out of reach; job kept in the outbox", extra={"job": message.job})
+        return False
+    OutboxMessage.objects.filter(pk=message.pk).update(sent_at=timezone.now())
+    return True
+
+
+def resend(now: datetime) -> int:
+    """Publish what is still unsent; stop at the first refusal of the broker. Returns how many went out."""
+    sent = 0
+    waiting = OutboxMessage.objects.filter(sent_at=None, created_at__lt=now - RESEND_AFTER).order_by("pk")
+    for message in waiting[:PUBLISH_BATCH]:
+        if not publish(message):
+            break
+        sent += 1
+    OutboxMessage.objects.filter(sent_at__lt=now - KEEP_SENT).delete()
+    LiveEvent.objects.filter(at__lt=now - KEEP_SENT).delete()
+    return sent
+
+
+def tell(kind: str, subject: object, *, now: datetime, patient_id: object = None) -> None:
+    """Note a change for the screens' event stream, in the caller's transaction."""
+    LiveEvent.objects.create(kind=kind, subject=str(subject), patient_id=patient_id, at=now)

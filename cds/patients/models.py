@@ -1,0 +1,198 @@
+"""The record, in rows: what FHIR told us, in canonical units, each fact with the moment it could be known."""
+
+from __future__ import annotations
+
+import uuid
+from typing import ClassVar
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+
+
+class Source(models.Model):
+    """Where data come from: a FHIR server, a folder, an archive, an EHR's hook calls."""
+
+    slug = models.SlugField(max_length=80, unique=True)
+    title = models.CharField(max_length=200)
+    base_url = models.URLField(max_length=500, blank=True)
+    simulated = models.BooleanField(default=False)  # shown wherever its patients are
+    created_at = models.DateTimeField()
+
+
+class Unit(models.Model):
+    """A ward or clinic; clinicians see the patients of their units."""
+
+    name = models.CharField(max_length=120, unique=True)
+    members = models.ManyToManyField(settings.AUTH_USER_MODEL, related_name="units", blank=True)
+
+
+class Patient(models.Model):
+    """FHIR Patient. URLs carry `id`, never an identifier."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    source = models.ForeignKey(Source, on_delete=models.PROTECT, related_name="patients")
+    resource_id = models.CharField(max_length=128)  # id within the source
+    family = models.CharField(max_length=200, blank=True)
+    given = models.CharField(max_length=200, blank=True)
+    birth_date = models.DateField(null=True)
+    sex = models.CharField(max_length=10, default="unknown")
+    deceased = models.BooleanField(default=False)
+    deceased_at = models.DateTimeField(null=True)
+    unit = models.ForeignKey(Unit, null=True, on_delete=models.SET_NULL, related_name="patients")
+    revision = models.PositiveBigIntegerField(default=0)  # +1 whenever anything a model may read has changed
+    changed_at = models.DateTimeField()  # when `revision` last rose
+    digest = models.CharField(max_length=64, blank=True)  # of the Patient resource as last read
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["source", "resource_id"], name="patient_once_per_source"),
+            models.CheckConstraint(
+                condition=Q(sex__in=["female", "male", "other", "unknown"]), name="patient_sex_is_a_fhir_code"
+            ),
+        ]
+
+
+class PatientIdentifier(models.Model):
+    """A business identifier; DICOM studies find their patient by it."""
+
+    patient = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="identifiers")
+    system = models.CharField(max_length=300, blank=True)
+    value = models.CharField(max_length=128)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["patient", "system", "value"], name="identifier_once_per_patient")
+        ]
+        indexes = [models.Index(fields=["value"])]
+
+
+class Fact(models.Model):
+    """What all clinical facts share. `available_at` null = undated: kept, shown, never used in a prediction."""
+
+    patient = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="%(class)ss")
+    resource_type = models.CharField(max_length=40)
+    resource_id = models.CharField(max_length=128)
+    part = models.CharField(max_length=80, blank=True)
+    available_at = models.DateTimeField(null=True)
+    digest = models.CharField(max_length=64)  # of the record as imported: equal digest, nothing to do
+
+    IDENTITY: ClassVar[tuple[str, ...]] = ("patient", "resource_type", "resource_id", "part")
+
+    class Meta:
+        abstract = True
+        constraints = [
+            models.UniqueConstraint(
+                fields=["patient", "resource_type", "resource_id", "part"], name="%(class)s_once_per_resource"
+            )
+        ]
+        indexes = [models.Index(fields=["patient", "available_at"], name="%(class)s_known")]
+
+
+class CodedFact(Fact):
+    """A fact about a concept: `system|code`, and what it is called."""
+
+    code_system = models.CharField(max_length=300, blank=True)
+    code = models.CharField(max_length=80)
+    display = models.CharField(max_length=300, blank=True)
+    also = models.JSONField(default=list)  # further codings: ["system|code", …]
+
+    class Meta(Fact.Meta):
+        abstract = True
+
+
+class Encounter(Fact):
+    status = models.CharField(max_length=30)
+    kind = models.CharField(max_length=20)  # ehr.EncounterKind
+    start = models.DateTimeField(null=True)
+    end = models.DateTimeField(null=True)
+    part_of = models.CharField(max_length=128, blank=True)
+    location = models.CharField(max_length=200, blank=True)
+
+
+class Observation(CodedFact):
+    category = models.CharField(max_length=40, blank=True)
+    status = models.CharField(max_length=30, default="final")
+    value = models.FloatField(null=True)
+    unit = models.CharField(max_length=40, blank=True)  # canonical UCUM
+    value_code = models.CharField(max_length=300, blank=True)  # system|code
+    value_text = models.CharField(max_length=500, blank=True)
+    absent_reason = models.CharField(max_length=60, blank=True)
+    low = models.FloatField(null=True)
+    high = models.FloatField(null=True)
+    effective_at = models.DateTimeField(null=True)
+
+    class Meta(CodedFact.Meta):
+        indexes = [
+            models.Index(fields=["patient", "available_at"], name="observation_known"),
+            models.Index(fields=["patient", "code", "-effective_at"], name="observation_latest"),
+        ]
+
+
+class Condition(CodedFact):
+    clinical_status = models.CharField(max_length=30, blank=True)
+    verification_status = models.CharField(max_length=30, blank=True)
+    onset_at = models.DateTimeField(null=True)
+    abated_at = models.DateTimeField(null=True)
+
+
+class Medication(CodedFact):
+    status = models.CharField(max_length=30, blank=True)
+    start = models.DateTimeField(null=True)
+    end = models.DateTimeField(null=True)
+
+
+class Procedure(CodedFact):
+    status = models.CharField(max_length=30, blank=True)
+    performed_at = models.DateTimeField(null=True)
+
+
+class Allergy(CodedFact):
+    criticality = models.CharField(max_length=30, blank=True)
+
+
+class Note(Fact):
+    kind = models.CharField(max_length=300, blank=True)  # system|code of the document type
+    title = models.CharField(max_length=300, blank=True)
+    text = models.TextField()
+    text_digest = models.CharField(max_length=64)  # key of its embeddings
+    author = models.CharField(max_length=200, blank=True)
+
+
+class FamilyHistory(Fact):
+    relationship = models.CharField(max_length=300, blank=True)
+    code_system = models.CharField(max_length=300, blank=True)
+    code = models.CharField(max_length=80)
+    display = models.CharField(max_length=300, blank=True)
+    onset_age = models.FloatField(null=True)
+
+
+class GenomicFinding(Fact):
+    kind = models.CharField(max_length=10)  # variant | score
+    gene = models.CharField(max_length=40, blank=True)
+    variant = models.CharField(max_length=300, blank=True)
+    significance = models.CharField(max_length=60, blank=True)
+    present = models.BooleanField(null=True)
+    value = models.FloatField(null=True)
+    code_system = models.CharField(max_length=300, blank=True)
+    code = models.CharField(max_length=80, blank=True)
+
+
+class SetAside(models.Model):
+    """A resource or file that was not taken, with the reason; kept so that nothing is lost silently."""
+
+    source = models.ForeignKey(Source, on_delete=models.CASCADE, related_name="set_aside")
+    where = models.CharField(max_length=500)
+    kind = models.CharField(max_length=60)
+    identity = models.CharField(max_length=200, blank=True)
+    reason = models.CharField(max_length=500)
+    first_at = models.DateTimeField()
+    last_at = models.DateTimeField()
+    times = models.PositiveIntegerField(default=1)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["source", "where", "kind", "identity", "reason"], name="set_aside_once_per_reason"
+            )
+        ]

@@ -1,0 +1,281 @@
+"""Configuration, from the environment only. `.env.example` lists every variable with its meaning.
+
+With nothing set, everything runs embedded under ./var: SQLite, a Valkey server started by `manage.py demo`,
+loopback only. Set DATABASE_URL and REDIS_URL and the same code runs on PostgreSQL and Redis.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import dj_database_url
+from csp.constants import NONCE, NONE, SELF
+from django.core.exceptions import ImproperlyConfigured
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+
+class Environment(BaseSettings):
+    """Every variable Tessera reads, typed; a bad value stops the start and says which."""
+
+    model_config = SettingsConfigDict(env_file=BASE_DIR / ".env", extra="ignore")
+
+    tessera_env: Literal["embedded", "production"] = Field(
+        "embedded", description="embedded: loopback and local files. production: strict checks at start."
+    )
+    tessera_data_dir: Path = Field(BASE_DIR / "var", description="Database file, studies and bundles live here.")
+    secret_key: str = Field("", description="Signing key. Required in production; made and kept in the data dir otherwise.")
+    debug: bool = Field(False, description="Django debug pages. Refused in production.")
+    allowed_hosts: str = Field("127.0.0.1,localhost", description="Host names served, comma separated.")
+    public_url: str = Field("http://127.0.0.1:8000", description="The address users and EHRs reach us by; https in production.")
+    database_url: str = Field("", description="postgres://user:password@host:5432/name; empty: SQLite in the data dir.")
+    redis_url: str = Field("", description="redis://host:6379/0; empty: the embedded broker's socket address in the data dir.")
+    study_store: Path | None = Field(None, description="Where pixels are kept; empty: <data dir>/studies. Shared by web and workers.")
+    bundle_store: Path | None = Field(None, description="Where models are kept; empty: <data dir>/bundles. Shared by web and workers.")
+    frame_ancestors: str = Field("", description="Origins of EHRs that may embed the panel, comma separated.")
+    regulatory_label: str = Field("Research use only", description="Shown beside every score.")
+    hooks_open: bool = Field(False, description="Serve CDS Hooks without client authentication: demo on loopback only.")
+    hooks_wait_ms: int = Field(300, ge=0, le=450, description="How long a hook call waits for a fresh score.")
+    score_interval_minutes: int = Field(60, ge=1, description="A score older than twice this is Stale.")
+    image_backbone: str = Field("efficientnet_lite0", description="Image encoder used for studies that arrive before any model is active.")
+    text_backbone: str = Field("minilm", description="Text encoder used for notes that arrive before any model is active.")
+    session_idle_minutes: int = Field(15, ge=1, description="Sign out after this long without a click.")
+    session_hours: int = Field(8, ge=1, description="Sign out after this long in any case.")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_json: bool = Field(True, description="One JSON object a line; false: coloured text for people.")
+    tls_at_proxy: bool = Field(True, description="Production sits behind a proxy that sets X-Forwarded-Proto.")
+    tz: str = Field("UTC", description="Time zone of the screens, and of DICOM times that name none.")
+
+
+ENV = Environment()  # type: ignore[call-arg]
+PRODUCTION = ENV.tessera_env == "production"
+DATA_DIR = ENV.tessera_data_dir.resolve()
+
+
+def _secret_key() -> str:
+    if ENV.secret_key:
+        return ENV.secret_key
+    if PRODUCTION:
+        raise ImproperlyConfigured("SECRET_KEY must be set in production: 50 or more random characters.")
+    kept = DATA_DIR / "secret_key"
+    if not kept.exists():
+        DATA_DIR.mkdir(parents=True, exist_ok=True)
+        kept.touch(mode=0o600)
+        kept.write_text(secrets.token_urlsafe(50))
+    return kept.read_text()
+
+
+def _refuse_unsafe_production() -> None:
+    problems = []
+    if ENV.debug:
+        problems.append("DEBUG must be false")
+    if not ENV.public_url.startswith("https://"):
+        problems.append("PUBLIC_URL must be https")
+    if len(set(ENV.secret_key)) < 10 or "change-me" in ENV.secret_key:
+        problems.append("SECRET_KEY must be random, not a default")
+    if ENV.hooks_open:
+        problems.append("HOOKS_OPEN is for demos on loopback")
+    if not ENV.redis_url:
+        problems.append("REDIS_URL must be set")
+    if problems:
+        raise ImproperlyConfigured("Refusing to start in production: " + "; ".join(problems) + ".")
+
+
+SECRET_KEY = _secret_key()
+if PRODUCTION:
+    _refuse_unsafe_production()
+DEBUG = ENV.debug
+ALLOWED_HOSTS = [host.strip() for host in ENV.allowed_hosts.split(",") if host.strip()]
+PUBLIC_URL = ENV.public_url.rstrip("/")
+
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "axes",
+    "csp",
+    "django_htmx",
+    "django_prometheus",
+    "django_structlog",
+    "cds.jobs",
+    "cds.audit",
+    "cds.patients",
+    "cds.studies",
+    "cds.registry",
+    "cds.risk",
+    "cds.hooks",
+    "cds.demo",
+    "cds",
+    "web",
+]
+
+MIDDLEWARE = [
+    "django_prometheus.middleware.PrometheusBeforeMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django_structlog.middlewares.RequestMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+    "web.middleware.PrivatePages",
+    "axes.middleware.AxesMiddleware",
+    "django_prometheus.middleware.PrometheusAfterMiddleware",
+]
+
+ROOT_URLCONF = "cds.urls"
+ASGI_APPLICATION = "cds.asgi.application"
+
+TEMPLATES: list[dict[str, Any]] = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "web.context.page",
+            ],
+        },
+    },
+]
+
+# -- storage ---------------------------------------------------------------------------------------
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+if ENV.database_url:
+    DATABASES = {"default": dj_database_url.parse(ENV.database_url)}
+    if DATABASES["default"]["ENGINE"].endswith("postgresql"):
+        DATABASES["default"].setdefault("OPTIONS", {})
+        DATABASES["default"]["OPTIONS"].setdefault("pool", {"min_size": 1, "max_size": 8, "timeout": 5})
+else:
+    DATABASES = {
+        "default": {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": DATA_DIR / "tessera.sqlite3",
+            "OPTIONS": {
+                "transaction_mode": "IMMEDIATE",
+                "timeout": 20,
+                "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;",
+            },
+            "TEST": {"NAME": DATA_DIR / "test.sqlite3"},
+        }
+    }
+STUDY_STORE = (ENV.study_store or DATA_DIR / "studies").resolve()
+BUNDLE_STORE = (ENV.bundle_store or DATA_DIR / "bundles").resolve()
+
+# -- tasks -----------------------------------------------------------------------------------------
+REDIS_URL = ENV.redis_url or "redis://127.0.0.1:6399/0"
+CELERY_BROKER_URL = REDIS_URL
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TASK_ACKS_LATE = True
+CELERY_TASK_REJECT_ON_WORKER_LOST = True
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_TASK_DEFAULT_QUEUE = "interactive"
+CELERY_TASK_CREATE_MISSING_QUEUES = True
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "visibility_timeout": 4 * 3600,  # longer than any task; a lost worker's jobs come back sooner, by the sweeper
+    "socket_timeout": 5,
+    "socket_connect_timeout": 2,
+}
+CELERY_TASK_PUBLISH_RETRY = False  # the outbox retries; a request never waits for a broker
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_BEAT_SCHEDULE = {
+    "sweep": {"task": "cds.jobs.tasks.sweep", "schedule": 15.0, "options": {"expires": 15}},
+    "stale": {"task": "cds.risk.tasks.refresh_stale", "schedule": 300.0, "options": {"expires": 300}},
+}
+CELERY_BEAT_SCHEDULE_FILENAME = str(DATA_DIR / "beat-schedule")
+
+# -- people ----------------------------------------------------------------------------------------
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",
+    "django.contrib.auth.backends.ModelBackend",
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+]
+LOGIN_URL = "/login"
+LOGIN_REDIRECT_URL = "/"
+LOGOUT_REDIRECT_URL = "/login"
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = 0.25  # hours
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_LOCKOUT_TEMPLATE = "web/locked.html"
+AXES_RESET_ON_SUCCESS = True
+AXES_ENABLE_ADMIN = False
+SESSION_COOKIE_AGE = ENV.session_idle_minutes * 60
+SESSION_SAVE_EVERY_REQUEST = True
+SESSION_ABSOLUTE_AGE = ENV.session_hours * 3600
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+CSRF_COOKIE_HTTPONLY = True
+CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
+
+# -- the browser -----------------------------------------------------------------------------------
+SECURE_REFERRER_POLICY = "no-referrer"
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "SAMEORIGIN"
+_ancestors = [origin.strip() for origin in ENV.frame_ancestors.split(",") if origin.strip()]
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [NONE],
+        "script-src": [SELF, NONCE],
+        "style-src": [SELF],
+        "img-src": [SELF],
+        "font-src": [SELF],
+        "connect-src": [SELF],
+        "form-action": [SELF],
+        "base-uri": [NONE],
+        "frame-ancestors": [SELF, *_ancestors],
+    }
+}
+if PRODUCTION:
+    SECURE_SSL_REDIRECT = True
+    SECURE_REDIRECT_EXEMPT = [r"^livez$", r"^readyz$", r"^metrics$"]
+    SECURE_HSTS_SECONDS = 31_536_000
+    SECURE_HSTS_INCLUDE_SUBDOMAINS = True
+    SECURE_HSTS_PRELOAD = True
+    SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
+    SESSION_COOKIE_NAME, CSRF_COOKIE_NAME = "__Host-session", "__Host-csrf"
+    if ENV.tls_at_proxy:
+        SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+
+STATIC_URL = "/static/"
+STATIC_ROOT = DATA_DIR / "static"
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_AUTOREFRESH = not PRODUCTION
+DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 1024 * 1024
+
+LANGUAGE_CODE = "en"
+USE_I18N = True
+USE_TZ = True
+TIME_ZONE = ENV.tz
+
+# -- the product -----------------------------------------------------------------------------------
+REGULATORY_LABEL = ENV.regulatory_label
+HOOKS_OPEN = ENV.hooks_open and urlsplit(PUBLIC_URL).hostname in {"127.0.0.1", "localhost", "::1"}
+HOOKS_WAIT_S = ENV.hooks_wait_ms / 1000
+SCORE_INTERVAL_S = ENV.score_interval_minutes * 60
+IMAGE_BACKBONE = ENV.image_backbone
+TEXT_BACKBONE = ENV.text_backbone
+
+from cds.logs import logging_config  # noqa: E402  (needs nothing but the two values it is given)
+
+LOGGING = logging_config(ENV.log_level, as_json=ENV.log_json)

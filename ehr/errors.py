@@ -1,0 +1,44 @@
+"""What can go wrong when speaking to a hospital.
+
+    EhrError
+    ├── Retriable            the same call may succeed later (time-out, 429, 503, connection lost)
+    └── Permanent            the same call will fail again
+        ├── BadResource      a FHIR resource that cannot be used, and why
+        ├── BadInstance      a DICOM file that cannot be used, and why
+        ├── TooLarge         a limit of `ehr.dicom.guard` or of the HTTP client was exceeded
+        └── Refused          the server answered 4xx, or an address is not allowed
+
+Messages carry ids, clauses, units and limits; never a name, a note or a value of a patient.
+"""
+
+
+class EhrError(Exception):
+    """Base of every error raised by `ehr`."""
+
+
+class Retriable(EhrError):
+    """The same call may succeed later."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Permanent(EhrError):
+    """The same call will fail again."""
+
+
+class BadResource(Permanent):
+    """A FHIR resource that cannot be used."""
+
+
+class BadInstance(Permanent):
+    """A DICOM file that cannot be used."""
+
+
+class TooLarge(Permanent):
+    """A size limit was exceeded before anything was decoded."""
+
+
+class Refused(Permanent):
+    """The other side refused, or the address is not one we may call."""

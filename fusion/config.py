@@ -1,0 +1,83 @@
+"""What a model is made of and how it is trained. Every field says what it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from fusion.inputs import Modality
+
+
+class FieldKind(StrEnum):
+    """How a tabular field is encoded."""
+
+    NUMERIC = "numeric"
+    BINARY = "binary"  # 0 or 1
+
+
+@dataclass(frozen=True, slots=True)
+class FieldSpec:
+    """One named input of the tabular, genomics or series encoder.
+
+    low, high   plausible range in `unit`; a value outside it is refused as missing, and counted
+    code        `system|code` of what is measured, for people and for the bundle's metadata
+    """
+
+    name: str
+    label: str
+    unit: str = "1"  # UCUM
+    kind: FieldKind = FieldKind.NUMERIC
+    low: float | None = None
+    high: float | None = None
+    code: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeSpec:
+    """What is predicted: the chance that `name` happens within `horizon_hours` of as_of."""
+
+    name: str
+    label: str
+    horizon_hours: float
+
+
+class FusionKind(StrEnum):
+    """How modalities are combined."""
+
+    LATE = "late"  # masked logistic over out-of-fold modality logits: the simplest that wins (SCIENCE 6)
+    GATED = "gated"
+    ATTENTION = "attention"  # attention over modality tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusionConfig:
+    """A model and its training, complete: the same config, data and seed give the same model."""
+
+    outcomes: tuple[OutcomeSpec, ...]
+    fields: tuple[FieldSpec, ...] = ()
+    genomics: tuple[FieldSpec, ...] = ()
+    channels: tuple[FieldSpec, ...] = ()  # series
+    modalities: tuple[Modality, ...] = tuple(Modality)
+    image_backbone: str = "efficientnet_lite0"
+    cine_backbone: str = "efficientnet_lite0"
+    text_backbone: str = "minilm"
+    image_size: int = 224  # pixels a side
+    cine_size: int = 112
+    cine_frames: int = 16  # frames kept per clip, evenly spread over its time
+    series_hours: float = 168.0  # how far back series are read
+    max_images: int = 2
+    max_notes: int = 5
+    width: int = 16  # E, the width of a modality's embedding
+    fusion: FusionKind = FusionKind.LATE
+    folds: int = 5  # for out-of-fold encoder outputs
+    epochs: int = 60
+    patience: int = 8  # epochs without a better tuning loss before stopping
+    batch_size: int = 32  # patients
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-2
+    modality_dropout: float = 0.3  # chance that a present modality is hidden during training
+    interval_level: float = 0.9  # stated coverage of the conformal interval
+    seed: int = 0
+    threads: int = 1
+    finetune: str = "none"  # none | head | all: what of the image backbone is trained
+    extra: dict[str, float] = field(default_factory=dict)

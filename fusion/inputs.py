@@ -1,0 +1,134 @@
+"""What a model is given about one patient, at one moment. No torch here, no clock, no files.
+
+Axis letters, used in every docstring of fusion: B batch, V views, T frames, C channels, D/H/W space,
+F features, L tokens (or sentences), M modalities, E embedding, R outcomes x horizons.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+
+
+class Modality(StrEnum):
+    """The kinds of evidence a model can fuse. (Say *imaging modality* for DICOM's.)"""
+
+    TABULAR = "tabular"
+    SERIES = "series"
+    TEXT = "text"
+    GENOMICS = "genomics"
+    IMAGE = "image"
+    CINE = "cine"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Frames:
+    """Pixels as they come from a Series.
+
+    values      float32 [T, H, W], intensities in [0, 1]; T = 1 for a still image
+    times_ms    float32 [T], from the first frame
+    spacing_mm  (row, column), or None when unknown
+    """
+
+    values: FloatArray
+    times_ms: FloatArray
+    spacing_mm: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PixelInput:
+    """One still image or one cine clip of a patient.
+
+    key         digest of the set of instances; equal keys mean equal pixels
+    read        gives the frames; called only when an embedding is missing
+    embeddings  what backbones already made of these pixels, by backbone version: float32 [T, D]
+    """
+
+    key: str
+    read: Callable[[], Frames]
+    times_ms: FloatArray
+    embeddings: Mapping[str, FloatArray] = field(default_factory=dict)
+    view: str = ""
+    hours_before: float = 0.0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class NoteInput:
+    """One clinical note.
+
+    key         digest of the text; equal keys mean equal text
+    embeddings  float32 [L, D], one row a sentence (`fusion.split_sentences`), by text-encoder version
+    """
+
+    key: str
+    text: str
+    embeddings: Mapping[str, FloatArray] = field(default_factory=dict)
+    hours_before: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesPoint:
+    """One value of a time series: `channel` names it, `hours_before` >= 0 counts back from `as_of`."""
+
+    channel: str
+    hours_before: float
+    value: float
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class PatientInputs:
+    """Everything a model may know about one patient as of one moment.
+
+    fields      tabular values by field name, in the unit of its FieldSpec; None or absent = missing, never filled in
+    genomics    the same, for variants and scores
+    series      irregular labs and vitals; any order
+    notes, images, cines   newest first; empty = the modality is missing
+    pending     modalities that exist for this patient but are not ready (pixels still being encoded)
+    """
+
+    key: str
+    fields: Mapping[str, float | None] = field(default_factory=dict)
+    genomics: Mapping[str, float | None] = field(default_factory=dict)
+    series: tuple[SeriesPoint, ...] = ()
+    notes: tuple[NoteInput, ...] = ()
+    images: tuple[PixelInput, ...] = ()
+    cines: tuple[PixelInput, ...] = ()
+    pending: frozenset[Modality] = frozenset()
+
+    def present(self) -> frozenset[Modality]:
+        """The modalities that hold at least one value."""
+        held = {
+            Modality.TABULAR: any(_known(v) for v in self.fields.values()),
+            Modality.GENOMICS: any(_known(v) for v in self.genomics.values()),
+            Modality.SERIES: bool(self.series),
+            Modality.TEXT: bool(self.notes),
+            Modality.IMAGE: bool(self.images),
+            Modality.CINE: bool(self.cines),
+        }
+        return frozenset(modality for modality, is_held in held.items() if is_held)
+
+    def digest(self) -> str:
+        """SHA-256 of all that is known here (pixels and notes by their keys): equal digests, equal inputs."""
+        known = {
+            "fields": {k: v for k, v in sorted(self.fields.items()) if _known(v)},
+            "genomics": {k: v for k, v in sorted(self.genomics.items()) if _known(v)},
+            "series": sorted((p.channel, round(p.hours_before, 6), p.value) for p in self.series),
+            "notes": [(n.key, round(n.hours_before, 6)) for n in self.notes],
+            "images": [(p.key, p.view) for p in self.images],
+            "cines": [(p.key, p.view) for p in self.cines],
+            "pending": sorted(self.pending),
+        }
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)

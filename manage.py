@@ -1,0 +1,11 @@
+#!/usr/bin/env python
+"""Tessera's command line: `manage.py demo`, `ingest`, `retrain`, … (`manage.py help` lists all)."""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cds.settings")
+    from django.core.management import execute_from_command_line
+
+    execute_from_command_line(sys.argv)
