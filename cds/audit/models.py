@@ -6,7 +6,7 @@ from django.db import models
 
 
 class AuditChain(models.Model):
-    """The head of one chain. Events of a patient always go to the same chain, so writers rarely wait for another."""
+    """The head of one chain. A patient's events always go to the same chain, so writers rarely wait."""
 
     number = models.PositiveSmallIntegerField(primary_key=True)
     length = models.PositiveBigIntegerField(default=0)
@@ -14,7 +14,7 @@ class AuditChain(models.Model):
 
 
 class AuditEvent(models.Model):
-    """One act. Rows are never changed or deleted: the database refuses it (triggers in the first migration)."""
+    """One act. Rows are never changed or deleted: the database refuses it (triggers, see the migrations)."""
 
     chain = models.ForeignKey(AuditChain, on_delete=models.PROTECT, related_name="events")
     sequence = models.PositiveBigIntegerField()  # 1, 2, 3 … within the chain

@@ -1,0 +1,229 @@
+"""Who did or saw what: written in the transaction of the act itself, linked by hashes, never changed.
+
+Each event's hash is SHA-256 over the hash before it and the event's canonical JSON, so a changed, removed or
+inserted row breaks its chain. There are 16 chains: all events of one patient (or, without a patient, of one
+object) go to the same one, so that writers about different patients rarely wait for each other. The head of a
+chain is locked while an event is appended. The database itself refuses to change or delete events (triggers).
+
+What hashes alone cannot show is a tail cut off together with a rewritten head, by someone who owns the
+database; for that, keep the heads elsewhere: `manage.py verify_audit --anchor FILE`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any, Protocol
+
+import structlog
+from django.conf import settings
+from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
+from django.db import connection
+from django.db.models import Max
+from django.http import HttpRequest
+
+from cds.audit.models import AuditChain, AuditEvent
+
+CHAINS = 16
+OUTCOMES = frozenset({"success", "refused", "failed"})
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who acts: `user:<id>`, `client:<id>` or `system:<process>`; never a person's name."""
+
+    name: str
+    role: str = ""
+    address: str = ""
+
+
+class _HasKey(Protocol):
+    @property
+    def pk(self) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChainCheck:
+    """What `verify` found in one chain. `problems` is empty when every event is as it was written."""
+
+    number: int
+    length: int
+    head: str
+    problems: tuple[str, ...] = ()
+
+
+def person(user: AbstractBaseUser | AnonymousUser, request: HttpRequest | None = None) -> Actor:
+    """A signed-in person (or `user:anonymous`), with their roles and the address they came from."""
+    address = _address(request) if request is not None else ""
+    if not user.is_authenticated:
+        return Actor("user:anonymous", address=address)
+    groups = getattr(user, "groups", None)
+    roles = "+".join(sorted(groups.values_list("name", flat=True))) if groups is not None else ""
+    return Actor(f"user:{user.pk}", role=roles[:40], address=address)
+
+
+def system(process: str) -> Actor:
+    """A process of ours, such as `worker`, `ingest`, `demo`."""
+    return Actor(f"system:{process}", role="system")
+
+
+def client(hook_client: _HasKey | None, request: HttpRequest | None = None) -> Actor:
+    """An EHR that calls; None is the open demo, where clients are not told apart."""
+    name = f"client:{hook_client.pk}" if hook_client is not None else "client:open"
+    return Actor(name, role="ehr", address=_address(request) if request is not None else "")
+
+
+def record(
+    *,
+    by: Actor,
+    action: str,
+    object_type: str,
+    object_id: object,
+    now: datetime,
+    patient_id: object = None,
+    outcome: str = "success",
+    **detail: Any,
+) -> AuditEvent:
+    """Append one event, inside the caller's transaction: the act and its record stand or fall together.
+
+    detail  ids, counts and codes only; never names, notes or values of a patient
+    raises  RuntimeError outside a transaction; ValueError for an unknown outcome
+    """
+    if not connection.in_atomic_block:
+        raise RuntimeError("audit.recording.record needs the transaction of the act it records")
+    if outcome not in OUTCOMES:
+        raise ValueError(f"outcome {outcome!r} is not one of {sorted(OUTCOMES)}")
+    chain = _locked_chain(chain_of(patient_id, object_type, object_id))
+    context = structlog.contextvars.get_contextvars()
+    event = AuditEvent(
+        chain=chain,
+        sequence=chain.length + 1,
+        at=now.astimezone(UTC),
+        actor=_text(by.name, 150),
+        role=_text(by.role, 40),
+        action=_text(action, 60),
+        object_type=_text(object_type, 60),
+        object_id=_text(object_id, 64),
+        patient_id=uuid.UUID(str(patient_id)) if patient_id is not None else None,
+        outcome=outcome,
+        source_address=_text(by.address, 64),
+        correlation_id=_text(context.get("correlation_id") or context.get("request_id") or "", 64),
+        detail=_plain(detail),
+        previous_hash=chain.head,
+    )
+    event.hash = hash_of(event)
+    event.save(force_insert=True)
+    chain.length, chain.head = event.sequence, event.hash
+    chain.save(update_fields=["length", "head"])
+    return event
+
+
+def chain_of(patient_id: object, object_type: str, object_id: object) -> int:
+    """The chain an event belongs to: by patient, else by object; spread evenly by hash."""
+    subject = str(patient_id) if patient_id is not None else f"{object_type}:{object_id}"
+    return hashlib.sha256(subject.encode()).digest()[0] % CHAINS
+
+
+def hash_of(event: AuditEvent) -> str:
+    """SHA-256 hex over the previous hash and the event's canonical JSON (sorted keys, UTC times)."""
+    payload = {
+        "chain": event.chain_id,
+        "sequence": event.sequence,
+        "at": event.at.astimezone(UTC).isoformat(timespec="microseconds"),
+        "actor": event.actor,
+        "role": event.role,
+        "action": event.action,
+        "object_type": event.object_type,
+        "object_id": event.object_id,
+        "patient_id": str(event.patient_id) if event.patient_id else None,
+        "outcome": event.outcome,
+        "source_address": event.source_address,
+        "correlation_id": event.correlation_id,
+        "detail": event.detail,
+    }
+    canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256((event.previous_hash + canonical).encode()).hexdigest()
+
+
+def verify(anchors: Mapping[int, tuple[int, str]] | None = None) -> list[ChainCheck]:
+    """Recompute every chain. Finds an altered, inserted or removed event, a cut tail and a forged head.
+
+    anchors  chain number -> (length, head) kept elsewhere earlier: that event must still be there, unchanged
+    Safe beside writers: each chain is checked up to the head that stood when its check began.
+    """
+    anchors = anchors or {}
+    numbers = set(AuditChain.objects.values_list("number", flat=True))
+    numbers |= set(AuditEvent.objects.values_list("chain_id", flat=True).distinct()) | set(anchors)
+    return [_verify_chain(number, anchors.get(number)) for number in sorted(numbers)]
+
+
+def _verify_chain(number: int, anchor: tuple[int, str] | None) -> ChainCheck:
+    head = AuditChain.objects.filter(pk=number).first()
+    if head is None:
+        return ChainCheck(number, 0, "", ("the head of the chain is missing",))
+    problems: list[str] = []
+    previous, expected, at_anchor = "", 1, ""
+    standing = AuditEvent.objects.filter(chain_id=number, sequence__lte=head.length)
+    events: Iterable[AuditEvent] = standing.order_by("sequence").iterator(1000)
+    for event in events:
+        if event.sequence != expected:
+            problems.append(f"events {expected} to {event.sequence - 1} are missing")
+        if event.previous_hash != previous and event.sequence == expected:
+            problems.append(f"event {event.sequence} does not follow the one before it")
+        if hash_of(event) != event.hash:
+            problems.append(f"event {event.sequence} was altered")
+        if anchor is not None and event.sequence == anchor[0]:
+            at_anchor = event.hash
+        previous, expected = event.hash, event.sequence + 1
+    if expected <= head.length:
+        problems.append(f"the tail is cut off: events {expected} to {head.length} are missing")
+    elif previous != head.head:
+        problems.append(f"the head does not match event {head.length}")
+    newest = AuditEvent.objects.filter(chain_id=number).aggregate(newest=Max("sequence"))["newest"] or 0
+    if newest > AuditChain.objects.get(pk=number).length:
+        problems.append(f"the head is behind: it says {head.length}, the newest event is {newest}")
+    if anchor is not None and anchor[0] and at_anchor != anchor[1]:
+        problems.append(f"event {anchor[0]} is not the one anchored earlier")
+    return ChainCheck(number, head.length, head.head, tuple(problems))
+
+
+def _locked_chain(number: int) -> AuditChain:
+    """The head of a chain, locked until the transaction ends (on SQLite the transaction is the lock)."""
+    chain = AuditChain.objects.select_for_update().filter(pk=number).first()
+    if chain is None:
+        AuditChain.objects.get_or_create(pk=number)
+        chain = AuditChain.objects.select_for_update().get(pk=number)
+    return chain
+
+
+def _address(request: HttpRequest) -> str:
+    """The caller's address; behind our proxy, the last hop it wrote down (earlier ones can be invented)."""
+    if settings.PRODUCTION and settings.ENV.tls_at_proxy:
+        forwarded = str(request.META.get("HTTP_X_FORWARDED_FOR", "")).split(",")[-1].strip()
+        if forwarded:
+            return forwarded
+    return str(request.META.get("REMOTE_ADDR", ""))
+
+
+def _text(value: object, limit: int) -> str:
+    return str(value).replace("\x00", "")[:limit]
+
+
+def _plain(value: Any) -> Any:
+    """Only what every database gives back as it was put in: text, whole numbers, lists, objects."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return format(value, ".6g")
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {_text(key, 80): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        items = sorted(value, key=str) if isinstance(value, set | frozenset) else value
+        return [_plain(item) for item in items]
+    return _text(value, 500)
