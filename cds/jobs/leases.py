@@ -152,15 +152,16 @@ def _retry_or_fail(work: LeasedWork, *, now: datetime, reason: str) -> str:
     )
     with transaction.atomic():
         if work.starts >= work.MAX_STARTS:
-            held.update(
+            ended = held.update(
                 work_state=WorkState.FAILED,
                 failure=f"{reason} (tried {work.starts} times)"[:500],
                 finished_at=now,
                 lease_until=None,
                 lease_owner="",
             )
-            work.refresh_from_db()
-            work.on_failed(now=now)
+            if ended:
+                work.refresh_from_db()
+                work.on_failed(now=now)
             return "failed"
         if held.update(work_state=WorkState.QUEUED, queued_at=now, lease_until=None, lease_owner=""):
             _enqueue(work, now=now)
