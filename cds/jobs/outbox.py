@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime, timedelta
+from uuid import UUID
 
 import structlog
 from django.db import transaction
@@ -56,6 +57,6 @@ def resend(now: datetime) -> int:
     return sent
 
 
-def tell(kind: str, subject: object, *, now: datetime, patient_id: object = None) -> None:
+def tell(kind: str, subject: object, *, now: datetime, patient_id: UUID | str | None = None) -> None:
     """Note a change for the screens' event stream, in the caller's transaction."""
     LiveEvent.objects.create(kind=kind, subject=str(subject), patient_id=patient_id, at=now)

@@ -43,8 +43,14 @@ class Patient(models.Model):
     revision = models.PositiveBigIntegerField(default=0)  # +1 whenever anything a model may read has changed
     changed_at = models.DateTimeField()  # when `revision` last rose
     digest = models.CharField(max_length=64, blank=True)  # of the Patient resource as last read
+    replaced_by = models.CharField(max_length=128, blank=True)  # merged: resource id of the surviving Patient
 
     class Meta:
+        permissions = [
+            ("view_all", "Can see the patients of every unit"),
+            ("run_score", "Can ask for a fresh score"),
+            ("respond", "Can acknowledge, override or snooze a score"),
+        ]
         constraints = [
             models.UniqueConstraint(fields=["source", "resource_id"], name="patient_once_per_source"),
             models.CheckConstraint(
@@ -67,8 +73,24 @@ class PatientIdentifier(models.Model):
         indexes = [models.Index(fields=["value"])]
 
 
+class ImportedRecord(models.Model):
+    """A record that was read and left the patient at `revision`: the same again changes nothing.
+
+    So an unchanged hook prefetch or a repeated import costs one look-up.
+    """
+
+    patient = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="imported_records")
+    digest = models.CharField(max_length=64)  # of everything in the record
+    revision = models.PositiveBigIntegerField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["patient", "digest"], name="imported_record_once"),
+        ]
+
+
 class Fact(models.Model):
-    """What all clinical facts share. `available_at` null = undated: kept, shown, never used in a prediction."""
+    """What all clinical facts share. `available_at` null = undated: kept, shown, never predicted from."""
 
     patient = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="%(class)ss")
     resource_type = models.CharField(max_length=40)

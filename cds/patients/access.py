@@ -1,0 +1,214 @@
+"""Who may do what, and who may see whom. Every refusal is audited.
+
+Three roles, Django groups of these names. A clinician sees the patients of their units. An admin runs and
+proposes models and reads the audit trail, but sees no patient; an approver is the second person who promotes.
+A person may have several roles; none follows from another.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from django.contrib.auth.models import AnonymousUser, Group, Permission, User
+from django.contrib.contenttypes.models import ContentType
+from django.db import transaction
+from django.db.models import QuerySet
+
+from cds.audit import recording
+from cds.errors import NotAllowed, NotFound
+from cds.patients.models import Patient, Unit
+
+Viewer = User | AnonymousUser
+
+
+class Role(StrEnum):
+    """What a person is here. The value is the name of the Django group."""
+
+    CLINICIAN = "clinician"
+    ADMIN = "admin"
+    APPROVER = "approver"
+
+
+PERMISSIONS: dict[Role, frozenset[str]] = {
+    Role.CLINICIAN: frozenset({"patients.view_patient", "patients.run_score", "patients.respond"}),
+    Role.ADMIN: frozenset(
+        {
+            "registry.view_modelversion",
+            "registry.train",
+            "registry.request_promotion",
+            "audit.view_auditevent",
+        }
+    ),
+    Role.APPROVER: frozenset({"registry.view_modelversion", "registry.approve"}),
+}
+
+
+def roles_of(user: Viewer) -> frozenset[Role]:
+    """All roles of a person; none for somebody who is not signed in."""
+    groups: Any = getattr(user, "groups", None)
+    if groups is None or not user.is_active:
+        return frozenset()
+    names = set(groups.values_list("name", flat=True))
+    return frozenset(role for role in Role if role.value in names)
+
+
+def role_of(user: Viewer) -> Role | None:
+    """The role that decides which page a person starts on: clinician before admin before approver."""
+    held = roles_of(user)
+    return next((role for role in Role if role in held), None)
+
+
+@transaction.atomic
+def give_role(user: User, role: Role) -> None:
+    """Add a role to a person; its group and permissions are made when missing."""
+    group, _ = Group.objects.get_or_create(name=role.value)
+    group.permissions.set([_permission(name) for name in sorted(PERMISSIONS[role])])
+    user.groups.add(group)
+    for cached in ("_perm_cache", "_user_perm_cache", "_group_perm_cache"):
+        user.__dict__.pop(cached, None)
+
+
+@transaction.atomic
+def join_unit(user: User, name: str) -> Unit:
+    """Make a person a member of a unit (made when missing): they see its patients."""
+    unit, _ = Unit.objects.get_or_create(name=name)
+    unit.members.add(user)
+    return unit
+
+
+def can_view_patients(user: Viewer) -> bool:
+    """Open patients' records (of their units)."""
+    return _has(user, "patients.view_patient")
+
+
+def check_view_patients(user: Viewer) -> None:
+    _check(user, "patients.view_patient")
+
+
+def can_run_score(user: Viewer) -> bool:
+    """Ask for a fresh score of a patient."""
+    return _has(user, "patients.run_score")
+
+
+def check_run_score(user: Viewer) -> None:
+    _check(user, "patients.run_score")
+
+
+def can_respond(user: Viewer) -> bool:
+    """Acknowledge, override or snooze a score."""
+    return _has(user, "patients.respond")
+
+
+def check_respond(user: Viewer) -> None:
+    _check(user, "patients.respond")
+
+
+def can_view_models(user: Viewer) -> bool:
+    """Open the registry of models."""
+    return _has(user, "registry.view_modelversion")
+
+
+def check_view_models(user: Viewer) -> None:
+    _check(user, "registry.view_modelversion")
+
+
+def can_start_runs(user: Viewer) -> bool:
+    """Start and cancel retraining runs."""
+    return _has(user, "registry.train")
+
+
+def check_start_runs(user: Viewer) -> None:
+    _check(user, "registry.train")
+
+
+def can_request_promotion(user: Viewer) -> bool:
+    """Ask for a candidate to become the active model."""
+    return _has(user, "registry.request_promotion")
+
+
+def check_request_promotion(user: Viewer) -> None:
+    _check(user, "registry.request_promotion")
+
+
+def can_approve_promotion(user: Viewer) -> bool:
+    """Approve what somebody else asked for."""
+    return _has(user, "registry.approve")
+
+
+def check_approve_promotion(user: Viewer) -> None:
+    _check(user, "registry.approve")
+
+
+def can_view_audit(user: Viewer) -> bool:
+    """Read the audit trail."""
+    return _has(user, "audit.view_auditevent")
+
+
+def check_view_audit(user: Viewer) -> None:
+    _check(user, "audit.view_auditevent")
+
+
+def visible_patients(viewer: Viewer) -> QuerySet[Patient]:
+    """The patients this person may see: those of their units, or all with `patients.view_all`."""
+    patients = Patient.objects.all()
+    if not can_view_patients(viewer):
+        return patients.none()
+    if _has(viewer, "patients.view_all"):
+        return patients
+    return patients.filter(unit__in=Unit.objects.filter(members=viewer.pk))
+
+
+def get_patient(
+    viewer: Viewer,
+    patient_id: object,
+    *,
+    by: recording.Actor,
+    now: datetime,
+    action: str = "patient.view",
+) -> Patient:
+    """The patient, if this person may see them; the look, or the refusal, is audited.
+
+    Call it outside any transaction: the record of a refusal must survive the error that follows it.
+    raises  NotFound whether the patient is unknown, malformed or another unit's: a refusal tells nothing
+    """
+    try:
+        key = uuid.UUID(str(patient_id))
+    except ValueError:
+        key = uuid.UUID(int=0)  # nobody's
+    with transaction.atomic(durable=True):
+        patient = visible_patients(viewer).select_related("source", "unit").filter(pk=key).first()
+        recording.record(
+            by=by,
+            action=action,
+            object_type="Patient",
+            object_id=key,
+            patient_id=key,
+            now=now,
+            outcome="success" if patient is not None else "refused",
+        )
+    if patient is None:
+        raise NotFound("no such patient, or not one of your units")
+    return patient
+
+
+def _has(user: Viewer, permission: str) -> bool:
+    return bool(user.is_active and user.has_perm(permission))
+
+
+def _check(user: Viewer, permission: str) -> None:
+    if not _has(user, permission):
+        raise NotAllowed(f"this needs the permission {permission}")
+
+
+def _permission(name: str) -> Permission:
+    """The permission by its dotted name; made when Django has not yet (it makes them after migrating)."""
+    app_label, codename = name.split(".")
+    found = Permission.objects.filter(content_type__app_label=app_label, codename=codename).first()
+    if found is not None:
+        return found
+    model = {"audit": "auditevent", "registry": "modelversion"}.get(app_label, "patient")
+    kind, _ = ContentType.objects.get_or_create(app_label=app_label, model=model)
+    return Permission.objects.create(content_type=kind, codename=codename, name=codename.replace("_", " "))

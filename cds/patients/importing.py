@@ -1,0 +1,327 @@
+"""The one way in for what FHIR told us: command, hook prefetch, poll and demo all come here.
+
+Importing the same record again changes nothing. A resource that changed replaces what we held of it, one that
+was retracted (entered-in-error) is removed, and either raises the patient's `revision` once, so that whoever
+scores knows there is something new. What cannot be kept is set aside with its reason, never silently lost.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from django.db import transaction
+from django.db.models import F, Q
+
+import ehr
+from cds.audit import recording
+from cds.errors import Invalid
+from cds.jobs import Job, outbox
+from cds.patients import rows
+from cds.patients.models import (
+    Encounter,
+    Fact,
+    ImportedRecord,
+    Note,
+    Patient,
+    PatientIdentifier,
+    SetAside,
+    Source,
+    Unit,
+)
+
+LOOK_UP_BY_ID = (
+    300  # a record with fewer facts of a kind looks them up by id; a larger one reads all the patient's
+)
+NEW, CHANGED, UNCHANGED, REMOVED, SET_ASIDE = "new", "changed", "unchanged", "removed", "set_aside"
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import did.
+
+    counts   resources new, changed, unchanged, removed, set_aside
+    by_type  the same per resource type
+    note_digests  `Note.text_digest` of the notes whose text is new here: to be embedded
+    """
+
+    patient: Patient
+    created: bool
+    changed: bool
+    counts: dict[str, int] = field(default_factory=dict)
+    by_type: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    note_digests: tuple[str, ...] = ()
+
+
+def get_source(
+    slug: str, *, title: str = "", base_url: str = "", simulated: bool = False, now: datetime
+) -> Source:
+    """The source of that slug, made on first use. Simulated once, simulated for ever."""
+    source, _ = Source.objects.get_or_create(
+        slug=slug,
+        defaults={
+            "title": title or slug,
+            "base_url": base_url,
+            "simulated": simulated,
+            "created_at": now,
+        },
+    )
+    return source
+
+
+@transaction.atomic
+def import_record(
+    record: ehr.PatientRecord, *, source: Source, by: recording.Actor, now: datetime
+) -> Imported:
+    """Take one patient's record, whole or in part; facts it does not mention stay as they are.
+
+    An unchanged record costs one look-up; otherwise one query per kind of fact, and one bulk write each.
+    raises  Invalid when the record names no patient
+    """
+    identity = record.patient
+    if not identity.resource_id or len(identity.resource_id) > 128:
+        raise Invalid(
+            "a record without a patient id (or with one longer than 128 characters) cannot be imported"
+        )
+    built = [rows.build_rows(record, kind) for kind in rows.KINDS]
+    facts = [kept for kept, _ in built]
+    identity_digest = "" if identity.is_stub else rows.identity_digest(identity)
+    digest = rows.record_digest(record, facts, identity_digest)
+
+    known = _known_unchanged(source, identity.resource_id, digest)
+    if known is not None:
+        return Imported(known, created=False, changed=False, counts={UNCHANGED: _resources(facts, identity)})
+
+    patient, created = _locked_patient(source, identity.resource_id, now)
+    tally = _Tally()
+    if not identity.is_stub:
+        tally.add(
+            "Patient", identity.resource_id, _import_identity(patient, identity, identity_digest, created)
+        )
+    new_notes: tuple[str, ...] = ()
+    for kind, kept in zip(rows.KINDS, facts, strict=True):
+        written = _import_facts(patient, kind.model, kept, tally, is_new=created)
+        if kind.model is Note:
+            new_notes = tuple(str(row.columns["text_digest"]) for row in written)
+        if kind.model is Encounter and (written or patient.unit_id is None):
+            _assign_unit(patient, source)
+    if not created:
+        _remove_retracted(patient, record.retracted, tally)
+    aside = [*record.set_aside, *(one for _, refused in built for one in refused)]
+    keep_set_aside(source, aside, now=now)
+    for one in aside:
+        tally.add(one.kind, one.identity or one.where, SET_ASIDE)
+
+    counts, by_type = tally.counts()
+    changed = created or any(counts.get(state) for state in (NEW, CHANGED, REMOVED))
+    if changed:
+        touch(patient, now)
+        recording.record(
+            by=by,
+            action="patient.import",
+            object_type="Patient",
+            object_id=patient.pk,
+            patient_id=patient.pk,
+            now=now,
+            source=source.slug,
+            revision=patient.revision,
+            counts=counts,
+        )
+    if new_notes:
+        outbox.enqueue(Job.ENCODE_NOTES, now=now, patient_id=str(patient.pk))
+    _remember(patient, digest)
+    return Imported(patient, created, changed, counts, by_type, new_notes)
+
+
+def touch(patient: Patient, now: datetime) -> None:
+    """Something a model may read has changed: raise the revision. Inside the caller's transaction."""
+    Patient.objects.filter(pk=patient.pk).update(revision=F("revision") + 1, changed_at=now)
+    patient.refresh_from_db(fields=["revision", "changed_at"])
+
+
+@transaction.atomic
+def keep_set_aside(source: Source, items: Iterable[ehr.SetAside], *, now: datetime) -> int:
+    """Keep what was not taken and why; seen again, it is counted, not doubled. Returns how many came."""
+    wanted = {
+        (item.where[-500:], item.kind[:60], item.identity[:200], item.reason[:500]): item for item in items
+    }
+    if not wanted:
+        return 0
+    held = SetAside.objects.filter(source=source)
+    if len(wanted) <= LOOK_UP_BY_ID:
+        held = held.filter(where__in={where for where, *_ in wanted})
+    again = {
+        key: pk for pk, *parts in held.values_list("pk", "where", "kind", "identity", "reason")
+        if (key := tuple(parts)) in wanted
+    }  # fmt: skip
+    SetAside.objects.filter(pk__in=again.values()).update(times=F("times") + 1, last_at=now)
+    SetAside.objects.bulk_create(
+        [
+            SetAside(
+                source=source,
+                where=where,
+                kind=kind,
+                identity=identity,
+                reason=reason,
+                first_at=now,
+                last_at=now,
+            )
+            for where, kind, identity, reason in wanted
+            if (where, kind, identity, reason) not in again
+        ],
+        ignore_conflicts=True,
+    )
+    return len(wanted)
+
+
+class _Tally:
+    """The state of each resource, over all its parts and kinds of fact."""
+
+    def __init__(self) -> None:
+        self._states: dict[tuple[str, str], set[str]] = {}
+
+    def add(self, resource_type: str, resource_id: str, state: str) -> None:
+        self._states.setdefault((resource_type, resource_id), set()).add(state)
+
+    def counts(self) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
+        """Totals, and per type: a resource of which only parts are new or removed has changed."""
+        by_type: dict[str, Counter[str]] = {}
+        for (resource_type, _), states in self._states.items():
+            state = next(iter(states)) if len(states) == 1 else CHANGED
+            by_type.setdefault(resource_type, Counter())[state] += 1
+        total: Counter[str] = Counter()
+        for one in by_type.values():
+            total.update(one)
+        return dict(total), {name: dict(one) for name, one in sorted(by_type.items())}
+
+
+def _resources(facts: list[dict[rows.Key, rows.Row]], identity: ehr.PatientIdentity) -> int:
+    return len({key[:2] for kept in facts for key in kept}) + (not identity.is_stub)
+
+
+def _known_unchanged(source: Source, resource_id: str, digest: str) -> Patient | None:
+    """The patient, when this very record was imported before and nothing has changed since."""
+    known = (
+        ImportedRecord.objects.filter(
+            digest=digest,
+            patient__source=source,
+            patient__resource_id=resource_id,
+            revision=F("patient__revision"),
+        )
+        .select_related("patient")
+        .first()
+    )
+    return known.patient if known else None
+
+
+def _remember(patient: Patient, digest: str) -> None:
+    patient.imported_records.filter(revision__lt=patient.revision).exclude(digest=digest).delete()
+    ImportedRecord.objects.update_or_create(
+        patient=patient, digest=digest, defaults={"revision": patient.revision}
+    )
+
+
+def _locked_patient(source: Source, resource_id: str, now: datetime) -> tuple[Patient, bool]:
+    """The patient's row, locked: two imports about one patient go one after the other."""
+    patients = Patient.objects.select_for_update()
+    patient = patients.filter(source=source, resource_id=resource_id).first()
+    if patient is not None:
+        return patient, False
+    patient, created = Patient.objects.get_or_create(
+        source=source, resource_id=resource_id, defaults={"changed_at": now}
+    )
+    return (patient, True) if created else (patients.get(pk=patient.pk), False)
+
+
+def _import_identity(patient: Patient, identity: ehr.PatientIdentity, digest: str, created: bool) -> str:
+    if patient.digest == digest:
+        return UNCHANGED
+    columns = rows.identity_columns(identity)
+    was_stub = patient.digest == ""
+    for name, value in columns.items():
+        setattr(patient, name, value)
+    patient.digest = digest
+    patient.save(update_fields=[*columns, "digest"])
+    wanted = rows.identifiers_of(identity)
+    held = set() if created else set(patient.identifiers.values_list("system", "value"))
+    for system, value in held - wanted:
+        patient.identifiers.filter(system=system, value=value).delete()
+    PatientIdentifier.objects.bulk_create(
+        [PatientIdentifier(patient=patient, system=system, value=value) for system, value in wanted - held]
+    )
+    return NEW if was_stub else CHANGED
+
+
+def _import_facts(
+    patient: Patient, model: type[Fact], kept: dict[rows.Key, rows.Row], tally: _Tally, *, is_new: bool
+) -> list[rows.Row]:
+    """Write what is new or changed, remove parts a resource no longer has; returns the rows written."""
+    if not kept:
+        return []
+    resources = {key[:2] for key in kept}
+    held = {} if is_new else _held(patient, model, resources)
+    written = [row for key, row in kept.items() if held.get(key) != row.digest]
+    for key, row in kept.items():
+        digest = held.get(key)
+        tally.add(key[0], key[1], NEW if digest is None else UNCHANGED if digest == row.digest else CHANGED)
+    for key in held.keys() - kept.keys():
+        if key[:2] in resources:
+            model._default_manager.filter(patient=patient, **_identity(key)).delete()
+            tally.add(key[0], key[1], REMOVED)
+    if written:
+        columns = [*written[0].columns, "digest"]
+        model._default_manager.bulk_create(
+            [
+                model(patient=patient, **_identity(row.key), **row.columns, digest=row.digest)
+                for row in written
+            ],
+            batch_size=500,
+            update_conflicts=True,
+            unique_fields=list(Fact.IDENTITY),
+            update_fields=columns,
+        )
+    return written
+
+
+def _held(patient: Patient, model: type[Fact], resources: set[tuple[str, str]]) -> dict[rows.Key, str]:
+    held = model._default_manager.filter(patient=patient)
+    if len(resources) <= LOOK_UP_BY_ID:
+        held = held.filter(resource_id__in={resource_id for _, resource_id in resources})
+    return {
+        (kind, number, part): digest
+        for kind, number, part, digest in held.values_list("resource_type", "resource_id", "part", "digest")
+    }
+
+
+def _identity(key: rows.Key) -> dict[str, str]:
+    return {"resource_type": key[0], "resource_id": key[1], "part": key[2]}
+
+
+def _remove_retracted(patient: Patient, retracted: Iterable[tuple[str, str]], tally: _Tally) -> None:
+    gone = Q()
+    for resource_type, resource_id in retracted:
+        gone |= Q(resource_type=resource_type, resource_id=resource_id)
+    if not gone:
+        return
+    for kind in rows.KINDS:
+        held = kind.model._default_manager.filter(gone, patient=patient)
+        for resource_type, resource_id in held.values_list("resource_type", "resource_id").distinct():
+            tally.add(resource_type, resource_id, REMOVED)
+        held.delete()
+
+
+def _assign_unit(patient: Patient, source: Source) -> None:
+    """Where the patient lies: the place of the newest hospital stay, else one unit for the whole source."""
+    stays = Encounter.objects.filter(
+        patient=patient,
+        kind__in=[ehr.EncounterKind.INPATIENT.value, ehr.EncounterKind.INTENSIVE_CARE.value],
+        start__isnull=False,
+    ).exclude(location="")
+    newest = stays.order_by("-start", "-resource_id").first()
+    name = (newest.location if newest else source.title or source.slug)[:120]
+    unit, _ = Unit.objects.get_or_create(name=name)
+    if patient.unit_id != unit.pk:
+        patient.unit = unit
+        patient.save(update_fields=["unit"])
