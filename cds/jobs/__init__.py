@@ -24,6 +24,8 @@ class Job(StrEnum):
     ENCODE_NOTES = "cds.risk.tasks.encode_notes"  # patient_id
     SCORE = "cds.risk.tasks.score"  # assessment_id
     EXPLAIN = "cds.risk.tasks.explain"  # assessment_id: heat maps, after the score
+    ASSESS = "cds.risk.tasks.assess"  # patient_id: the record changed; ask for fresh scores
+    ASSESS_ALL = "cds.risk.tasks.assess_all"  # outcome: another model answers for it; ask for everybody's scores
     TRAIN = "cds.registry.tasks.train"  # run_id
 
 
@@ -32,5 +34,7 @@ QUEUES: dict[Job, Queue] = {
     Job.ENCODE: Queue.BATCH,
     Job.ENCODE_NOTES: Queue.BATCH,
     Job.EXPLAIN: Queue.BATCH,
+    Job.ASSESS: Queue.BATCH,
+    Job.ASSESS_ALL: Queue.BATCH,
     Job.TRAIN: Queue.TRAIN,
 }
