@@ -1,4 +1,4 @@
-"""What every test may build on: the audit trail may be emptied between tests, and nowhere else."""
+"""What every test may build on: quick passwords, and an audit trail that may be emptied between tests."""
 
 from __future__ import annotations
 
@@ -24,3 +24,9 @@ def _audit_trail_may_be_emptied_between_tests() -> Iterator[None]:
     connection.ops.sql_flush = sql_flush  # type: ignore[method-assign]
     yield
     connection.ops.sql_flush = original  # type: ignore[method-assign]
+
+
+@pytest.fixture(autouse=True)
+def _quick_passwords(settings: Any) -> None:
+    """Hashing a password slowly is right for people and 0.3 s a user too many for tests."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

@@ -92,7 +92,10 @@ def import_record(
 
     known = _known_unchanged(source, identity.resource_id, digest)
     if known is not None:
-        return Imported(known, created=False, changed=False, counts={UNCHANGED: _resources(facts, identity)})
+        tally = _Tally()
+        for resource_type, resource_id in _resources(facts, identity):
+            tally.add(resource_type, resource_id, UNCHANGED)
+        return Imported(known, False, False, *tally.counts())
 
     patient, created = _locked_patient(source, identity.resource_id, now)
     tally = _Tally()
@@ -197,8 +200,9 @@ class _Tally:
         return dict(total), {name: dict(one) for name, one in sorted(by_type.items())}
 
 
-def _resources(facts: list[dict[rows.Key, rows.Row]], identity: ehr.PatientIdentity) -> int:
-    return len({key[:2] for kept in facts for key in kept}) + (not identity.is_stub)
+def _resources(facts: list[dict[rows.Key, rows.Row]], identity: ehr.PatientIdentity) -> set[tuple[str, str]]:
+    named = set() if identity.is_stub else {("Patient", identity.resource_id)}
+    return named | {key[:2] for kept in facts for key in kept}
 
 
 def _known_unchanged(source: Source, resource_id: str, digest: str) -> Patient | None:
