@@ -1,0 +1,25 @@
+# One image for every process of Tessera: web, workers, beat. CPU torch, no compiler, not root.
+FROM python:3.11-slim-bookworm AS build
+WORKDIR /app
+RUN python -m venv /venv
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY cds cds
+COPY ehr ehr
+COPY fusion fusion
+COPY web web
+# A site that mirrors packages names its index with PIP_INDEX_URL; torch==2.13.0 must resolve to the CPU build.
+RUN /venv/bin/pip install --no-cache-dir -c constraints.txt '.[pretrained,encoders]'
+
+FROM python:3.11-slim-bookworm
+RUN groupadd --gid 10001 tessera && useradd --uid 10001 --gid tessera --create-home tessera \
+    && install -d -o tessera -g tessera /data
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 \
+    TESSERA_ENV=production TESSERA_DATA_DIR=/data HF_HUB_OFFLINE=1
+WORKDIR /app
+COPY --from=build /venv /venv
+COPY manage.py ./
+USER tessera
+VOLUME /data
+EXPOSE 8000
+CMD ["gunicorn", "cds.asgi:application", "-k", "uvicorn_worker.UvicornWorker", "--bind", "0.0.0.0:8000", \
+     "--workers", "2", "--graceful-timeout", "8", "--timeout", "60", "--access-logfile", "-"]
