@@ -28,27 +28,50 @@ class Environment(BaseSettings):
     tessera_env: Literal["embedded", "production"] = Field(
         "embedded", description="embedded: loopback and local files. production: strict checks at start."
     )
-    tessera_data_dir: Path = Field(BASE_DIR / "var", description="Database file, studies and bundles live here.")
-    secret_key: str = Field("", description="Signing key. Required in production; made and kept in the data dir otherwise.")
+    tessera_data_dir: Path = Field(
+        BASE_DIR / "var", description="Database file, studies and bundles live here."
+    )
+    secret_key: str = Field(
+        "", description="Signing key. Required in production; made and kept in the data dir otherwise."
+    )
     debug: bool = Field(False, description="Django debug pages. Refused in production.")
     allowed_hosts: str = Field("127.0.0.1,localhost", description="Host names served, comma separated.")
-    public_url: str = Field("http://127.0.0.1:8000", description="The address users and EHRs reach us by; https in production.")
-    database_url: str = Field("", description="postgres://user:password@host:5432/name; empty: SQLite in the data dir.")
-    redis_url: str = Field("", description="redis://host:6379/0; empty: the embedded broker's socket address in the data dir.")
-    study_store: Path | None = Field(None, description="Where pixels are kept; empty: <data dir>/studies. Shared by web and workers.")
-    bundle_store: Path | None = Field(None, description="Where models are kept; empty: <data dir>/bundles. Shared by web and workers.")
+    public_url: str = Field(
+        "http://127.0.0.1:8000", description="The address users and EHRs reach us by; https in production."
+    )
+    database_url: str = Field(
+        "", description="postgres://user:password@host:5432/name; empty: SQLite in the data dir."
+    )
+    redis_url: str = Field(
+        "", description="redis://host:6379/0; empty: the embedded broker that `manage.py demo` starts."
+    )
+    study_store: Path | None = Field(
+        None, description="Where pixels are kept; empty: <data dir>/studies. Shared by web and workers."
+    )
+    bundle_store: Path | None = Field(
+        None, description="Where models are kept; empty: <data dir>/bundles. Shared by web and workers."
+    )
     frame_ancestors: str = Field("", description="Origins of EHRs that may embed the panel, comma separated.")
     regulatory_label: str = Field("Research use only", description="Shown beside every score.")
-    hooks_open: bool = Field(False, description="Serve CDS Hooks without client authentication: demo on loopback only.")
+    hooks_open: bool = Field(
+        False, description="Serve CDS Hooks without client authentication: demo on loopback only."
+    )
     hooks_wait_ms: int = Field(300, ge=0, le=450, description="How long a hook call waits for a fresh score.")
     score_interval_minutes: int = Field(60, ge=1, description="A score older than twice this is Stale.")
-    image_backbone: str = Field("efficientnet_lite0", description="Image encoder used for studies that arrive before any model is active.")
-    text_backbone: str = Field("minilm", description="Text encoder used for notes that arrive before any model is active.")
+    image_backbone: str = Field(
+        "efficientnet_lite0",
+        description="Image encoder used for studies that arrive before any model is active.",
+    )
+    text_backbone: str = Field(
+        "minilm", description="Text encoder used for notes that arrive before any model is active."
+    )
     session_idle_minutes: int = Field(15, ge=1, description="Sign out after this long without a click.")
     session_hours: int = Field(8, ge=1, description="Sign out after this long in any case.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_json: bool = Field(True, description="One JSON object a line; false: coloured text for people.")
-    tls_at_proxy: bool = Field(True, description="Production sits behind a proxy that sets X-Forwarded-Proto.")
+    tls_at_proxy: bool = Field(
+        True, description="Production sits behind a proxy that sets X-Forwarded-Proto."
+    )
     tz: str = Field("UTC", description="Time zone of the screens, and of DICOM times that name none.")
 
 
@@ -163,13 +186,13 @@ else:
     DATABASES = {
         "default": {
             "ENGINE": "django.db.backends.sqlite3",
-            "NAME": DATA_DIR / "tessera.sqlite3",
+            "NAME": str(DATA_DIR / "tessera.sqlite3"),
             "OPTIONS": {
                 "transaction_mode": "IMMEDIATE",
                 "timeout": 20,
                 "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;",
             },
-            "TEST": {"NAME": DATA_DIR / "test.sqlite3"},
+            "TEST": {"NAME": str(DATA_DIR / "test.sqlite3")},
         }
     }
 STUDY_STORE = (ENV.study_store or DATA_DIR / "studies").resolve()
@@ -188,7 +211,8 @@ CELERY_TASK_DEFAULT_QUEUE = "interactive"
 CELERY_TASK_CREATE_MISSING_QUEUES = True
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {
-    "visibility_timeout": 4 * 3600,  # longer than any task; a lost worker's jobs come back sooner, by the sweeper
+    "visibility_timeout": 4
+    * 3600,  # longer than any task; a lost worker's jobs come back sooner, by the sweeper
     "socket_timeout": 5,
     "socket_connect_timeout": 2,
 }

@@ -70,7 +70,9 @@ class Prediction:
     pending: tuple[Modality, ...]
     missing_fields: tuple[str, ...]  # fields the model knows and this patient lacks
     inputs_digest: str
-    frame_weights: dict[str, list[float]] = field(default_factory=dict)  # cine key -> weight per kept frame, sums to 1
+    frame_weights: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # cine key -> weight per kept frame, sums to 1
     frame_indices: dict[str, list[int]] = field(default_factory=dict)  # cine key -> index of each kept frame
     out_of_scope: str = ""  # why the model abstains, else ""
 

@@ -25,7 +25,9 @@ class Job(StrEnum):
     SCORE = "cds.risk.tasks.score"  # assessment_id
     EXPLAIN = "cds.risk.tasks.explain"  # assessment_id: heat maps, after the score
     ASSESS = "cds.risk.tasks.assess"  # patient_id: the record changed; ask for fresh scores
-    ASSESS_ALL = "cds.risk.tasks.assess_all"  # outcome: another model answers for it; ask for everybody's scores
+    ASSESS_ALL = (
+        "cds.risk.tasks.assess_all"  # outcome: another model answers for it; ask for everybody's scores
+    )
     TRAIN = "cds.registry.tasks.train"  # run_id
 
 

@@ -26,7 +26,7 @@ def task(job: Job) -> Callable[[Callable[..., Any]], Any]:
             with structlog.contextvars.bound_contextvars(correlation_id=correlation_id, job=job.value):
                 body(**kwargs)
 
-        return app.task(run, name=job.value, queue=QUEUES[job].value, acks_late=True, ignore_result=True)
+        return app.task(name=job.value, queue=QUEUES[job].value, acks_late=True, ignore_result=True)(run)
 
     return declare
 
