@@ -6,7 +6,13 @@ Knows nothing of Django, torch or settings; clients take arguments.
 from __future__ import annotations
 
 from ehr.codes import Code, Icd10, Loinc, OtherCode, RxNorm, Snomed, parse_coding
-from ehr.errors import BadInstance, BadResource, EhrError, Permanent, Refused, Retriable, TooLarge
+from ehr.errors import BadInstance, BadResource, BadUnit, EhrError, Permanent, Refused, Retriable, TooLarge
+from ehr.fhir.client import FhirClient
+from ehr.fhir.encounters import names_intensive_care
+from ehr.fhir.prefetch import read_prefetch
+from ehr.fhir.reading import list_fhir_files, read_fhir_folder, read_resources
+from ehr.fhir.resources import ReadingTally
+from ehr.fhir.risk_assessment import build_risk_assessment
 from ehr.records import (
     AllergyRecord,
     Clip,
@@ -28,11 +34,13 @@ from ehr.records import (
     SetAside,
     Sex,
 )
+from ehr.units import canonical_unit, same_quantity, to_canonical
 
 __all__ = [
     "AllergyRecord",
     "BadInstance",
     "BadResource",
+    "BadUnit",
     "Clip",
     "Code",
     "ConditionRecord",
@@ -41,6 +49,7 @@ __all__ = [
     "EncounterRecord",
     "Fact",
     "FamilyHistoryRecord",
+    "FhirClient",
     "GenomicRecord",
     "Icd10",
     "Identifier",
@@ -55,6 +64,7 @@ __all__ = [
     "PatientRecord",
     "Permanent",
     "ProcedureRecord",
+    "ReadingTally",
     "Refused",
     "Retriable",
     "RxNorm",
@@ -62,5 +72,14 @@ __all__ = [
     "Sex",
     "Snomed",
     "TooLarge",
+    "build_risk_assessment",
+    "canonical_unit",
+    "list_fhir_files",
+    "names_intensive_care",
     "parse_coding",
+    "read_fhir_folder",
+    "read_prefetch",
+    "read_resources",
+    "same_quantity",
+    "to_canonical",
 ]

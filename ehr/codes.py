@@ -24,7 +24,9 @@ class Code:
 
     def __post_init__(self) -> None:
         if not self.shape.fullmatch(self.code):
-            raise ValueError(f"{self.code!r} is not a {type(self).__name__} code (expected {self.shape.pattern})")
+            raise ValueError(
+                f"{self.code!r} is not a {type(self).__name__} code (expected {self.shape.pattern})"
+            )
 
     @property
     def uri(self) -> str:

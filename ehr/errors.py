@@ -4,6 +4,7 @@
     ├── Retriable            the same call may succeed later (time-out, 429, 503, connection lost)
     └── Permanent            the same call will fail again
         ├── BadResource      a FHIR resource that cannot be used, and why
+        ├── BadUnit          a measured value whose unit is missing, unknown or of another kind
         ├── BadInstance      a DICOM file that cannot be used, and why
         ├── TooLarge         a limit of `ehr.dicom.guard` or of the HTTP client was exceeded
         └── Refused          the server answered 4xx, or an address is not allowed
@@ -30,6 +31,10 @@ class Permanent(EhrError):
 
 class BadResource(Permanent):
     """A FHIR resource that cannot be used."""
+
+
+class BadUnit(Permanent):
+    """A measured value cannot be brought to the canonical unit of its quantity."""
 
 
 class BadInstance(Permanent):

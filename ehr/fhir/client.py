@@ -1,0 +1,312 @@
+"""A FHIR R4 server over HTTP: search with paging, read, and whole patients by typed searches.
+
+What it guards (INTEROP 31, OPERATIONS "SSRF"): https outside loopback unless told otherwise, no redirects, a
+`next` link only on the origin it came from, a cap on each body, a bounded number of pages, and bounded waiting
+on 429 and 5xx by `Retry-After`. The bearer token goes to this origin only and is in no message.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+import orjson
+import tenacity
+
+from ehr.errors import BadResource, Refused, Retriable, TooLarge
+from ehr.fhir.elements import Json, get_list, get_object, get_text
+from ehr.fhir.prefetch import outcome_text
+from ehr.fhir.reading import read_resources
+from ehr.fhir.resources import ReadingTally
+from ehr.fhir.scope import Scope, patient_of
+from ehr.records import PatientRecord, SetAside
+
+MAX_PAGE_BYTES = 5 * 2**20
+MAX_PAGES = 10_000
+PAGE_SIZE = 200
+_ATTEMPTS = 5
+_MAX_WAIT_S = 60.0
+# type → what else to bring along
+SEARCHES: dict[str, dict[str, str]] = {
+    "Encounter": {"_include": "Encounter:location"},
+    "Condition": {},
+    "Observation": {},
+    "MedicationRequest": {"_include": "MedicationRequest:medication"},
+    "MedicationStatement": {"_include": "MedicationStatement:medication"},
+    "MedicationAdministration": {"_include": "MedicationAdministration:medication"},
+    "Procedure": {},
+    "AllergyIntolerance": {},
+    "DiagnosticReport": {},
+    "DocumentReference": {},
+    "FamilyMemberHistory": {},
+    "ImagingStudy": {"_include": "ImagingStudy:endpoint"},
+}
+
+
+class FhirClient:
+    """Reads from one FHIR R4 server. Use as a context manager, or call `close`.
+
+    base_url        such as "https://ehr.example/fhir"; raises Refused when it is not an address we may call
+    token           bearer token, "" for none
+    timeout_s       per request, for connecting and for each read
+    max_page_bytes  cap on one response body, unpacked
+    allow_http      plain http outside loopback, for a network that is trusted
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        token: str = "",
+        timeout_s: float = 10,
+        transport: httpx.BaseTransport | None = None,
+        max_page_bytes: int = MAX_PAGE_BYTES,
+        allow_http: bool = False,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._origin = _checked_origin(base_url, allow_http)
+        self.base_url = base_url.rstrip("/") + "/"
+        self._max_page_bytes = max_page_bytes
+        self._sleep = sleep
+        headers = {"Accept": "application/fhir+json"} | (
+            {"Authorization": f"Bearer {token}"} if token else {}
+        )
+        self._http = httpx.Client(
+            headers=headers, timeout=timeout_s, transport=transport, follow_redirects=False, trust_env=False
+        )
+
+    def __enter__(self) -> FhirClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def read(self, resource_type: str, resource_id: str) -> dict[str, Any]:
+        """The resource `type/id`. Raises Refused (4xx), Retriable, TooLarge or BadResource."""
+        resource = self._get(urljoin(self.base_url, f"{resource_type}/{resource_id}"))
+        if resource.get("resourceType") != resource_type:
+            raise BadResource(f"GET {resource_type}/[id] answered another type of resource")
+        return resource
+
+    def search(
+        self, resource_type: str, params: Mapping[str, str | Sequence[str]] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """The matches of a search and what it includes, page after page.
+
+        Raises Refused (4xx with the server's OperationOutcome; a `next` link to another origin), Retriable,
+        TooLarge (a page over the cap; more than MAX_PAGES) and BadResource (not a searchset).
+        """
+        url = str(httpx.URL(urljoin(self.base_url, resource_type), params=dict(params or {})))
+        seen: set[str] = set()
+        while url:
+            if len(seen) >= MAX_PAGES:
+                raise TooLarge(f"a search of {resource_type} has more than {MAX_PAGES} pages")
+            seen.add(url)
+            bundle = self._get(url)
+            if bundle.get("resourceType") != "Bundle":
+                raise BadResource(f"a search of {resource_type} was not answered by a Bundle")
+            for entry in get_list(bundle, "entry", "Bundle"):
+                resource = get_object(entry, "resource", "Bundle.entry")
+                if resource is not None and resource.get("resourceType") != "OperationOutcome":
+                    yield dict(resource)
+            url = self._next_page(bundle, url)
+            if url in seen:
+                raise BadResource(f"the pages of a search of {resource_type} go round in circles")
+
+    def patients(
+        self, since: datetime | None = None, *, tally: ReadingTally | None = None
+    ) -> Iterator[PatientRecord]:
+        """Each patient with all that Tessera reads of them, by typed searches (`$everything` is not assumed).
+
+        since  only patients of whom anything has changed since then (`_lastUpdated`); the whole patient comes
+
+        A type that the server cannot be searched for is said in the record's `set_aside`; the rest goes on.
+        """
+        if since is None:
+            for patient in self.search("Patient", {"_count": str(PAGE_SIZE)}):
+                if patient.get("resourceType") == "Patient":
+                    yield from self._pull(patient, tally)
+            return
+        for identity in self._changed_since(since):
+            yield from self._pull(self.read("Patient", identity), tally)
+
+    def _changed_since(self, since: datetime) -> list[str]:
+        params = {
+            "_lastUpdated": f"ge{since.astimezone(UTC).isoformat(timespec='seconds')}",
+            "_count": str(PAGE_SIZE),
+        }
+        found: dict[str, None] = {}
+        for resource_type in ("Patient", *SEARCHES):
+            try:
+                for resource in self.search(resource_type, params):
+                    if resource.get("resourceType") == resource_type:
+                        try:
+                            is_patient = resource_type == "Patient"
+                            identity = (
+                                str(resource.get("id")) if is_patient else patient_of(resource, Scope())
+                            )
+                        except BadResource:
+                            continue  # nobody's: the whole patient could not be pulled anyway
+                        found[identity] = None
+            except Refused:
+                if resource_type == "Patient":
+                    raise
+        return list(found)
+
+    def _pull(self, patient: Json, tally: ReadingTally | None) -> Iterator[PatientRecord]:
+        identity = str(patient.get("id") or "")
+        resources: list[tuple[str, Json]] = [(f"Patient/{identity}", patient)]
+        problems: list[SetAside] = []
+        for resource_type, extra in SEARCHES.items():
+            try:
+                resources.extend(self._typed(resource_type, identity, extra))
+            except Refused as error:
+                problems.append(SetAside(self.base_url[:500], resource_type, "", str(error)[:500]))
+        for record in read_resources(resources, tally=tally):
+            if record.patient.resource_id == identity and problems:
+                yield _with_problems(record, problems)
+            else:
+                yield record
+
+    def _typed(self, resource_type: str, patient: str, extra: Mapping[str, str]) -> list[tuple[str, Json]]:
+        params = {"patient": patient, "_count": str(PAGE_SIZE)}
+        try:
+            found = list(self.search(resource_type, {**params, **extra}))
+        except Refused:
+            if not extra:
+                raise
+            found = list(self.search(resource_type, params))  # a server that does not know this _include
+        return [(f"{resource.get('resourceType')}/{resource.get('id')}", resource) for resource in found]
+
+    def _next_page(self, bundle: Json, current: str) -> str:
+        for link in get_list(bundle, "link", "Bundle"):
+            if get_text(link, "relation", "Bundle.link") == "next":
+                url = urljoin(current, get_text(link, "url", "Bundle.link"))
+                if _origin(url) != self._origin:
+                    raise Refused(
+                        "the next page of a search lies on another origin than the server; not followed"
+                    )
+                return url
+        return ""
+
+    def _get(self, url: str) -> dict[str, Any]:
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Retriable),
+            stop=tenacity.stop_after_attempt(_ATTEMPTS),
+            wait=_wait,
+            sleep=self._sleep,
+            reraise=True,
+        )
+        return retrying(self._get_once, url)
+
+    def _get_once(self, url: str) -> dict[str, Any]:
+        path = urlsplit(url).path
+        try:
+            with self._http.stream("GET", url) as response:
+                body = self._read_body(response, path)
+        except httpx.TransportError as error:
+            raise Retriable(f"GET {path}: {type(error).__name__}") from error
+        except httpx.HTTPError as error:
+            raise Refused(f"GET {path}: {type(error).__name__}") from error
+        status = response.status_code
+        if status == 200:
+            return _as_resource(body, path)
+        said = _outcome(body)
+        if status in (408, 425, 429) or status >= 500:
+            raise Retriable(f"GET {path}: {status}{said}", retry_after_s=_retry_after(response))
+        raise Refused(
+            f"GET {path}: {status}{' (redirects are not followed)' if 300 <= status < 400 else said}"
+        )
+
+    def _read_body(self, response: httpx.Response, path: str) -> bytes:
+        pieces, size = [], 0
+        for piece in response.iter_bytes():
+            size += len(piece)
+            if size > self._max_page_bytes:
+                raise TooLarge(f"GET {path}: the body is larger than {self._max_page_bytes} bytes")
+            pieces.append(piece)
+        return b"".join(pieces)
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    """Seconds before the next attempt: what the server asked for, else 0.5, 1, 2, 4; a minute at most."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after_s if isinstance(error, Retriable) else None
+    return min(_MAX_WAIT_S, asked if asked is not None else 0.5 * 2.0 ** (state.attempt_number - 1))
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Retry-After in seconds or as an HTTP date (RFC 9110 §10.2.3); None when absent or unreadable."""
+    text = response.headers.get("Retry-After", "").strip()
+    if text.isdecimal():
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+        sent = response.headers.get("Date")
+        start = parsedate_to_datetime(sent) if sent else datetime.now(UTC)
+        return max(0.0, (moment - start).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+def _as_resource(body: bytes, path: str) -> dict[str, Any]:
+    try:
+        resource = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadResource(f"GET {path}: the answer is not JSON") from error
+    if not isinstance(resource, dict):
+        raise BadResource(f"GET {path}: the answer is not a FHIR resource")
+    return resource
+
+
+def _outcome(body: bytes) -> str:
+    try:
+        resource = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return ""
+    is_outcome = isinstance(resource, dict) and resource.get("resourceType") == "OperationOutcome"
+    return f": {outcome_text(resource)}" if is_outcome else ""
+
+
+def _with_problems(record: PatientRecord, problems: list[SetAside]) -> PatientRecord:
+    return replace(record, set_aside=(*record.set_aside, *problems))
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    parts = urlsplit(url)
+    try:
+        port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 0)
+    except ValueError as error:
+        raise Refused("an address with an impossible port") from error
+    return parts.scheme, (parts.hostname or "").lower(), port
+
+
+def _checked_origin(url: str, allow_http: bool) -> tuple[str, str, int]:
+    origin = _origin(url)
+    scheme, host, _ = origin
+    if not host or scheme not in ("http", "https") or "@" in urlsplit(url).netloc:
+        raise Refused("a FHIR base URL is https://host/path, without a user name")
+    if scheme == "http" and not allow_http and not _is_loopback(host):
+        raise Refused("plain http is refused outside loopback")
+    return origin
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,119 @@
+"""Observations of the Genomics Reporting profile → GenomicRecords.
+
+https://hl7.org/fhir/uv/genomics-reporting/ (STU2 and the builds before it). Read: *variant* (LOINC 69548-6),
+*diagnostic implication* (its clinical significance, with gene and change of the variant it derives from) and
+scores: a numeric Observation of category genetics, such as a polygenic risk. Haplotypes, genotypes and
+therapeutic implications are sound but not read, and are counted as such.
+"""
+
+from __future__ import annotations
+
+from ehr.errors import BadResource
+from ehr.fhir.dates import get_choice, get_span, latest
+from ehr.fhir.elements import (
+    Concept,
+    Json,
+    get_concept,
+    get_concepts,
+    get_list,
+    get_number,
+    get_object,
+    get_text,
+    get_texts,
+)
+from ehr.fhir.subject import About, Unused
+from ehr.records import Fact, GenomicRecord
+
+VARIANT, IMPLICATION = "69548-6", "diagnostic-implication"
+_GENE, _SIGNIFICANCE = "48018-6", "53037-8"
+_CHANGES = ("48004-6", "48005-3", "81290-9", "81252-9", "81255-2")  # c.HGVS, p.HGVS, g.HGVS, ClinVar, dbSNP
+_UNREAD = {
+    "84413-4": "genotype", "84414-2": "haplotype", "therapeutic-implication": "therapeutic implication",
+    "53041-0": "region studied", "51968-6": "overall interpretation", "grouper": "grouper",
+}  # fmt: skip
+_CATEGORIES = frozenset({"GE", "genetics", "genomics"})
+_PRESENT = {"LA9633-4": True, "LA9634-2": False}
+
+
+def is_genomic(resource: Json, concept: Concept | None) -> bool:
+    """Whether an Observation belongs to genomics: by profile, by code or by category."""
+    codes = {code.code for code in concept.codes} if concept else set()
+    if codes & {VARIANT, IMPLICATION, _SIGNIFICANCE, *_UNREAD}:
+        return True
+    meta = get_object(resource, "meta", "Observation") or {}
+    if any("/genomics-reporting/" in profile for profile in get_texts(meta, "profile", "Observation.meta")):
+        return True
+    categories = get_concepts(resource, "category", "Observation")
+    return any(code.code in _CATEGORIES for category in categories for code in category.codes)
+
+
+def read_genomics(about: About, concept: Concept | None) -> list[Fact]:
+    """Read a genomic Observation. Raises BadResource, or Unused for the kinds Tessera does not read."""
+    resource = about.resource
+    if concept is None:
+        raise BadResource("Observation.code has neither coding nor text")
+    codes = {code.code for code in concept.codes}
+    start, end = get_choice(resource, "effective", "Observation")
+    available = latest(end or start, get_span(resource, "issued", "Observation"))
+    found = components_of(resource)
+    for code in codes & set(_UNREAD):
+        raise Unused(f"Observation (genomics: {_UNREAD[code]})")
+    if codes & {VARIANT, IMPLICATION, _SIGNIFICANCE}:
+        is_variant = VARIANT in codes
+        own = get_concept(resource, "valueCodeableConcept", "Observation")
+        present = _PRESENT.get(own.code.code) if own and is_variant else None
+        if own and _SIGNIFICANCE in codes:
+            found.setdefault(_SIGNIFICANCE, own.text)
+        for source in () if is_variant else _derived_from(about):
+            found = {**components_of(source), **found}
+        return [
+            GenomicRecord(
+                resource_type="Observation",
+                resource_id=about.identity,
+                available_at=available,
+                kind="variant",
+                gene=found.get(_GENE, "")[:40],
+                variant=next((found[change] for change in _CHANGES if found.get(change)), "")[:300],
+                significance=found.get(_SIGNIFICANCE, "")[:60],
+                present=present,
+                code=concept.code,
+            )
+        ]
+    quantity = get_object(resource, "valueQuantity", "Observation")
+    value = get_number(quantity, "value", "Observation.valueQuantity") if quantity else None
+    if value is None:
+        raise Unused("Observation (genomics: other)")
+    return [
+        GenomicRecord(
+            resource_type="Observation",
+            resource_id=about.identity,
+            available_at=available,
+            kind="score",
+            gene=found.get(_GENE, "")[:40],
+            value=value,
+            code=concept.code,
+        )
+    ]
+
+
+def components_of(resource: Json) -> dict[str, str]:
+    """LOINC of each component → its value in words: the symbol of a gene, the HGVS text of a change."""
+    found: dict[str, str] = {}
+    for part in get_list(resource, "component", "Observation"):
+        code = get_concept(part, "code", "Observation.component")
+        value = get_concept(part, "valueCodeableConcept", "Observation.component")
+        text = get_text(part, "valueString", "Observation.component")
+        if value is not None:
+            text = value.code.display or value.text or value.code.code
+        if code and text:
+            found.setdefault(code.code.code, text)
+    return found
+
+
+def _derived_from(about: About) -> list[Json]:
+    references = (
+        get_text(item, "reference", "Observation.derivedFrom")
+        for item in get_list(about.resource, "derivedFrom", "Observation")
+    )
+    found = (about.scope.find(reference, about.resource) for reference in references if reference)
+    return [item for item in found if item is not None and item.get("resourceType") == "Observation"]

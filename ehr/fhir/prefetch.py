@@ -1,0 +1,88 @@
+"""CDS Hooks prefetch → the record of the one patient it must be about.
+
+CDS Hooks 2.0.1 "Prefetch"; per key (INTEROP 7): a resource, a Bundle, `null` (there is no data; nothing to
+say), or an OperationOutcome (the client failed; set aside, so that "unknown" is never taken for "none").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ehr.errors import BadResource
+from ehr.fhir.elements import Json, get_list, get_text
+from ehr.fhir.reading import read_resources
+from ehr.fhir.resources import READERS, ReadingTally, walk
+from ehr.fhir.scope import identify
+from ehr.records import PatientIdentity, PatientRecord, SetAside
+
+
+def read_prefetch(
+    prefetch: Mapping[str, Any], *, patient_id: str, tally: ReadingTally | None = None
+) -> PatientRecord:
+    """Read what the client prefetched.
+
+    prefetch    template key → resource, Bundle, OperationOutcome or None
+    patient_id  context.patientId
+    returns     the patient's record; a stub identity when the Patient resource was not among it. A Bundle
+                with further pages is read as far as it goes, and that is said in `set_aside`.
+    raises      BadResource: not an object, or a resource about another patient than `patient_id`
+    """
+    if not isinstance(prefetch, Mapping):
+        raise BadResource("prefetch must be an object")
+    if not patient_id:
+        raise BadResource("context.patientId is empty")
+    resources: list[tuple[str, Json]] = []
+    notes: list[SetAside] = []
+    for key, value in prefetch.items():
+        where = f"prefetch.{key}"
+        if value is None:
+            continue
+        if not isinstance(value, Mapping):
+            raise BadResource(f"{where} must be a FHIR resource or null")
+        if value.get("resourceType") == "OperationOutcome":
+            notes.append(SetAside(where, "OperationOutcome", "", f"the client failed: {outcome_text(value)}"))
+            continue
+        if value.get("resourceType") == "Bundle" and _has_next(value):
+            notes.append(SetAside(where, "Bundle", "", "further pages (link next) were not prefetched"))
+        _check_patients(value, patient_id, where)
+        resources.append((where, value))
+    found = PatientRecord(patient=PatientIdentity(resource_id=patient_id, is_stub=True))
+    for record in read_resources(resources, tally=tally):
+        if record.patient.resource_id == patient_id:
+            found = record
+        elif record.patient.resource_id:
+            raise BadResource("prefetch holds a resource of another patient than context.patientId")
+        else:
+            notes.extend(record.set_aside)
+    return replace(found, set_aside=(*found.set_aside, *notes))
+
+
+def outcome_text(outcome: Json) -> str:
+    """What an OperationOutcome says: code and text of its first issues, at most 300 characters."""
+    said = []
+    try:
+        for issue in get_list(outcome, "issue", "OperationOutcome")[:3]:
+            details = issue.get("details")
+            text = details.get("text") if isinstance(details, Mapping) else None
+            text = text or get_text(issue, "diagnostics", "OperationOutcome.issue")
+            said.append(f"{get_text(issue, 'code', 'OperationOutcome.issue')} {text}".strip())
+    except BadResource:
+        pass  # an outcome that is not well formed says nothing more
+    return "; ".join(said)[:300] or "an OperationOutcome without an issue"
+
+
+def _has_next(bundle: Json) -> bool:
+    return any(link.get("relation") == "next" for link in get_list(bundle, "link", "Bundle"))
+
+
+def _check_patients(value: Json, patient_id: str, where: str) -> None:
+    for resource in walk(value):
+        kind = resource.get("resourceType")
+        if kind == "Patient" and identify(resource) != patient_id:
+            raise BadResource(f"{where} is a Patient other than context.patientId")
+        if not isinstance(kind, str):
+            raise BadResource(f"{where} holds something that is not a FHIR resource")
+        if kind in READERS and resource.get("subject") is None and resource.get("patient") is None:
+            raise BadResource(f"{where} holds a {kind} that names no patient")

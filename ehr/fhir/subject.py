@@ -1,0 +1,49 @@
+"""What the reader of one resource is told, and what it may say: a part kept apart, a retraction, no use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ehr.fhir.elements import Json, get_text
+from ehr.fhir.scope import Scope, reference_of
+from ehr.records import SetAside
+
+
+class Retraction(Exception):
+    """The resource is entered-in-error, refuted, cancelled or not done: remove it where it is held."""
+
+
+class Waiting(Exception):
+    """What the resource points to has not been read yet; it is tried again before records are handed out."""
+
+
+class Unused(Exception):
+    """The resource is sound but says nothing Tessera reads; the message is what it is counted as."""
+
+
+@dataclass(slots=True)
+class About:
+    """One resource being read."""
+
+    kind: str
+    identity: str
+    where: str
+    resource: Json
+    scope: Scope
+    last_chance: bool = True  # False: what it points to may still be read
+    set_aside: list[SetAside] = field(default_factory=list)
+
+    def keep_apart(self, reason: str) -> None:
+        """A part of the resource was not taken; the rest goes on."""
+        self.set_aside.append(SetAside(self.where, self.kind, self.identity, reason[:500]))
+
+    def status(self, name: str = "status", *, retracted: frozenset[str] = frozenset()) -> str:
+        """The status code. Raises Retraction when it is entered-in-error or one of `retracted`."""
+        status = get_text(self.resource, name, self.kind)[:30]
+        if status == "entered-in-error" or status in retracted:
+            raise Retraction
+        return status
+
+    def id_of(self, name: str) -> str:
+        """The id in the reference `resource[name]`, "" when absent or not known."""
+        return self.scope.id_of(reference_of(self.resource, name, self.kind))[1]
