@@ -1,0 +1,1 @@
+"""Public research collections, turned into the FHIR and DICOM a hospital would send."""

@@ -1,0 +1,136 @@
+"""`manage.py ingest --fhir SOURCE --dicom SOURCE`: take in what a hospital has."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+from argparse import ArgumentParser
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.utils import timezone
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from cds import ingesting
+from cds.audit import recording
+from cds.errors import ClinicError
+from cds.patients import importing
+
+STATES = ("new", "changed", "unchanged", "removed", "set_aside")
+
+
+class Command(BaseCommand):
+    help = (
+        "Take in FHIR R4 (folder of Bundles or NDJSON, or a server's base URL) and DICOM (folder, or a "
+        "DICOMweb base URL). Safe to repeat. What is refused is listed with its reason."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--fhir", action="append", default=[], metavar="SOURCE", help="folder or base URL"
+        )
+        parser.add_argument(
+            "--dicom", action="append", default=[], metavar="SOURCE", help="folder or base URL"
+        )
+        parser.add_argument("--source", default="ingest", metavar="SLUG", help="name of where it comes from")
+        parser.add_argument(
+            "--report", type=Path, metavar="FILE", help="write what was refused as .csv or .json"
+        )
+        parser.add_argument(
+            "--token-env", default="", metavar="NAME", help="environment variable that holds the bearer token"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if not options["fhir"] and not options["dicom"]:
+            raise CommandError("name at least one --fhir or --dicom source")
+        token = os.environ.get(options["token_env"], "") if options["token_env"] else ""
+        now, by = timezone.now(), recording.system("ingest")
+        tally = ingesting.Tally()
+        try:
+            source = importing.get_source(options["source"], now=now)
+            with show_progress() as progress:
+                common: dict[str, Any] = {"source": source, "by": by, "now": now, "progress": progress}
+                for where in options["fhir"]:
+                    tally.merge(ingesting.ingest_fhir(where, token=token, **common))
+                for where in options["dicom"]:
+                    tally.merge(ingesting.ingest_dicom(where, token=token, **common))
+                ingesting.request_scores(tally, by=by, now=now, progress=progress)
+        except ClinicError as error:
+            raise CommandError(str(error)) from error
+        print_tally(tally)
+        if options["report"]:
+            write_report(tally, options["report"])
+        if tally.interrupted:
+            raise CommandError(f"{tally.interrupted}. Run the same command again to go on from here.")
+
+
+@contextmanager
+def show_progress() -> Iterator[ingesting.Progress]:
+    """One bar per kind of work. That the broker is away is not said again for every job."""
+    columns = (TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    quiet = logging.getLogger("cds.jobs.outbox")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with Bars(*columns, console=Console(stderr=True)) as bars:
+            rows: dict[str, Any] = {}
+
+            def progress(what: str, done: int, total: int | None) -> None:
+                if what not in rows:
+                    rows[what] = bars.add_task(what, total=total)
+                bars.update(rows[what], completed=done, total=total)
+
+            yield progress
+    finally:
+        quiet.setLevel(level)
+
+
+def print_tally(tally: ingesting.Tally, console: Console | None = None, *, listed: int = 200) -> None:
+    """The summary: resources by type, DICOM files, and each refusal with its reason."""
+    console = console or Console()
+    if tally.resources:
+        table = Table(
+            "Resource", *(state.replace("_", " ") for state in STATES), title=f"{tally.patients} patients"
+        )
+        for name, states in sorted(tally.resources.items()):
+            table.add_row(name, *(str(states[state] or "") for state in STATES))
+        console.print(table)
+    if tally.instances:
+        table = Table("DICOM", "files", title=f"{tally.studies} studies decoded")
+        for outcome in ("new", "duplicate", "set-aside"):
+            table.add_row(outcome, str(tally.instances[outcome]))
+        console.print(table)
+    if tally.refused:
+        reasons = Counter((item.kind, item.reason) for item in tally.refused)
+        table = Table("Set aside", "reason", "times")
+        for (kind, reason), times in reasons.most_common():
+            table.add_row(kind, reason, str(times))
+        console.print(table)
+        for item in tally.refused[:listed]:
+            console.print(
+                f"  {item.where}: {item.kind} {item.identity} {item.reason}", highlight=False, markup=False
+            )
+        if len(tally.refused) > listed:
+            console.print(f"  … and {len(tally.refused) - listed} more; --report FILE lists them all")
+
+
+def write_report(tally: ingesting.Tally, path: Path) -> None:
+    """Everything set aside, as JSON or else CSV; a spreadsheet never takes a cell for a formula."""
+    rows = [(item.where, item.kind, item.identity, item.reason) for item in tally.refused]
+    names = ("where", "kind", "identity", "reason")
+    if path.suffix == ".json":
+        path.write_text(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
+        return
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows([[f"'{cell}" if cell[:1] in "=+-@\t\r" else cell for cell in row] for row in rows])
