@@ -1,14 +1,15 @@
-"""Models and how they came to be: cohorts, training runs, versions, promotions, and which is active for what."""
+"""Models and how they came to be: cohorts, training runs, versions, promotions, and what is active."""
 
 from __future__ import annotations
 
 import uuid
+from datetime import datetime
 
 from django.conf import settings
 from django.db import models
 from django.db.models import F, Q
 
-from cds.jobs import Job
+from cds.jobs import Job, outbox
 from cds.jobs.models import LeasedWork
 from cds.patients.models import Patient
 
@@ -23,7 +24,9 @@ class Cohort(models.Model):
     seed = models.IntegerField(default=0)
     digest = models.CharField(max_length=64, blank=True)  # of its members; "" until frozen
     frozen_at = models.DateTimeField(null=True)
-    counts = models.JSONField(default=dict)  # per outcome and split: members, events; and the excluded, by reason
+    counts = models.JSONField(
+        default=dict
+    )  # per outcome and split: members, events; and the excluded, by reason
 
 
 class CohortMember(models.Model):
@@ -54,7 +57,9 @@ class TrainingRun(LeasedWork):
     outcomes = models.JSONField()
     config = models.JSONField()  # overrides of fusion.FusionConfig, by field name
     note = models.CharField(max_length=300, blank=True)
-    requested_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+")
+    requested_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+"
+    )
     step = models.CharField(max_length=80, blank=True)
     fraction = models.FloatField(default=0.0)  # of the whole run, 0 to 1
     history = models.JSONField(default=list)  # [{"step", "epoch", "train_loss", "tuning_loss", "at"}, …]
@@ -63,6 +68,11 @@ class TrainingRun(LeasedWork):
 
     class Meta:
         indexes = [models.Index(fields=["work_state", "lease_until"], name="run_sweep")]
+
+    def on_failed(self, *, now: datetime) -> None:
+        """The sweeper gave up: tell the screens."""
+        TrainingRun.objects.filter(pk=self.pk).update(step="failed")
+        outbox.tell("run", self.pk, now=now)
 
 
 class Stage(models.TextChoices):
@@ -115,7 +125,9 @@ class Promotion(models.Model):
     reason = models.CharField(max_length=500)
     requested_by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
     requested_at = models.DateTimeField()
-    decided_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+")
+    decided_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+"
+    )
     decided_at = models.DateTimeField(null=True)
     approved = models.BooleanField(null=True)
 
@@ -127,7 +139,10 @@ class Promotion(models.Model):
                 name="promotion_decided_by_someone_at_some_time",
             ),
             models.CheckConstraint(
-                condition=Q(kind="rollback") | Q(decided_by=None) | Q(approved=False) | ~Q(decided_by=F("requested_by")),
+                condition=Q(kind="rollback")
+                | Q(decided_by=None)
+                | Q(approved=False)
+                | ~Q(decided_by=F("requested_by")),
                 name="promotion_needs_a_second_person",
             ),
             models.UniqueConstraint(

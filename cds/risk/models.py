@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from datetime import datetime
 
 from django.conf import settings
 from django.db import models
 from django.db.models import Q
 
-from cds.jobs import Job
+from cds.jobs import Job, outbox
 from cds.jobs.models import LeasedWork
 from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
@@ -61,9 +62,14 @@ class RiskAssessment(LeasedWork):
             models.Index(fields=["work_state", "lease_until"], name="assessment_sweep"),
         ]
 
+    def on_failed(self, *, now: datetime) -> None:
+        """The sweeper gave up: no number will come, and the screens are told so."""
+        RiskAssessment.objects.filter(pk=self.pk).update(status=AssessmentStatus.CANCELLED)
+        outbox.tell("assessment", self.pk, now=now, patient_id=self.patient_id)
+
 
 class RiskPrediction(models.Model):
-    """RiskAssessment.prediction: one outcome. `explanation` is fusion's OutcomePrediction as JSON, never edited."""
+    """RiskAssessment.prediction: one outcome. `explanation` is fusion's OutcomePrediction, never edited."""
 
     assessment = models.ForeignKey(RiskAssessment, on_delete=models.CASCADE, related_name="predictions")
     outcome = models.CharField(max_length=80)
@@ -74,14 +80,17 @@ class RiskPrediction(models.Model):
     high = models.FloatField()
     level = models.FloatField()
     base_rate = models.FloatField()
-    category = models.CharField(max_length=10)  # low | moderate | high | very-high, by thresholds at that time
+    category = models.CharField(
+        max_length=10
+    )  # low | moderate | high | very-high, by thresholds at that time
     explanation = models.JSONField()
 
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["assessment", "outcome"], name="prediction_once_per_outcome"),
             models.CheckConstraint(
-                condition=Q(risk__gte=0, risk__lte=1, low__gte=0, high__lte=1), name="prediction_is_a_probability"
+                condition=Q(risk__gte=0, risk__lte=1, low__gte=0, high__lte=1),
+                name="prediction_is_a_probability",
             ),
         ]
 

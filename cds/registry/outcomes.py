@@ -1,0 +1,148 @@
+"""What is predicted, and what the record says happened: labels with a reason whenever there is none.
+
+    icu-admission  an Encounter of kind intensive-care starts in (as_of, as_of + 14 days]
+    death          Patient.deceasedDateTime lies in (as_of, as_of + 30 days]
+
+A negative needs known follow-up: the stay around as_of finished without the event, or later data of the
+patient cover the horizon. Whoever has (or may already have had) the event at as_of is not at risk and is
+excluded, as is whoever died at an unknown time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.db.models import Max
+
+from cds.errors import Invalid
+from cds.patients.models import Encounter, Patient
+from cds.studies.models import Study
+
+INTENSIVE_CARE = "intensive-care"
+STAYS = ("inpatient", "emergency", INTENSIVE_CARE)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """phrase completes "23 in 100 patients like this …"."""
+
+    name: str
+    label: str
+    phrase: str
+    horizon: timedelta
+
+    @property
+    def horizon_hours(self) -> float:
+        """The horizon as fusion counts it."""
+        return self.horizon.total_seconds() / 3600
+
+
+OUTCOMES: dict[str, Outcome] = {
+    "icu-admission": Outcome(
+        "icu-admission",
+        "Admission to intensive care within 14 days",
+        "are admitted to intensive care within 14 days",
+        timedelta(days=14),
+    ),
+    "death": Outcome("death", "Death within 30 days", "die within 30 days", timedelta(days=30)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """1, 0, or None with the reason why it is not known."""
+
+    value: int | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What labelling needs of one patient, read once for all of their moments."""
+
+    deceased: bool
+    deceased_at: datetime | None
+    encounters: tuple[Encounter, ...]
+    known_until: datetime | None  # newest dated data
+
+
+def get_outcome(name: str) -> Outcome:
+    """The outcome of that name; Invalid names those there are."""
+    if name not in OUTCOMES:
+        raise Invalid(f"no outcome {name!r}; there are: {', '.join(sorted(OUTCOMES))}")
+    return OUTCOMES[name]
+
+
+def index_moments(patient: Patient) -> list[datetime]:
+    """When a prediction is learned from: the moment each image study with pixels was taken, oldest first."""
+    rows = Study.objects.filter(patient=patient, started_at__isnull=False, series__clip_path__gt="")
+    return sorted({started_at for started_at in rows.values_list("started_at", flat=True) if started_at})
+
+
+def read_history(patient: Patient, *, cutoff: datetime) -> History:
+    """Encounters, death and follow-up, as known at `cutoff`."""
+    encounters = tuple(patient.encounters.filter(kind__in=STAYS).exclude(status__in=["planned", "cancelled"]))
+    newest = [
+        patient.observations.filter(effective_at__lte=cutoff).aggregate(at=Max("effective_at"))["at"],
+        patient.encounters.filter(start__lte=cutoff).aggregate(at=Max("start"))["at"],
+        patient.encounters.filter(end__lte=cutoff).aggregate(at=Max("end"))["at"],
+        patient.studies.filter(started_at__lte=cutoff).aggregate(at=Max("started_at"))["at"],
+        patient.notes.filter(available_at__lte=cutoff).aggregate(at=Max("available_at"))["at"],
+    ]
+    return History(
+        patient.deceased,
+        patient.deceased_at if patient.deceased_at is None or patient.deceased_at <= cutoff else None,
+        encounters,
+        max((moment for moment in newest if moment is not None), default=None),
+    )
+
+
+def label(outcome: Outcome, history: History, *, as_of: datetime) -> Label:
+    """Whether `outcome` happened within its horizon after `as_of`."""
+    if history.deceased_at is not None and history.deceased_at <= as_of:
+        return Label(None, "died before the prediction")
+    if history.deceased and history.deceased_at is None:
+        return Label(None, "date of death not known")
+    if outcome.name == "death":
+        return _death(outcome, history, as_of)
+    return _intensive_care(outcome, history, as_of)
+
+
+def _death(outcome: Outcome, history: History, as_of: datetime) -> Label:
+    if history.deceased_at is not None:
+        return Label(int(history.deceased_at <= as_of + outcome.horizon))
+    return _negative(outcome, history, as_of)
+
+
+def _intensive_care(outcome: Outcome, history: History, as_of: datetime) -> Label:
+    stays = [encounter for encounter in history.encounters if encounter.kind == INTENSIVE_CARE]
+    if any(stay.start is None for stay in stays):
+        return Label(None, "start of intensive care not known")
+    starts = [(stay.start, stay.end) for stay in stays if stay.start is not None]
+    if any(start <= as_of and (end is None or end > as_of) for start, end in starts):
+        return Label(None, "already in intensive care")
+    if any(as_of < start <= as_of + outcome.horizon for start, _ in starts):
+        return Label(1)
+    if history.deceased_at is not None and history.deceased_at <= as_of + outcome.horizon:
+        return Label(0)  # followed to death, without intensive care
+    return _negative(outcome, history, as_of)
+
+
+def _negative(outcome: Outcome, history: History, as_of: datetime) -> Label:
+    if history.known_until is not None and history.known_until >= as_of + outcome.horizon:
+        return Label(0)
+    if any(_finished_around(stay, as_of) for stay in history.encounters):
+        return Label(0)
+    return Label(None, "follow-up too short")
+
+
+def _finished_around(stay: Encounter, as_of: datetime) -> bool:
+    """The hospital stay in which the prediction falls, and it has ended."""
+    return stay.start is not None and stay.end is not None and stay.start <= as_of <= stay.end
+
+
+def label_all(names: Sequence[str], history: History, *, as_of: datetime) -> dict[str, Label]:
+    """Every named outcome at one moment."""
+    return {name: label(get_outcome(name), history, as_of=as_of) for name in names}

@@ -1,0 +1,123 @@
+"""Reading the registry: which version answers, what there is, how runs go. No torch here."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from pathlib import Path
+
+from django.conf import settings
+
+from cds.errors import NotFound
+from cds.jobs.models import WorkState
+from cds.registry.models import ActiveModel, ModelVersion, Promotion, TrainingRun
+
+
+def active_version(outcome: str) -> ModelVersion | None:
+    """The version that answers for an outcome, or None."""
+    held = ActiveModel.objects.filter(pk=outcome).select_related("version").first()
+    return held.version if held else None
+
+
+def active_versions() -> list[ModelVersion]:
+    """Every version that answers for at least one outcome, by name."""
+    return list(
+        ModelVersion.objects.filter(pk__in=ActiveModel.objects.values("version")).order_by("name", "number")
+    )
+
+
+def active_outcomes(version: ModelVersion) -> list[str]:
+    """The outcomes this version answers for now."""
+    return sorted(ActiveModel.objects.filter(version=version).values_list("outcome", flat=True))
+
+
+def active_since(outcome: str) -> datetime | None:
+    """When the active version of an outcome became active."""
+    held = ActiveModel.objects.filter(pk=outcome).first()
+    return held.since if held else None
+
+
+def list_active() -> list[ActiveModel]:
+    """What is active for each outcome, with its version and the one before."""
+    return list(ActiveModel.objects.select_related("version", "previous").order_by("outcome"))
+
+
+def list_versions(*, stage: str = "") -> list[ModelVersion]:
+    """Versions, newest first."""
+    rows = ModelVersion.objects.select_related("run").order_by("-created_at")
+    return list(rows.filter(stage=stage) if stage else rows)
+
+
+def get_version(version_id: object) -> ModelVersion:
+    """One version by its id; NotFound."""
+    found = ModelVersion.objects.select_related("run__cohort").filter(pk=_uuid(version_id)).first()
+    if found is None:
+        raise NotFound("no such model version")
+    return found
+
+
+def find_version(label: str) -> ModelVersion | None:
+    """A version by id, by "name v3" or "name:3"; with a name alone, its newest."""
+    try:
+        return ModelVersion.objects.filter(pk=uuid.UUID(label)).first()
+    except ValueError:
+        name, _, number = label.replace(" v", ":").partition(":")
+        rows = ModelVersion.objects.filter(name=name.strip())
+        if number.strip().isdigit():
+            rows = rows.filter(number=int(number))
+        return rows.order_by("-number").first()
+
+
+def list_runs(limit: int = 50) -> list[TrainingRun]:
+    """Runs, newest first, with their version where they made one."""
+    rows = TrainingRun.objects.select_related("cohort", "requested_by", "version").order_by("-queued_at")
+    return list(rows[:limit])
+
+
+def get_run(run_id: object) -> TrainingRun:
+    """One run by its id; NotFound."""
+    found = (
+        TrainingRun.objects.select_related("cohort", "requested_by", "version")
+        .filter(pk=_uuid(run_id))
+        .first()
+    )
+    if found is None:
+        raise NotFound("no such run")
+    return found
+
+
+def running_run() -> TrainingRun | None:
+    """The run at work, if any."""
+    return TrainingRun.objects.filter(work_state=WorkState.RUNNING).order_by("-started_at").first()
+
+
+def open_promotions() -> list[Promotion]:
+    """Requests waiting for a second person, oldest first."""
+    rows = Promotion.objects.filter(approved=None).select_related("version", "requested_by")
+    return list(rows.order_by("requested_at"))
+
+
+def list_promotions(version: ModelVersion) -> list[Promotion]:
+    """What was asked and decided about a version, newest first."""
+    rows = Promotion.objects.filter(version=version).select_related("requested_by", "decided_by")
+    return list(rows.order_by("-requested_at"))
+
+
+def get_promotion(promotion_id: object) -> Promotion:
+    """One request by its id; NotFound."""
+    found = Promotion.objects.select_related("version", "requested_by").filter(pk=_uuid(promotion_id)).first()
+    if found is None:
+        raise NotFound("no such promotion request")
+    return found
+
+
+def bundle_folder(version: ModelVersion) -> Path:
+    """Where the bundle of a version lies."""
+    return settings.BUNDLE_STORE / version.path
+
+
+def _uuid(given: object) -> uuid.UUID:
+    try:
+        return uuid.UUID(str(given))
+    except ValueError as fault:
+        raise NotFound("not an id") from fault

@@ -1,0 +1,258 @@
+"""One retraining run, whole: cohort → inputs → training → report → candidate. Worker only (torch).
+
+A run killed at any moment starts again from the beginning: embeddings made so far are kept, the cohort is
+frozen once, and the candidate is registered in the transaction that ends the run, so there is one or none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from django.conf import settings
+from django.utils import timezone
+
+import fusion
+from cds import features
+from cds.audit import recording
+from cds.errors import ClinicError
+from cds.jobs import leases
+from cds.jobs.models import WorkState
+from cds.patients.models import Note
+from cds.registry import bundles, cohorts, outcomes, runs
+from cds.registry.models import Cohort, CohortMember, TrainingRun
+from fusion import Example, FusionConfig, Modality, OutcomeSpec
+
+logger = logging.getLogger(__name__)
+WORKER = recording.system("worker-train")
+WRITE_EVERY_S = 0.5
+
+
+def execute(run_id: object) -> None:
+    """Carry out a run: claim it, do it, end it. Done, cancelled or held elsewhere: nothing happens."""
+    if runs.is_other_running(run_id, now=timezone.now()):
+        return  # one at a time: the sweeper wakes it again
+    run = leases.claim(TrainingRun, run_id)
+    if run is None:
+        return
+    with leases.heartbeat(run) as lost:
+        try:
+            _train(run, Progress(run, lost))
+        except fusion.Cancelled:
+            _end(run, WorkState.CANCELLED, "cancelled on request")
+        except (fusion.FusionError, ClinicError) as fault:
+            _end(run, WorkState.FAILED, str(fault))
+        except leases.LeaseLost:
+            logger.warning("run %s is no longer ours; nothing stored", run.pk)
+        except Exception as fault:
+            # Whatever else went wrong (disk, database) may be gone on the next try; three tries end it.
+            leases.give_back(run, now=timezone.now(), reason=f"{type(fault).__name__} while training")
+            raise
+
+
+def _train(run: TrainingRun, progress: Progress) -> None:
+    """The whole run in one screen."""
+    progress.step("choosing patients", 0.0)
+    cohort = cohorts.freeze(run.cohort, now=timezone.now())
+    run.simulated = cohorts.is_simulated(cohort)
+    TrainingRun.objects.filter(pk=run.pk).update(simulated=run.simulated)
+    config = build_config(run.outcomes, run.config)
+
+    progress.step("encoding images and notes", 0.02)
+    encoders = encode_missing(cohort, config, progress, low=0.02, high=0.4)
+
+    progress.step("reading records", 0.4)
+    examples = build_examples(cohort, config, encoders, progress, low=0.4, high=0.5)
+
+    progress.step("training", 0.5)
+    bundle = fusion.train(
+        examples["train"], examples["tuning"], config, progress=progress.during("training", 0.5, 0.85)
+    )
+    progress.step("evaluating on held-out patients", 0.85)
+    report = fusion.evaluate(bundle, examples["held_out"])
+
+    progress.step("saving the model", 0.97)
+    path = f"{'+'.join(run.outcomes)}/{run.pk}"
+    digest = _save(bundle, path)
+    runs.succeed(
+        run,
+        path=path,
+        digest=digest,
+        encoders=encoders,
+        metadata={
+            **bundle.metadata,
+            "cohort_digest": cohort.digest,
+            "cohort_counts": cohort.counts,
+            "files": bundles.file_digests(settings.BUNDLE_STORE / path),
+        },
+        report=report.to_json(),
+        by=WORKER,
+        now=timezone.now(),
+    )
+
+
+def build_config(names: Sequence[str], overrides: Mapping[str, Any]) -> FusionConfig:
+    """The catalogue's fields, the named outcomes, the site's backbones, and what the run overrides."""
+    specs = [outcomes.get_outcome(name) for name in names]
+    settled: dict[str, Any] = {
+        "image_backbone": settings.IMAGE_BACKBONE,
+        "cine_backbone": settings.IMAGE_BACKBONE,
+        "text_backbone": settings.TEXT_BACKBONE,
+        **runs.check_overrides(overrides),
+    }
+    if "modalities" in settled:
+        settled["modalities"] = tuple(Modality(name) for name in settled["modalities"])
+    if "fusion" in settled:
+        settled["fusion"] = fusion.FusionKind(settled["fusion"])
+    return FusionConfig(
+        outcomes=tuple(OutcomeSpec(spec.name, spec.label, spec.horizon_hours) for spec in specs),
+        fields=features.FIELDS,
+        genomics=features.GENOMICS,
+        channels=features.CHANNELS,
+        **settled,
+    )
+
+
+def encoder_keys(config: FusionConfig) -> dict[str, str]:
+    """Modality → key of the embeddings a model of this config reads (see `features.build_inputs`)."""
+    keys: dict[str, str] = {}
+    if Modality.IMAGE in config.modalities:
+        keys[Modality.IMAGE.value] = features.pixel_key(
+            features.get_backbone(config.image_backbone).version, config.image_size
+        )
+    if Modality.CINE in config.modalities:
+        keys[Modality.CINE.value] = features.pixel_key(
+            features.get_backbone(config.cine_backbone).version, config.cine_size
+        )
+    if Modality.TEXT in config.modalities:
+        keys[Modality.TEXT.value] = features.get_text_backbone(config.text_backbone).version
+    return keys
+
+
+def encode_missing(
+    cohort: Cohort, config: FusionConfig, progress: Progress, *, low: float, high: float
+) -> dict[str, str]:
+    """Encode every image, cine and note of the cohort that has no embedding of this config yet."""
+    keys = encoder_keys(config)
+    members = list(cohort.members.select_related("patient").order_by("patient_id", "-as_of"))
+    newest = {member.patient_id: member for member in reversed(members)}  # one, the latest moment, a patient
+    for done, member in enumerate(newest.values()):
+        for modality, size, name in (
+            (Modality.IMAGE, config.image_size, config.image_backbone),
+            (Modality.CINE, config.cine_size, config.cine_backbone),
+        ):
+            if modality.value not in keys:
+                continue
+            wanted = features.usable_series(
+                member.patient, as_of=member.as_of, is_cine=modality == Modality.CINE
+            )
+            for series in wanted:
+                features.encode_series(series, features.get_backbone(name), size=size, now=timezone.now())
+                progress.step("encoding images and notes", low + (high - low) * done / len(newest))
+        if Modality.TEXT.value in keys:
+            for note in Note.objects.filter(patient=member.patient, available_at__lte=member.as_of):
+                backbone = features.get_text_backbone(config.text_backbone)
+                features.encode_note(note.text, note.text_digest, backbone, now=timezone.now())
+        progress.step("encoding images and notes", low + (high - low) * (done + 1) / len(newest))
+    return keys
+
+
+def build_examples(
+    cohort: Cohort,
+    config: FusionConfig,
+    encoders: Mapping[str, str],
+    progress: Progress,
+    *,
+    low: float,
+    high: float,
+) -> dict[str, list[Example]]:
+    """split → examples, each from `features.build_inputs`: the function that scoring uses too."""
+    examples: dict[str, list[Example]] = {split: [] for split in cohorts.SPLITS}
+    members = list(
+        cohort.members.select_related("patient", "patient__source").order_by("patient_id", "as_of")
+    )
+    for done, member in enumerate(members):
+        built = features.build_inputs(
+            member.patient, as_of=member.as_of, encoders=encoders, series_hours=config.series_hours
+        )
+        inputs = dataclasses.replace(built.inputs, key=f"{member.patient_id}:{member.pk}")
+        examples[member.split].append(
+            Example(inputs, member.labels, group=str(member.patient_id), attributes=_attributes(member))
+        )
+        progress.step("reading records", low + (high - low) * (done + 1) / len(members))
+    return examples
+
+
+def _attributes(member: CohortMember) -> dict[str, str]:
+    """What the report is broken down by: sex, age band, source."""
+    patient = member.patient
+    attributes = {"sex": patient.sex, "source": patient.source.slug}
+    if patient.birth_date is not None:
+        age = (member.as_of.date() - patient.birth_date).days / 365.25
+        attributes["age"] = "under 50" if age < 50 else "50 to 69" if age < 70 else "70 and over"
+    return attributes
+
+
+def _save(bundle: fusion.Bundle, path: str) -> str:
+    """Write the bundle beside its place, then move it there: a killed worker leaves no half a model."""
+    folder = settings.BUNDLE_STORE / path
+    half = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(half, ignore_errors=True)
+    half.parent.mkdir(parents=True, exist_ok=True)
+    digest = bundle.save(half)
+    shutil.rmtree(folder, ignore_errors=True)
+    half.rename(folder)
+    return digest
+
+
+def _end(run: TrainingRun, state: WorkState, reason: str) -> None:
+    try:
+        runs.end(run, state, reason=reason, by=WORKER, now=timezone.now())
+    except leases.LeaseLost:
+        logger.warning("run %s is no longer ours; its end was not stored", run.pk)
+
+
+class Progress:
+    """Stores how far the run is, at most twice a second, and stops it when somebody asked for that."""
+
+    def __init__(self, run: TrainingRun, lost: threading.Event) -> None:
+        self._run, self._lost = run, lost
+        self._written, self._last_step = 0.0, ""
+
+    def step(self, step: str, fraction: float, point: Mapping[str, Any] | None = None) -> None:
+        """Raises fusion.Cancelled when the run was cancelled, LeaseLost when it is no longer ours."""
+        if self._lost.is_set():
+            raise leases.LeaseLost(f"run {self._run.pk}")
+        if point is None and step == self._last_step and time.monotonic() - self._written < WRITE_EVERY_S:
+            return
+        self._written, self._last_step = time.monotonic(), step
+        if not runs.note_progress(self._run, step=step, fraction=fraction, now=timezone.now(), point=point):
+            self._run.refresh_from_db(fields=["cancel_requested"])
+            if self._run.cancel_requested:
+                raise fusion.Cancelled("cancelled on request")
+            raise leases.LeaseLost(f"run {self._run.pk}")
+
+    def during(self, prefix: str, low: float, high: float) -> Any:
+        """The callback for fusion.train: False stops it."""
+
+        def report(at: fusion.Progress) -> bool:
+            point = None
+            if at.train_loss is not None or at.tuning_loss is not None:
+                point = {
+                    "step": at.step,
+                    "epoch": at.epoch,
+                    "train_loss": at.train_loss,
+                    "tuning_loss": at.tuning_loss,
+                }
+            try:
+                self.step(f"{prefix}: {at.step}", low + (high - low) * at.fraction, point)
+            except fusion.Cancelled:
+                return False
+            return True
+
+        return report

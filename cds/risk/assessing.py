@@ -1,0 +1,381 @@
+"""Asking for risks and ending them: states and rows only, no torch. The arithmetic is `risk.scoring`.
+
+    registered → preliminary | final      computed; preliminary while a modality is still being encoded
+               → cancelled                abstained, or failed with its reason
+
+Asking twice is harmless: one row per patient, version, revision of the record and window of time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.db.models import Max, Q
+
+from cds.audit import recording
+from cds.errors import Conflict
+from cds.jobs import Job, leases, outbox
+from cds.jobs.models import WorkState
+from cds.patients import access
+from cds.patients.models import Patient
+from cds.registry import queries as registry_queries
+from cds.registry.models import ModelVersion
+from cds.registry.outcomes import INTENSIVE_CARE, STAYS
+from cds.risk import thresholds
+from cds.risk.models import AssessmentStatus, RiskAssessment, RiskPrediction
+
+POLL_S = 0.01
+SKEW = timedelta(minutes=5)  # clocks of sources run a little ahead
+
+
+class DataState(StrEnum):
+    """What a number on a screen is worth right now (UI 3)."""
+
+    CURRENT = "Current"
+    UPDATING = "Updating"
+    STALE = "Stale"
+    PARTIAL = "Partial"
+    ABSTAINED = "Abstained"
+    FAILED = "Failed"
+    NOT_ELIGIBLE = "Not eligible"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one version stands for one patient.
+
+    assessment  the newest one that ended with a number (or abstained); None when there is none yet
+    reason      why the state is not Current, in words for people; "" when it is
+    """
+
+    version: ModelVersion
+    assessment: RiskAssessment | None
+    state: DataState
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What scoring found, as plain data.
+
+    predictions  fusion.OutcomePrediction as JSON, one per outcome
+    """
+
+    predictions: Sequence[Mapping[str, Any]]
+    inputs_digest: str
+    data_until: datetime | None
+    present: Sequence[str]
+    missing: Sequence[str]
+    pending: Sequence[str]
+    missing_fields: Sequence[str]
+    basis: Sequence[Mapping[str, str]]
+    abstained: str = ""
+    frame_weights: Mapping[str, Any] = field(default_factory=dict)
+    milliseconds: Mapping[str, float] = field(default_factory=dict)
+
+
+# -- asking ------------------------------------------------------------------------------------------
+def moment(patient: Patient, now: datetime) -> tuple[datetime, bool]:
+    """As of when a patient is assessed, and whether that lies in the past.
+
+    In hospital, or without any stay: now. After a finished stay (or after death): the latest study or
+    observation of that stay, before intensive care began, so that the past is judged as it was then.
+    """
+    stay = (
+        patient.encounters.filter(kind__in=STAYS, start__lte=now)
+        .exclude(status__in=["planned", "cancelled"])
+        .order_by("-start")
+        .first()
+    )
+    died_at = patient.deceased_at if patient.deceased_at is not None and patient.deceased_at <= now else None
+    is_open = stay is not None and (stay.end > now if stay.end is not None else stay.status != "finished")
+    if died_at is None and (stay is None or is_open):
+        return now, False
+    since, until = None, died_at or now
+    if stay is not None and stay.start is not None:
+        parent = _whole_stay(patient, stay.start)
+        since = parent[0]
+        until = min(until, parent[1] or until)
+        intensive = patient.encounters.filter(kind=INTENSIVE_CARE, start__gt=since, start__lte=until)
+        first = intensive.order_by("start").first()
+        if first is not None and first.start is not None:
+            until = first.start - timedelta(seconds=1)
+    studies = patient.studies.filter(started_at__lte=until)
+    seen = patient.observations.filter(effective_at__lte=until, available_at__lte=until)
+    if since is not None:
+        studies, seen = studies.filter(started_at__gte=since), seen.filter(effective_at__gte=since)
+    latest = (
+        studies.aggregate(at=Max("started_at"))["at"],
+        seen.aggregate(at=Max("available_at"))["at"],
+    )
+    return max((at for at in latest if at is not None), default=until), True
+
+
+def _whole_stay(patient: Patient, start: datetime) -> tuple[datetime, datetime | None]:
+    """Start and end of the stay an Encounter belongs to: intensive care lies within a longer stay."""
+    around = patient.encounters.filter(kind__in=STAYS, start__lte=start).filter(
+        Q(end__gte=start) | Q(end=None)
+    )
+    rows = [(row.start, row.end) for row in around if row.start is not None]
+    begun = min((row[0] for row in rows), default=start)
+    ends = [row[1] for row in rows if row[1] is not None]
+    return begun, max(ends, default=None)
+
+
+def not_eligible(patient: Patient, version: ModelVersion, as_of: datetime) -> str:
+    """Why this version has nothing to say about this patient at all, or ""."""
+    if not scored_outcomes(patient, version.outcomes, as_of):
+        return "already in intensive care"
+    return ""
+
+
+def scored_outcomes(patient: Patient, outcomes: Sequence[str], as_of: datetime) -> list[str]:
+    """The outcomes the patient is still at risk of at `as_of`."""
+    in_care = patient.encounters.filter(kind=INTENSIVE_CARE, start__lte=as_of).filter(
+        Q(end=None) | Q(end__gt=as_of)
+    )
+    if "icu-admission" in outcomes and in_care.exclude(status="finished", end=None).exists():
+        return [outcome for outcome in outcomes if outcome != "icu-admission"]
+    return list(outcomes)
+
+
+def key_of(patient: Patient, version: ModelVersion, *, now: datetime) -> tuple[str, datetime, bool]:
+    """The idempotency key, with the moment it stands for."""
+    as_of, retrospective = moment(patient, now)
+    window = (
+        as_of.astimezone(UTC).isoformat()
+        if retrospective
+        else str(int(now.timestamp() // settings.SCORE_INTERVAL_S))
+    )
+    said = f"{patient.pk}|{version.pk}|{patient.revision}|{window}"
+    return hashlib.sha256(said.encode()).hexdigest(), as_of, retrospective
+
+
+def request(patient: Patient, version: ModelVersion, *, by: recording.Actor, now: datetime) -> RiskAssessment:
+    """Ask for a score of the record as it is now; the same question again returns the same row."""
+    key, as_of, retrospective = key_of(patient, version, now=now)
+    with transaction.atomic():
+        assessment, created = RiskAssessment.objects.get_or_create(
+            key=key,
+            defaults={
+                "patient": patient,
+                "version": version,
+                "as_of": as_of,
+                "retrospective": retrospective,
+                "revision": patient.revision,
+                "queued_at": now,
+                "requested_by": by.name[:150],
+            },
+        )
+        if created:
+            leases.queue(assessment, now=now)
+            outbox.tell("assessment", assessment.pk, now=now, patient_id=patient.pk)
+            _record("assessment.request", assessment, by=by, now=now)
+    return assessment
+
+
+def request_all(patient: Patient, *, by: recording.Actor, now: datetime) -> list[RiskAssessment]:
+    """Ask every active version for a fresh score, because something about the patient has changed."""
+    patient.refresh_from_db(fields=["revision", "deceased_at", "deceased"])
+    return [
+        request(patient, version, by=by, now=now)
+        for version in registry_queries.active_versions()
+        if not not_eligible(patient, version, moment(patient, now)[0])
+    ]
+
+
+def retry(
+    assessment: RiskAssessment, *, by: recording.Actor, user: User | None, now: datetime
+) -> RiskAssessment:
+    """Queue a failed score again, from "Try again"."""
+    if user is not None:
+        access.check_run_score(user)
+    with transaction.atomic():
+        failed = RiskAssessment.objects.filter(pk=assessment.pk, work_state=WorkState.FAILED)
+        if not failed.update(
+            work_state=WorkState.QUEUED,
+            status=AssessmentStatus.REGISTERED,
+            starts=0,
+            failure="",
+            finished_at=None,
+            queued_at=now,
+        ):
+            raise Conflict("only a failed score can be tried again")
+        assessment.refresh_from_db()
+        leases.queue(assessment, now=now)
+        outbox.tell("assessment", assessment.pk, now=now, patient_id=assessment.patient_id)
+        _record("assessment.retry", assessment, by=by, now=now)
+    return assessment
+
+
+# -- looking -----------------------------------------------------------------------------------------
+def current(patient: Patient, *, by: recording.Actor, now: datetime, wait_s: float = 0.0) -> list[Standing]:
+    """The freshest standing per active version, asking for a new score where there is none for this record.
+
+    Waits up to `wait_s` for scores asked for (call it outside a transaction then); what is not ready in time
+    comes back as the last number marked Stale, or as Updating without a number. Never an old one as Current.
+    """
+    deadline = time.monotonic() + wait_s
+    patient.refresh_from_db(fields=["revision", "deceased_at", "deceased"])
+    versions = registry_queries.active_versions()
+    waiting = []
+    for version in versions:
+        if stand(patient, version, now=now).state not in _SETTLED:
+            waiting.append(request(patient, version, by=by, now=now).pk)
+    while waiting and time.monotonic() < deadline:
+        open_ = RiskAssessment.objects.filter(
+            pk__in=waiting, work_state__in=[WorkState.QUEUED, WorkState.RUNNING]
+        )
+        if not open_.exists():
+            break
+        time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
+    return [stand(patient, version, now=now) for version in versions]
+
+
+_SETTLED = frozenset({DataState.CURRENT, DataState.PARTIAL, DataState.ABSTAINED, DataState.NOT_ELIGIBLE})
+
+
+def stand(patient: Patient, version: ModelVersion, *, now: datetime) -> Standing:
+    """How a version stands, from the rows alone; asks for nothing."""
+    as_of, _ = moment(patient, now)
+    reason = not_eligible(patient, version, as_of)
+    if reason:
+        return Standing(version, None, DataState.NOT_ELIGIBLE, reason)
+    rows = RiskAssessment.objects.filter(patient=patient, version=version)
+    done = rows.filter(work_state=WorkState.DONE).order_by("-revision", "-as_of").first()
+    newest = rows.order_by("-revision", "-queued_at").first()
+    return standing_of(version, done, newest, revision=patient.revision, now=now)
+
+
+def standing_of(
+    version: ModelVersion,
+    done: RiskAssessment | None,
+    newest: RiskAssessment | None,
+    *,
+    revision: int,
+    now: datetime,
+) -> Standing:
+    """The rule of freshness (UI 3), in one place.
+
+    done      the newest assessment that ended with an answer
+    newest    the newest of all
+    revision  of the patient's record now
+    """
+    asked = newest is not None and newest.work_state in (WorkState.QUEUED, WorkState.RUNNING)
+    failed = newest is not None and newest.work_state == WorkState.FAILED
+    if done is None:
+        if failed and newest is not None:
+            return Standing(version, None, DataState.FAILED, newest.failure)
+        return Standing(version, None, DataState.UPDATING, "not yet known: the first score is being computed")
+    interval = timedelta(seconds=settings.SCORE_INTERVAL_S)
+    age = timedelta(0) if done.retrospective else now - done.as_of
+    if done.revision < revision:
+        after = (
+            "a fresh score failed"
+            if failed
+            else "a fresh score is being computed"
+            if asked
+            else "not yet rescored"
+        )
+        return Standing(version, done, DataState.STALE, f"newer data have arrived; {after}")
+    if age > 2 * interval:
+        return Standing(version, done, DataState.STALE, f"older than {_in_words(2 * interval)}")
+    if done.status == AssessmentStatus.CANCELLED:
+        return Standing(version, done, DataState.ABSTAINED, done.abstained)
+    if done.status == AssessmentStatus.PRELIMINARY:
+        return Standing(version, done, DataState.PARTIAL, f"still being read: {', '.join(done.pending)}")
+    if age > interval:
+        return Standing(version, done, DataState.UPDATING, f"older than {_in_words(interval)}")
+    return Standing(version, done, DataState.CURRENT)
+
+
+def _in_words(span: timedelta) -> str:
+    minutes = int(span.total_seconds() // 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h"
+
+
+# -- ending ------------------------------------------------------------------------------------------
+def finalise(assessment: RiskAssessment, result: Result, *, by: recording.Actor, now: datetime) -> None:
+    """Store the answer and end the work, together with its audit event. Raises LeaseLost, storing nothing."""
+    with transaction.atomic():
+        leases.check_still_ours(assessment)
+        if result.abstained:
+            assessment.status = AssessmentStatus.CANCELLED
+        else:
+            assessment.status = AssessmentStatus.PRELIMINARY if result.pending else AssessmentStatus.FINAL
+        RiskAssessment.objects.filter(pk=assessment.pk).update(
+            status=assessment.status,
+            inputs_digest=result.inputs_digest,
+            data_until=result.data_until,
+            present=list(result.present),
+            missing=list(result.missing),
+            pending=list(result.pending),
+            missing_fields=list(result.missing_fields),
+            basis=list(result.basis),
+            abstained=result.abstained[:300],
+            frame_weights=dict(result.frame_weights),
+            milliseconds=dict(result.milliseconds),
+        )
+        if not result.abstained:
+            RiskPrediction.objects.bulk_create(_prediction(assessment, one) for one in result.predictions)
+        leases.finish(assessment, now=now)
+        outbox.tell("assessment", assessment.pk, now=now, patient_id=assessment.patient_id)
+        if "image" in result.present and not result.abstained:
+            outbox.enqueue(Job.EXPLAIN, now=now, assessment_id=str(assessment.pk))
+        _record("assessment.finalise", assessment, by=by, now=now, status=assessment.status)
+
+
+def fail(assessment: RiskAssessment, *, reason: str, by: recording.Actor, now: datetime) -> None:
+    """End for good: trying again would fail again. The reason is shown beside the patient."""
+    with transaction.atomic():
+        RiskAssessment.objects.filter(pk=assessment.pk).update(status=AssessmentStatus.CANCELLED)
+        leases.finish(assessment, now=now, state=WorkState.FAILED, failure=reason)
+        outbox.tell("assessment", assessment.pk, now=now, patient_id=assessment.patient_id)
+        _record("assessment.fail", assessment, by=by, now=now, outcome="failed")
+
+
+def _prediction(assessment: RiskAssessment, said: Mapping[str, Any]) -> RiskPrediction:
+    return RiskPrediction(
+        assessment=assessment,
+        outcome=said["outcome"],
+        label=said["label"],
+        horizon_hours=said["horizon_hours"],
+        risk=said["risk"],
+        low=said["low"],
+        high=said["high"],
+        level=said["level"],
+        base_rate=said["base_rate"],
+        category=thresholds.category_of(said["outcome"], said["risk"]).value,
+        explanation=dict(said),
+    )
+
+
+def _record(
+    action: str,
+    assessment: RiskAssessment,
+    *,
+    by: recording.Actor,
+    now: datetime,
+    outcome: str = "success",
+    **detail: str,
+) -> None:
+    recording.record(
+        by=by,
+        action=action,
+        object_type="RiskAssessment",
+        object_id=assessment.pk,
+        patient_id=assessment.patient_id,
+        now=now,
+        outcome=outcome,
+        version=str(assessment.version_id),
+        **detail,
+    )

@@ -1,0 +1,189 @@
+"""What people do with a score: acknowledge it, disagree with a coded reason, snooze it, or take that back.
+
+Reasons are HL7's Non-Adherence Reason codes, value set "Non-Adherence Reason Clinical Selection"
+(http://terminology.hl7.org/ValueSet/non-adherence-reason-clinical; HL7/cds-hooks, input/vocabulary, 3.0
+ballot), the override reasons that CDS Hooks suggests; the same codes leave on cards and return as feedback.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.contrib.auth.models import User
+from django.db import transaction
+
+from cds.audit import recording
+from cds.errors import Conflict, Invalid
+from cds.jobs import outbox
+from cds.patients import access
+from cds.risk.models import Response, RiskPrediction
+
+REASON_SYSTEM = "http://terminology.hl7.org/CodeSystem/non-adherence-reason-codes"
+SNOOZE = timedelta(hours=4)
+UNDO_WITHIN = timedelta(seconds=10)
+GRACE = timedelta(seconds=5)  # for the way there and back
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One override reason: `display` is the code system's own, `words` what our form says."""
+
+    code: str
+    display: str
+    words: str
+    system: str = REASON_SYSTEM
+
+
+OVERRIDE_REASONS: dict[str, Reason] = {
+    reason.code: reason
+    for reason in (
+        Reason("cds-not-applicable", "PC CDS does not apply to patient", "Does not apply to this patient"),
+        Reason("action-completed", "Recommended action was already completed", "Already acted upon"),
+        Reason(
+            "cds-suboptimal-context", "PC CDS delivered in suboptimal context", "Wrong time or wrong person"
+        ),
+        Reason(
+            "recipient-disagrees-evidence",
+            "Recipient disagrees with recommendation because of issues with the evidence",
+            "I disagree with the evidence",
+        ),
+        Reason(
+            "recipient-concerns-outcomes",
+            "Recipient has concerns regarding potential health outcomes",
+            "Acting would do more harm than good",
+        ),
+        Reason(
+            "patient-contraindication",
+            "Patient has contraindication to recommended action",
+            "Contraindicated here",
+        ),
+        Reason(
+            "does-not-align-preferences",
+            "Recommendation does not align with patient preferences or values",
+            "Not what the patient wants",
+        ),
+        Reason("patient-refuses", "Patient refuses/declines (no context given)*", "The patient declines"),
+        Reason("not-convenient-feasible", "Recommendation is not convenient or feasible", "Not feasible"),
+        Reason(
+            "service-not-available", "Treatment or service is not practically available", "Not available here"
+        ),
+        Reason(
+            "too-costly-uncovered",
+            "Recommended action is too costly or not covered by insurance",
+            "Not covered",
+        ),
+        Reason(
+            "recipient-does-not-understand",
+            "Recipient does not understand the recommended action or know how to perform the recommended"
+            " action",
+            "I do not understand this score",
+        ),
+    )
+}
+
+
+def acknowledge(
+    prediction: RiskPrediction, *, by: recording.Actor, user: User | None, now: datetime, via: str = "panel"
+) -> Response:
+    """Seen. Saying it twice keeps one."""
+    held = last_response(prediction)
+    if held is not None and held.kind == "acknowledged" and held.by_id == (user.pk if user else None):
+        return held
+    return _respond(prediction, "acknowledged", by=by, user=user, now=now, via=via)
+
+
+def override(
+    prediction: RiskPrediction,
+    *,
+    reason_code: str,
+    comment: str = "",
+    by: recording.Actor,
+    user: User | None,
+    now: datetime,
+    via: str = "panel",
+) -> Response:
+    """Disagree, or not acting, for a coded reason; Invalid names the codes there are."""
+    if reason_code not in OVERRIDE_REASONS:
+        raise Invalid(f"choose a reason: one of {', '.join(OVERRIDE_REASONS)}")
+    return _respond(
+        prediction, "overridden", by=by, user=user, now=now, via=via, reason_code=reason_code, comment=comment
+    )
+
+
+def snooze(
+    prediction: RiskPrediction, *, by: recording.Actor, user: User | None, now: datetime, via: str = "panel"
+) -> Response:
+    """No card for this outcome for four hours."""
+    return _respond(prediction, "snoozed", by=by, user=user, now=now, via=via, until=now + SNOOZE)
+
+
+def undo(response: Response, *, by: recording.Actor, user: User, now: datetime) -> Response:
+    """Take back one's own answer within ten seconds; both stay on record."""
+    if response.by_id != user.pk:
+        raise Conflict("only the person who answered can take it back")
+    latest = last_response(response.prediction)
+    if latest is None or latest.pk != response.pk:
+        raise Conflict("this answer is no longer the latest")
+    if now - response.at > UNDO_WITHIN + GRACE:
+        raise Conflict("too late to take it back: answer again instead")
+    return _respond(response.prediction, "undone", by=by, user=user, now=now, via=response.via)
+
+
+def last_response(prediction: RiskPrediction) -> Response | None:
+    """The answer that counts: the latest, or None when there is none or it was taken back."""
+    latest = prediction.responses.order_by("-at", "-pk").select_related("by").first()
+    return None if latest is None or latest.kind == "undone" else latest
+
+
+def is_quiet(prediction: RiskPrediction, *, now: datetime) -> bool:
+    """Whether cards for this patient and outcome are snoozed, by an answer to this or an earlier score."""
+    latest = (
+        Response.objects.filter(
+            prediction__assessment__patient=prediction.assessment.patient_id,
+            prediction__outcome=prediction.outcome,
+        )
+        .order_by("-at", "-pk")
+        .first()
+    )
+    return latest is not None and latest.until is not None and latest.until > now and latest.kind == "snoozed"
+
+
+def _respond(
+    prediction: RiskPrediction,
+    kind: str,
+    *,
+    by: recording.Actor,
+    user: User | None,
+    now: datetime,
+    via: str,
+    reason_code: str = "",
+    comment: str = "",
+    until: datetime | None = None,
+) -> Response:
+    if user is not None:
+        access.check_respond(user)
+    with transaction.atomic():
+        response = Response.objects.create(
+            prediction=prediction,
+            kind=kind,
+            reason_code=reason_code,
+            comment=comment.strip()[:500],
+            by=user,
+            via=via,
+            at=now,
+            until=until,
+        )
+        patient_id = prediction.assessment.patient_id
+        outbox.tell("assessment", prediction.assessment_id, now=now, patient_id=patient_id)
+        recording.record(
+            by=by,
+            action=f"score.{kind}",
+            object_type="RiskPrediction",
+            object_id=prediction.pk,
+            patient_id=patient_id,
+            now=now,
+            via=via,
+            **({"reason": reason_code} if reason_code else {}),
+        )
+    return response

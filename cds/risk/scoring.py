@@ -1,0 +1,313 @@
+"""The one scoring path, whoever asks. Worker only (torch).
+
+Pixels and notes are encoded once, when they arrive; a score reads their embeddings and the record as it is
+now, so it takes milliseconds and never touches pixels. Work is claimed, done outside any transaction, and
+stored only while the claim is still ours: killed at any moment or run twice, the result is there once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+import ehr
+import fusion
+from cds import features
+from cds.audit import recording
+from cds.errors import ClinicError
+from cds.jobs import Job, leases, outbox
+from cds.jobs.models import WorkState
+from cds.patients import importing
+from cds.patients.models import Note, Patient
+from cds.registry import queries as registry_queries
+from cds.registry.models import ModelVersion
+from cds.risk import assessing
+from cds.risk.models import HeatMap, RiskAssessment, RiskPrediction
+from cds.studies.models import Encoding, Series, Study, StudyState
+from fusion import FusionConfig, Modality
+
+logger = logging.getLogger(__name__)
+WORKER = recording.system("worker")
+
+
+# -- encoding: when pixels or notes arrive ----------------------------------------------------------------
+def encode(encoding_id: object) -> None:
+    """Make the embeddings of a study that the active models need, then ask for fresh scores."""
+    work = leases.claim(Encoding, encoding_id)
+    if work is None:
+        return
+    with leases.heartbeat(work) as lost:
+        try:
+            failures = _encode_study(work.study, encoders_in_use(), lost_check=lost.is_set)
+            _finish_encoding(work, failures)
+        except leases.LeaseLost:
+            logger.warning("encoding %s is no longer ours; nothing stored", work.pk)
+        except Exception as fault:
+            # Disk, database or a defect: the next try may work; three tries end it as failed.
+            leases.give_back(work, now=timezone.now(), reason=f"{type(fault).__name__} while encoding")
+            raise
+
+
+def encoders_in_use() -> list[tuple[Modality, str]]:
+    """(modality, embedding key) of every active version; before there is any, those of the settings."""
+    keys: set[tuple[Modality, str]] = set()
+    for version in registry_queries.active_versions():
+        keys |= {(Modality(modality), key) for modality, key in version.encoders.items()}
+    if not keys:
+        image = features.get_backbone(settings.IMAGE_BACKBONE).version
+        defaults = FusionConfig(outcomes=())
+        keys = {
+            (Modality.IMAGE, features.pixel_key(image, defaults.image_size)),
+            (Modality.CINE, features.pixel_key(image, defaults.cine_size)),
+            (Modality.TEXT, features.get_text_backbone(settings.TEXT_BACKBONE).version),
+        }
+    return sorted(keys)
+
+
+def _encode_study(study: Study, keys: Iterable[tuple[Modality, str]], *, lost_check: Any) -> list[str]:
+    """Encode every usable Series; returns why some could not be."""
+    failures = []
+    for series in Series.objects.filter(study=study).order_by("series_uid"):
+        for modality, key in keys:
+            if modality not in _PIXELS or not features.is_usable(series, is_cine=modality == Modality.CINE):
+                continue
+            if lost_check():
+                raise leases.LeaseLost(f"encoding of study {study.pk}")
+            version, size = features.split_pixel_key(key)
+            try:
+                backbone = features.get_backbone(version.partition(":")[0])
+                features.encode_series(series, backbone, size=size, now=timezone.now())
+            except (ehr.Permanent, fusion.FusionError) as fault:
+                failures.append(f"series {series.pk}: {fault}")
+    return failures
+
+
+_PIXELS = frozenset({Modality.IMAGE, Modality.CINE})
+
+
+def _finish_encoding(work: Encoding, failures: list[str]) -> None:
+    now = timezone.now()
+    with transaction.atomic():
+        state = WorkState.FAILED if failures else WorkState.DONE
+        leases.finish(work, now=now, state=state, failure="; ".join(failures))
+        study = Study.objects.select_for_update().get(pk=work.study_id)
+        if study.state != StudyState.FAILED:
+            study.state = StudyState.FAILED if failures else StudyState.ENCODED
+            study.failure = "; ".join(failures)[:500]
+            study.save(update_fields=["state", "failure"])
+        outbox.tell("study", study.pk, now=now, patient_id=study.patient_id)
+        recording.record(
+            by=WORKER,
+            action="study.encode",
+            object_type="Study",
+            object_id=study.pk,
+            patient_id=study.patient_id,
+            now=now,
+            outcome="failed" if failures else "success",
+        )
+        if study.patient is not None:
+            importing.touch(study.patient, now)
+            assessing.request_all(study.patient, by=WORKER, now=now)
+
+
+def encode_notes(patient_id: object) -> None:
+    """Embed a patient's notes that have no embedding yet, then ask for fresh scores. Safe to run twice."""
+    patient = Patient.objects.filter(pk=patient_id).first()
+    if patient is None:
+        return
+    made = False
+    for modality, version in encoders_in_use():
+        if modality != Modality.TEXT:
+            continue
+        backbone = features.get_text_backbone(version.partition(":")[0])
+        for note in Note.objects.filter(patient=patient, available_at__isnull=False):
+            made |= features.encode_note(note.text, note.text_digest, backbone, now=timezone.now())
+    now = timezone.now()
+    with transaction.atomic():
+        if made:
+            importing.touch(patient, now)
+        assessing.request_all(patient, by=WORKER, now=now)
+
+
+def ask_encoding(
+    patient: Patient, version: ModelVersion, pending: Iterable[Modality], *, now: datetime
+) -> None:
+    """Queue the encoding of what `version` still waits for, unless it is queued, or was tried, already."""
+    waiting = set(pending)
+    if Modality.TEXT in waiting:
+        outbox.enqueue(Job.ENCODE_NOTES, now=now, patient_id=str(patient.pk))
+    if not waiting & _PIXELS:
+        return
+    keys = {key for modality, key in version.encoders.items() if Modality(modality) in _PIXELS}
+    for study in Study.objects.filter(patient=patient, series__clip_path__gt="").distinct():
+        latest = study.encodings.order_by("-queued_at").first()
+        if latest is None or latest.work_state in (WorkState.QUEUED, WorkState.RUNNING):
+            continue
+        encoding, created = Encoding.objects.get_or_create(
+            study=study,
+            pixels_digest=latest.pixels_digest,
+            backbones=",".join(sorted(keys))[:200],
+            defaults={"queued_at": now},
+        )
+        if created:
+            leases.queue(encoding, now=now)
+
+
+# -- scoring ---------------------------------------------------------------------------------------------
+def score(assessment_id: object) -> None:
+    """Answer one request: claim it, compute outside any transaction, store once."""
+    work = leases.claim(RiskAssessment, assessment_id)
+    if work is None:
+        return
+    with leases.heartbeat(work):
+        try:
+            result, pending = _compute(work)
+            assessing.finalise(work, result, by=WORKER, now=timezone.now())
+            if pending:
+                with transaction.atomic():
+                    ask_encoding(work.patient, work.version, pending, now=timezone.now())
+        except leases.LeaseLost:
+            logger.warning("assessment %s is no longer ours; nothing stored", work.pk)
+        except (fusion.FusionError, ClinicError, ehr.Permanent) as fault:
+            with suppress(leases.LeaseLost):
+                assessing.fail(work, reason=str(fault), by=WORKER, now=timezone.now())
+        except Exception as fault:
+            # Disk, database or a defect: the next try may work; three tries end it as failed.
+            leases.give_back(work, now=timezone.now(), reason=f"{type(fault).__name__} while scoring")
+            raise
+
+
+def _compute(work: RiskAssessment) -> tuple[assessing.Result, frozenset[Modality]]:
+    started = time.perf_counter()
+    bundle = get_bundle(work.version)
+    loaded = time.perf_counter()
+    built = features.build_inputs(
+        work.patient,
+        as_of=work.as_of,
+        encoders=work.version.encoders,
+        series_hours=bundle.config.series_hours,
+    )
+    read = time.perf_counter()
+    said = fusion.predict(bundle, [built.inputs], explain=True)[0]
+    predicted = time.perf_counter()
+    wanted = assessing.scored_outcomes(work.patient, work.version.outcomes, work.as_of)
+    nothing = "" if built.inputs.present() else "nothing is known about this patient yet"
+    return (
+        assessing.Result(
+            predictions=[dataclasses.asdict(one) for one in said.outcomes if one.outcome in wanted],
+            inputs_digest=built.inputs.digest(),
+            data_until=built.data_until,
+            present=[modality.value for modality in said.present],
+            missing=[modality.value for modality in said.missing],
+            pending=sorted(modality.value for modality in built.inputs.pending),
+            missing_fields=list(said.missing_fields),
+            basis=built.basis,
+            abstained=said.out_of_scope or nothing,
+            frame_weights={
+                key: {"indices": said.frame_indices.get(key, []), "weights": weights}
+                for key, weights in said.frame_weights.items()
+            },
+            milliseconds={
+                "load_model": _ms(started, loaded),
+                "build_inputs": _ms(loaded, read),
+                "model": _ms(read, predicted),
+            },
+        ),
+        built.inputs.pending,
+    )
+
+
+def _ms(start: float, end: float) -> float:
+    return round((end - start) * 1000, 2)
+
+
+def get_bundle(version: ModelVersion) -> fusion.Bundle:
+    """The model of a version, loaded once per process; its digest is checked at every load."""
+    return _load_bundle(str(registry_queries.bundle_folder(version)), version.digest)
+
+
+@lru_cache(maxsize=4)
+def _load_bundle(folder: str, digest: str) -> fusion.Bundle:
+    return fusion.Bundle.load(Path(folder), digest=digest)
+
+
+def warm_up() -> int:
+    """Load the active models, so that the first score does not wait for them. Returns how many."""
+    versions = registry_queries.active_versions()
+    for version in versions:
+        get_bundle(version)
+    return len(versions)
+
+
+# -- explaining: heat maps, after the score ---------------------------------------------------------------
+def explain(assessment_id: object) -> int:
+    """Where in its images the model looked, one HeatMap per outcome and image. Returns how many were made.
+
+    Made from the very inputs that were scored: if the record has since changed what was known at `as_of`
+    (a late correction), there is no heat map, rather than one of something else.
+    """
+    assessment = RiskAssessment.objects.select_related("patient", "version").filter(pk=assessment_id).first()
+    if assessment is None or assessment.work_state != WorkState.DONE:
+        return 0
+    predictions = list(assessment.predictions.order_by("outcome"))
+    missing = [one for one in predictions if not one.heat_maps.exists()]
+    if not missing:
+        return 0
+    bundle = get_bundle(assessment.version)
+    built = features.build_inputs(
+        assessment.patient,
+        as_of=assessment.as_of,
+        encoders=assessment.version.encoders,
+        series_hours=bundle.config.series_hours,
+    )
+    if built.inputs.digest() != assessment.inputs_digest:
+        return 0
+    made = 0
+    for pixels in built.inputs.images[: bundle.config.max_images]:
+        series = Series.objects.filter(study__patient=assessment.patient, pixels_digest=pixels.key).first()
+        for prediction in missing if series is not None else []:
+            map_ = fusion.explain_image(bundle, built.inputs, pixels, outcome=prediction.outcome)
+            made += _keep_heat_map(prediction, series, map_)
+    if made:
+        with transaction.atomic():
+            outbox.tell("assessment", assessment.pk, now=timezone.now(), patient_id=assessment.patient_id)
+    return made
+
+
+def _keep_heat_map(prediction: RiskPrediction, series: Series | None, map_: fusion.ImageExplanation) -> int:
+    assert series is not None  # the caller looked it up
+    path = f"heatmaps/{prediction.assessment_id}/{series.pk}-{prediction.pk}.npy"
+    target = settings.STUDY_STORE / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    half = target.with_name(f".{uuid.uuid4().hex}.npy")
+    np.save(half, np.clip(map_.values, 0.0, 1.0).astype(np.float16), allow_pickle=False)
+    half.replace(target)
+    _, created = HeatMap.objects.get_or_create(
+        prediction=prediction,
+        series=series,
+        frame=0,
+        defaults={
+            "method": map_.method,
+            "path": path,
+            "sanity": _plain(map_.sanity),
+            "created_at": timezone.now(),
+        },
+    )
+    return int(created)
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: item.item() if isinstance(item, np.generic) else item for key, item in value.items()}
