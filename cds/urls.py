@@ -4,5 +4,6 @@ from django.urls import URLPattern, URLResolver, include, path
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", include("django_prometheus.urls")),
+    path("", include("cds.hooks.urls")),
     path("", include("web.urls")),
 ]

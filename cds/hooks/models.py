@@ -6,7 +6,7 @@ import uuid
 
 from django.db import models
 
-from cds.patients.models import Source
+from cds.patients.models import Patient, Source
 from cds.risk.models import RiskPrediction
 
 
@@ -18,6 +18,7 @@ class HookClient(models.Model):
     issuer = models.URLField(max_length=300, unique=True)
     tenant = models.CharField(max_length=120, blank=True)
     jwks = models.JSONField(default=dict)  # public keys only
+    origins = models.JSONField(default=list)  # web origins its browser may call from (CORS)
     source = models.ForeignKey(Source, on_delete=models.PROTECT)  # its patients belong to this source
     is_active = models.BooleanField(default=True)
     created_at = models.DateTimeField()
@@ -34,6 +35,14 @@ class SpentToken(models.Model):
         constraints = [models.UniqueConstraint(fields=["client", "jti"], name="jti_used_once")]
 
 
+class PrefetchRead(models.Model):
+    """A prefetch that was read and left the patient at `revision`: the same again need not be parsed."""
+
+    patient = models.OneToOneField(Patient, on_delete=models.CASCADE, related_name="prefetch_read")
+    digest = models.CharField(max_length=64)  # of the prefetch as sent
+    revision = models.PositiveBigIntegerField()
+
+
 class CardShown(models.Model):
     """A card that left the house; feedback refers to its uuid."""
 
@@ -42,7 +51,7 @@ class CardShown(models.Model):
     service = models.CharField(max_length=120)
     hook_instance = models.CharField(max_length=64)
     prediction = models.ForeignKey(RiskPrediction, null=True, on_delete=models.CASCADE, related_name="cards")
-    kind = models.CharField(max_length=20)  # risk | not-yet-known | stale | out-of-scope
+    kind = models.CharField(max_length=20)  # risk | not-yet-known | stale | out-of-scope | failed
     shown_at = models.DateTimeField()
 
 

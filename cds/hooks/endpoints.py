@@ -1,0 +1,174 @@
+"""What every CDS Hooks address shares: who is calling, CORS, limits, and errors in the words of FHIR.
+
+Every failure leaves as an OperationOutcome with its status; none of them is a 200 (INTEROP 11).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import orjson
+from django.db import DatabaseError, InterfaceError, OperationalError, transaction
+from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
+from django.views.decorators.csrf import csrf_exempt
+
+import ehr
+from cds.audit import recording
+from cds.errors import ClinicError, Conflict, Invalid, NotAllowed, NotFound, Unavailable
+from cds.hooks import client_auth
+from cds.hooks.client_auth import Unauthorised
+from cds.hooks.replies import operation_outcome
+from cds.hooks.wire import MAX_BODY_BYTES, BadRequest, Unobtainable
+
+logger = logging.getLogger(__name__)
+Body = Callable[..., HttpResponse]
+CORS_HEADERS = {
+    "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type",
+    "Access-Control-Max-Age": "600",
+}
+
+
+class UnsupportedType(ClinicError):
+    """The body is not declared as JSON (415)."""
+
+
+class BodyTooLarge(ClinicError):
+    """The body is larger than MAX_BODY_BYTES (413)."""
+
+
+def endpoint(method: str) -> Callable[[Body], Callable[..., HttpResponse]]:
+    """Make an address of CDS Hooks of `body(request, *, caller, now, …)`; OPTIONS is answered beside it."""
+
+    def declare(body: Body) -> Callable[..., HttpResponse]:
+        @csrf_exempt  # a signed token speaks for the caller; no cookie is read, so there is nothing to forge
+        @functools.wraps(body)
+        def view(request: HttpRequest, **kwargs: Any) -> HttpResponse:
+            origin = request.headers.get("Origin", "")
+            try:
+                is_allowed = bool(origin) and client_auth.is_origin_allowed(origin)
+                if request.method == "OPTIONS":
+                    response = HttpResponse(status=204 if is_allowed else 403)
+                elif request.method != method:
+                    response = refusal(405, f"only {method} here", code="not-supported")
+                    response["Allow"] = f"{method}, OPTIONS"
+                else:
+                    response = _answer(request, body, kwargs)
+            except (OperationalError, InterfaceError):
+                logger.warning("database out of reach during a CDS Hooks call", exc_info=True)
+                is_allowed, response = False, _away("the database is out of reach")
+            if is_allowed:
+                response["Access-Control-Allow-Origin"] = origin
+                for name, value in CORS_HEADERS.items():
+                    response[name] = value
+            response["Vary"] = "Origin"
+            response["Cache-Control"] = "no-store"
+            return response
+
+        return view
+
+    return declare
+
+
+def read_body(request: HttpRequest) -> bytes:
+    """The JSON body's bytes. Raises UnsupportedType, BodyTooLarge."""
+    if request.content_type != "application/json":
+        raise UnsupportedType("Content-Type must be application/json")
+    declared = request.META.get("CONTENT_LENGTH") or "0"
+    if not declared.isdigit() or int(declared) > MAX_BODY_BYTES:
+        raise BodyTooLarge(f"a body has at most {MAX_BODY_BYTES} bytes")
+    body: bytes = request.read(MAX_BODY_BYTES + 1)  # a chunked body declares no length
+    if len(body) > MAX_BODY_BYTES:
+        raise BodyTooLarge(f"a body has at most {MAX_BODY_BYTES} bytes")
+    return body
+
+
+def json_response(values: Any, status: int = 200) -> HttpResponse:
+    """Plain data as JSON."""
+    return HttpResponse(orjson.dumps(values), status=status, content_type="application/json")
+
+
+def refusal(status: int, message: str, *, code: str, expression: str = "") -> HttpResponse:
+    """An OperationOutcome with a status."""
+    outcome = operation_outcome(message, code=code, expression=expression)
+    return HttpResponse(orjson.dumps(outcome), status=status, content_type="application/fhir+json")
+
+
+def _answer(request: HttpRequest, body: Body, kwargs: dict[str, Any]) -> HttpResponse:
+    now = timezone.now()
+    try:
+        caller = client_auth.verify(request, now=now)
+    except Unauthorised as error:
+        _record_refusal(recording.client(None, request), request, 401, now, rule=str(error))
+        response = refusal(401, str(error), code="login")
+        response["WWW-Authenticate"] = 'Bearer error="invalid_token"'
+        return response
+    try:
+        return body(request, caller=caller, now=now, **kwargs)
+    except (ClinicError, ehr.EhrError) as error:
+        response = _refused(error)
+    except (OperationalError, InterfaceError):
+        raise
+    except Exception:  # the EHR must get an OperationOutcome and never a page; the trace goes to the log
+        logger.exception("a CDS Hooks call failed")
+        response = refusal(500, "an unexpected error; it was logged", code="exception")
+    _record_refusal(caller.actor, request, response.status_code, now)
+    return response
+
+
+def _refused(error: Exception) -> HttpResponse:
+    match error:
+        case BadRequest():
+            return refusal(400, str(error), code=error.code, expression=error.expression)
+        case Unobtainable():
+            return refusal(412, str(error), code="not-found", expression="prefetch")
+        case UnsupportedType():
+            return refusal(415, str(error), code="not-supported")
+        case BodyTooLarge():
+            return refusal(413, str(error), code="too-long")
+        case NotFound():
+            return refusal(404, str(error), code="not-found")
+        case NotAllowed():
+            return refusal(403, str(error), code="forbidden")
+        case Conflict():
+            return refusal(409, str(error), code="conflict")
+        case Invalid():
+            return refusal(400, str(error), code="invalid")
+        case ehr.Permanent():
+            return refusal(400, str(error), code="invalid", expression="prefetch")
+        case Unavailable() | ehr.Retriable():
+            return _away(str(error))
+        case _:
+            logger.error("an error without a status of its own", exc_info=error)
+            return refusal(500, "an unexpected error; it was logged", code="exception")
+
+
+def _away(message: str) -> HttpResponse:
+    response = refusal(503, message, code="transient")
+    response["Retry-After"] = "5"
+    return response
+
+
+def _record_refusal(
+    actor: recording.Actor, request: HttpRequest, status: int, now: datetime, **detail: Any
+) -> None:
+    """Note a call that was refused. Where the trail cannot be written, the refusal stands all the same."""
+    try:
+        with transaction.atomic():
+            recording.record(
+                by=actor,
+                action="hook.call",
+                object_type="HookService",
+                object_id=request.path[:64],
+                now=now,
+                outcome="failed" if status >= 500 else "refused",
+                status=status,
+                **detail,
+            )
+    except DatabaseError:
+        logger.exception("a refused CDS Hooks call could not be audited")

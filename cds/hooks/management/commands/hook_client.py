@@ -1,0 +1,70 @@
+"""`manage.py hook_client`: register, list or withdraw the EHRs that may call."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import orjson
+from django.core.management.base import BaseCommand, CommandError
+from django.utils import timezone
+
+from cds.audit import recording
+from cds.errors import ClinicError
+from cds.hooks import registering
+from cds.hooks.models import HookClient
+from cds.patients import importing
+
+BY = recording.system("hook_client")
+
+
+class Command(BaseCommand):
+    help = "EHRs that may call CDS Hooks. `add` with the same issuer replaces its keys, without a restart."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        does = parser.add_subparsers(dest="does", required=True)
+        add = does.add_parser("add", help="register an EHR, or replace its keys")
+        add.add_argument("name", help="what people call it")
+        add.add_argument("--issuer", required=True, help="`iss` of its tokens, a URL")
+        add.add_argument("--jwks", required=True, type=Path, metavar="FILE", help="its public key set, JSON")
+        add.add_argument("--source", required=True, metavar="SLUG", help="the source its patients belong to")
+        add.add_argument("--origin", action="append", default=[], help="web origin it may call from (CORS)")
+        add.add_argument("--tenant", default="", help="`tenant` its tokens must carry")
+        does.add_parser("list", help="who may call")
+        withdraw = does.add_parser("withdraw", help="refuse an EHR from now on")
+        withdraw.add_argument("--issuer", required=True)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            getattr(self, f"_{options['does']}")(options)
+        except (ClinicError, OSError) as error:
+            raise CommandError(str(error)) from None
+        except orjson.JSONDecodeError:
+            raise CommandError(f"{options['jwks']} is not JSON") from None
+
+    def _add(self, options: dict[str, Any]) -> None:
+        now = timezone.now()
+        client, is_new = registering.register(
+            options["name"],
+            issuer=options["issuer"],
+            jwks=orjson.loads(options["jwks"].read_bytes()),
+            source=importing.get_source(options["source"], now=now),
+            origins=options["origin"],
+            tenant=options["tenant"],
+            by=BY,
+            now=now,
+        )
+        self.stdout.write(f"{'registered' if is_new else 'replaced'} {client.name}: {client.issuer}")
+
+    def _list(self, options: dict[str, Any]) -> None:
+        for client in HookClient.objects.select_related("source").order_by("name"):
+            kids = ", ".join(key["kid"] for key in client.jwks["keys"])
+            state = "active" if client.is_active else "withdrawn"
+            self.stdout.write(
+                f"{client.name}  {client.issuer}  source {client.source.slug}  keys {kids}  {state}"
+            )
+
+    def _withdraw(self, options: dict[str, Any]) -> None:
+        client = registering.withdraw(options["issuer"], by=BY, now=timezone.now())
+        self.stdout.write(f"withdrawn: {client.name}")
