@@ -6,6 +6,8 @@ Knows nothing of Django, torch or settings; clients take arguments.
 from __future__ import annotations
 
 from ehr.codes import Code, Icd10, Loinc, OtherCode, RxNorm, Snomed, parse_coding
+from ehr.dicom.reader import pixel_digest, read_clip, read_header, value_digest
+from ehr.dicom.web import DicomWebClient, read_study, value_of, values_of
 from ehr.errors import BadInstance, BadResource, BadUnit, EhrError, Permanent, Refused, Retriable, TooLarge
 from ehr.fhir.client import FhirClient
 from ehr.fhir.encounters import names_intensive_care
@@ -44,6 +46,7 @@ __all__ = [
     "Clip",
     "Code",
     "ConditionRecord",
+    "DicomWebClient",
     "EhrError",
     "EncounterKind",
     "EncounterRecord",
@@ -77,9 +80,16 @@ __all__ = [
     "list_fhir_files",
     "names_intensive_care",
     "parse_coding",
+    "pixel_digest",
+    "read_clip",
     "read_fhir_folder",
+    "read_header",
     "read_prefetch",
     "read_resources",
+    "read_study",
     "same_quantity",
     "to_canonical",
+    "value_digest",
+    "value_of",
+    "values_of",
 ]

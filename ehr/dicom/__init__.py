@@ -1,0 +1,9 @@
+"""DICOM: files and DICOMweb in, headers and Clips out.
+
+web.py       DICOMweb client (QIDO-RS, WADO-RS)
+reader.py    the door: read_header, read_clip, pixel_digest
+child.py     the process that parses and decodes for us, with a memory limit and a timeout
+decoding.py  what runs in that process; it alone imports pydicom, through
+dataset.py   (opening, header, digest), selecting.py (which instances, which order), pixels.py
+guard.py     size limits, bounded inflation
+"""

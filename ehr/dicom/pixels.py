@@ -1,0 +1,261 @@
+"""Stored values → intensities in [0, 1], one frame at a time. Runs in the decoding process only.
+
+The grey-scale pipeline of PS3.4 N.2: modality LUT (or rescale), VOI LUT or window, then MONOCHROME1 inverted.
+Colour and palettes become luminance (ITU-R BT.601). What no window describes is stretched over its own range.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
+
+from ehr.dicom.dataset import Opened, get, items, number, text, whole
+from ehr.errors import BadInstance
+
+Array = NDArray[Any]
+FASTEST = {"1.2.840.10008.1.2.4.50": "pillow"}  # same values as the others, several times as fast
+LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+@dataclass(slots=True)
+class Rendered:
+    """One frame; `values` float32 [h, w], in [0, 1] when `windowed`, else in the unit of the modality LUT."""
+
+    values: NDArray[np.float32]
+    windowed: bool
+    low: float = 0.0  # of the whole frame, padding left out
+    high: float = 1.0
+    padding: NDArray[np.bool_] | None = None
+
+
+@dataclass(slots=True)
+class Renderer:
+    """Renders the frames of one instance and collects remarks."""
+
+    dataset: Dataset
+    max_side: int
+    notes: list[str] = field(default_factory=list)
+
+    def frames(self, indices: list[int]) -> Iterator[Rendered]:
+        """Decode and render the frames at `indices`. Raises BadInstance with the reason in words."""
+        for index, (values, properties) in zip(indices, decode(self.dataset, indices), strict=True):
+            kind = str(properties["photometric_interpretation"])
+            if kind == "PALETTE COLOR":
+                yield Rendered(self._fit(self._palette(values)), windowed=True)
+            elif values.ndim == 3:
+                yield Rendered(self._fit(self._luminance(values, kind, properties)), windowed=True)
+            else:
+                yield self._grey(values, index, inverted=kind == "MONOCHROME1")
+
+    def _note(self, words: str) -> None:
+        if words not in self.notes:
+            self.notes.append(words)
+
+    def _palette(self, values: Array) -> NDArray[np.float32]:
+        try:
+            colour = apply_color_lut(values, self.dataset)
+        except (ValueError, AttributeError, KeyError, IndexError):
+            raise BadInstance("the palette is missing or damaged") from None
+        top = 255.0 if colour.dtype == np.uint8 else 65535.0
+        return (colour[..., :3].astype(np.float32) @ LUMINANCE) / np.float32(top)
+
+    def _luminance(self, values: Array, kind: str, properties: dict[str, Any]) -> NDArray[np.float32]:
+        top = np.float32(
+            2 ** int(properties.get("bits_stored") or whole(self.dataset, "BitsStored") or 8) - 1
+        )
+        if kind.startswith("YBR"):
+            return _floats(np.clip(values[..., 0].astype(np.float32) / top, 0, 1))
+        return _floats(np.clip((values[..., :3].astype(np.float32) @ LUMINANCE) / top, 0, 1))
+
+    def _grey(self, stored: Array, index: int, *, inverted: bool) -> Rendered:
+        padding = self._padding(stored)
+        values = self._modality(stored, index)
+        voi = self._voi_lut(values)
+        window = None if voi is not None else self._window(index)
+        if voi is not None:
+            values, windowed = voi, True
+        elif window is not None:
+            values, windowed = apply_window(values, *window), True
+        else:
+            windowed = False
+        if windowed:
+            values = 1 - values if inverted else values
+            if padding is not None:
+                values = np.where(padding, np.float32(0), values)
+            return Rendered(self._fit(values), windowed=True)
+        low, high = self._range(values, stored, padding)
+        if inverted:
+            values, low, high = -values, -high, -low
+        if padding is not None:
+            values = np.where(padding, np.float32(low), values)
+        return Rendered(self._fit(values), windowed=False, low=low, high=high)
+
+    def _range(
+        self, values: NDArray[np.float32], stored: Array, padding: Array | None
+    ) -> tuple[float, float]:
+        bits = whole(self.dataset, "BitsStored") or 0
+        if stored.dtype.kind == "u" and 0 < bits <= 8 and np.array_equal(values, stored):
+            return 0.0, float(2**bits - 1)
+        self._note("no window in the file: stretched over its own values (0.1 to 99.9 %)")
+        kept = values if padding is None else values[~padding]
+        kept = kept[np.isfinite(kept)]
+        if not kept.size:
+            return 0.0, 0.0
+        low, high = np.percentile(
+            kept, (0.1, 99.9)
+        )  # a few dead or burned-in pixels must not flatten the rest
+        return float(low), float(high)
+
+    def _padding(self, stored: Array) -> NDArray[np.bool_] | None:
+        first = number(self.dataset, "PixelPaddingValue")
+        if first is None:
+            return None
+        last = number(self.dataset, "PixelPaddingRangeLimit")
+        low, high = sorted((first, first if last is None else last))
+        found = (stored >= low) & (stored <= high)
+        return found if found.any() and not found.all() else None
+
+    def _modality(self, stored: Array, index: int) -> NDArray[np.float32]:
+        if items(self.dataset, "ModalityLUTSequence"):
+            try:
+                return np.asarray(apply_modality_lut(stored, self.dataset), dtype=np.float32)
+            except (ValueError, AttributeError, KeyError, IndexError):
+                self._note("damaged modality LUT ignored")
+        place = self._functional(index, "PixelValueTransformationSequence") or self.dataset
+        slope, intercept = number(place, "RescaleSlope"), number(place, "RescaleIntercept")
+        values = stored.astype(np.float32)
+        if slope not in (None, 0, 1) or intercept not in (None, 0):
+            values = values * np.float32(slope or 1) + np.float32(intercept or 0)
+        return values
+
+    def _voi_lut(self, values: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        table = next(iter(items(self.dataset, "VOILUTSequence")), None)
+        if table is None:
+            return None
+        try:
+            bits = int(table.LUTDescriptor[2])
+            looked_up = apply_voi(np.rint(values).astype(np.int32), self.dataset)
+        except (ValueError, AttributeError, KeyError, IndexError, TypeError, NotImplementedError):
+            self._note("damaged VOI LUT ignored")
+            return None
+        return _floats(np.clip(looked_up.astype(np.float32) / np.float32(2**bits - 1), 0, 1))
+
+    def _window(self, index: int) -> tuple[float, float, str] | None:
+        place = self._functional(index, "FrameVOILUTSequence") or self.dataset
+        centre, width = number(place, "WindowCenter"), number(place, "WindowWidth")
+        shape = text(place, "VOILUTFunction").upper() or "LINEAR"
+        if shape == "LINEAR" and "PixelData" not in self.dataset:
+            shape = "LINEAR_EXACT"  # LINEAR counts in steps of 1, which float pixels do not have
+        if centre is None or width is None:
+            return None
+        if width <= 0 or (shape == "LINEAR" and width < 1):
+            self._note("impossible window ignored")
+            return None
+        return centre, width, shape
+
+    def _functional(self, index: int, keyword: str) -> Dataset | None:
+        """A functional group macro of an enhanced multi-frame: of this frame, else shared."""
+        per_frame = get(self.dataset, "PerFrameFunctionalGroupsSequence")
+        groups = [per_frame[index]] if per_frame and index < len(per_frame) else []
+        groups += items(self.dataset, "SharedFunctionalGroupsSequence")[:1]
+        return next((found[0] for group in groups if (found := items(group, keyword))), None)
+
+    def _fit(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return shrink(np.ascontiguousarray(values, dtype=np.float32), self.max_side)
+
+
+def _floats(values: Any) -> NDArray[np.float32]:
+    return np.asarray(values, dtype=np.float32)
+
+
+def apply_window(values: NDArray[np.float32], centre: float, width: float, shape: str) -> NDArray[np.float32]:
+    """Window to [0, 1]: LINEAR, LINEAR_EXACT or SIGMOID, PS3.3 C.11.2.1.2 and C.11.2.1.3."""
+    if shape == "SIGMOID":
+        exponent = np.clip(-4 * (values - np.float32(centre)) / np.float32(width), -80, 80)
+        return _floats((1 / (1 + np.exp(exponent))).astype(np.float32))
+    if shape == "LINEAR_EXACT":
+        scaled = (values - np.float32(centre)) / np.float32(width) + np.float32(0.5)
+    elif width == 1:
+        scaled = (values > np.float32(centre - 0.5)).astype(np.float32)
+    else:
+        scaled = (values - np.float32(centre - 0.5)) / np.float32(width - 1) + np.float32(0.5)
+    return _floats(np.clip(scaled, 0, 1))
+
+
+def fitted(rows: int, columns: int, max_side: int) -> tuple[int, int]:
+    """Rows and columns after shrinking so that the longer side is at most `max_side`; never enlarged."""
+    scale = min(1.0, max_side / max(rows, columns))
+    return max(1, round(rows * scale)), max(1, round(columns * scale))
+
+
+def shrink(values: NDArray[np.float32], max_side: int) -> NDArray[np.float32]:
+    """Shrink by area averaging."""
+    rows, columns = fitted(values.shape[0], values.shape[1], max_side)
+    if (rows, columns) == values.shape:
+        return values
+    picture = Image.fromarray(values).resize((columns, rows), Image.Resampling.BOX)
+    return np.asarray(picture, dtype=np.float32)
+
+
+def decode(dataset: Dataset, indices: list[int]) -> Iterator[tuple[Array, dict[str, Any]]]:
+    """Decoded frames and what describes them. Raises BadInstance with the reason in words."""
+    uid = dataset.file_meta.TransferSyntaxUID
+    try:
+        decoder = get_decoder(uid)
+    except NotImplementedError:
+        raise BadInstance(f"transfer syntax {_name(uid)} is not one we can decode") from None
+    if not decoder.is_available:
+        raise BadInstance(f"no decoder for transfer syntax {_name(uid)} is installed")
+    # The Y of YBR_FULL is the luminance we want: no detour over RGB, which clips.
+    raw = text(dataset, "PhotometricInterpretation") in {"YBR_FULL", "YBR_FULL_422"}
+    plugin = FASTEST.get(str(uid), "")
+    done = 0
+    while True:
+        try:
+            for found in decoder.iter_array(dataset, raw=raw, indices=indices[done:], decoding_plugin=plugin):
+                yield found
+                done += 1
+            return
+        except (MemoryError, BadInstance):
+            raise
+        except Exception as error:
+            # Decoders raise whatever they like over damaged data, and may quote values: the kind is enough.
+            if not plugin:
+                raise BadInstance(_reason(error, uid, done)) from None
+            plugin = ""  # the fastest cannot read this variant: let every other one try from here on
+
+
+def digest_values(opened: Opened) -> str:
+    """SHA-256 hex of the decoded values as int32: equal for lossless re-encodings of one image."""
+    frames = whole(opened.dataset, "NumberOfFrames") or 1
+    digest = hashlib.sha256()
+    for values, _ in decode(opened.dataset, list(range(frames))):
+        digest.update(str(values.shape).encode())
+        digest.update(
+            np.ascontiguousarray(values, dtype="<i4" if values.dtype.kind in "iu" else "<f8").tobytes()
+        )
+    return digest.hexdigest()
+
+
+def _reason(error: Exception, uid: Any, decoded: int) -> str:
+    words = str(error)
+    if "pixel data" in words and "expected length" in words:
+        return "the pixel data is not as long as rows x columns x frames: truncated, or a variant not decoded"
+    if isinstance(error, AttributeError) and "required" in words:
+        return "an element that describes the pixels is missing"
+    where = f" at frame {decoded + 1}" if decoded else ""
+    return f"the pixel data is damaged or in a variant of {_name(uid)} that cannot be decoded{where}"
+
+
+def _name(uid: Any) -> str:
+    name = str(getattr(uid, "name", uid))
+    return f"{uid} ({name})" if name != str(uid) else str(uid)

@@ -1,0 +1,155 @@
+"""Which instances of a Series make its Clip, in which order, at which times, at which spacing.
+
+Runs in the decoding process only. A Series may hold several things; a Clip shows one of them, and says so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from ehr.dicom.dataset import get, items, number, numbers, text, whole
+
+PROJECTIONS = frozenset({"CR", "DX", "DR", "RG", "MG", "PX", "IO", "RF", "XA"})
+FRONTAL = frozenset({"PA", "AP", "AP PORTABLE", "POSTERO-ANTERIOR", "ANTERO-POSTERIOR"})
+CENTIMETRES = 3  # PhysicalUnitsXDirection, PS3.3 C.8.5.5.1.15
+
+
+@dataclass(slots=True)
+class Chosen:
+    """Places in the list given, in order of display; times in ms, one per instance, when they are known."""
+
+    order: list[int]
+    times_ms: list[float] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def choose(headers: list[Dataset]) -> Chosen:
+    """Pick and order the instances of one Series.
+
+    several moving ones  the longest, since joining different clips would show a motion that never was
+    radiographs          one, a frontal view before others
+    slices or phases     all of the commonest size: by TriggerTime at one position, else along the normal,
+                         else by InstanceNumber
+    """
+    everyone = list(range(len(headers)))
+    if len(headers) == 1:
+        return Chosen(everyone)
+
+    def by_number(place: int) -> tuple[int, str]:
+        found = whole(headers[place], "InstanceNumber")
+        return (2**31 if found is None else found, text(headers[place], "SOPInstanceUID"))
+
+    frames = [whole(header, "NumberOfFrames") or 1 for header in headers]
+    if max(frames) > 1:
+        best = min(everyone, key=lambda place: (-frames[place], by_number(place)))
+        return Chosen([best], notes=[_others(len(headers), "the longest clip")])
+    if text(headers[0], "Modality").upper() in PROJECTIONS:
+        best = min(everyone, key=lambda place: (not _is_frontal(headers[place]), by_number(place)))
+        return Chosen([best], notes=[_others(len(headers), "one view")])
+
+    sizes = Counter((whole(header, "Rows"), whole(header, "Columns")) for header in headers)
+    size = max(sizes, key=lambda one: (sizes[one], (one[0] or 0) * (one[1] or 0)))
+    kept = [
+        place
+        for place in everyone
+        if (whole(headers[place], "Rows"), whole(headers[place], "Columns")) == size
+    ]
+    notes = (
+        []
+        if len(kept) == len(everyone)
+        else [f"{len(everyone) - len(kept)} instances of another size left out"]
+    )
+    depths = {place: _depth(headers[place]) for place in kept}
+    known = [depth for depth in depths.values() if depth is not None]
+    if len(known) == len(kept) and len(kept) > 1:
+        if max(known) - min(known) < 0.01:
+            triggers = {place: number(headers[place], "TriggerTime") for place in kept}
+            times = {place: at for place, at in triggers.items() if at is not None}
+            if len(set(times.values())) == len(kept):
+                order = sorted(kept, key=lambda place: times[place])
+                return Chosen(order, [times[place] - times[order[0]] for place in order], notes)
+        elif len({round(depth, 3) for depth in known}) == len(kept):
+            return Chosen(sorted(kept, key=lambda place: depths[place] or 0.0), notes=notes)
+    return Chosen(sorted(kept, key=by_number), notes=notes)
+
+
+def _others(total: int, shown: str) -> str:
+    return f"{shown} shown; {total - 1} more in this Series" if total > 1 else shown
+
+
+def _is_frontal(header: Dataset) -> bool:
+    return text(header, "ViewPosition").upper() in FRONTAL
+
+
+def _depth(header: Dataset) -> float | None:
+    """Distance of the slice along its normal, in mm."""
+    position, axes = numbers(header, "ImagePositionPatient"), numbers(header, "ImageOrientationPatient")
+    if len(position) != 3 or len(axes) != 6:
+        return None
+    return float(np.dot(np.cross(axes[:3], axes[3:]), position))
+
+
+def times_of(data: Dataset, frames: int) -> tuple[list[float] | None, str]:
+    """Times in ms of the frames of one instance, from the first; and what they were read from.
+
+    FrameTimeVector, FrameTime (ms), RecommendedDisplayFrameRate, CineRate (frames/s): PS3.3 C.7.6.5.
+    """
+    vector = numbers(data, "FrameTimeVector")
+    if len(vector) == frames and all(step >= 0 for step in vector) and sum(vector[1:]) > 0:
+        at = np.cumsum(vector) - vector[0]
+        return [float(one) for one in at], "FrameTimeVector"
+    step = number(data, "FrameTime")
+    if step and step > 0:
+        return [place * step for place in range(frames)], "FrameTime"
+    for keyword in ("RecommendedDisplayFrameRate", "CineRate"):
+        rate = number(data, keyword)
+        if rate and rate > 0:
+            return [place * 1000.0 / rate for place in range(frames)], keyword
+    return None, ""
+
+
+def spacing_of(data: Dataset) -> tuple[tuple[float, float] | None, str]:
+    """(row, column) spacing in mm and its source, PS3.3 10.7.1.3 and C.8.5.5."""
+    measures = [
+        measure
+        for group in items(data, "SharedFunctionalGroupsSequence")
+        for measure in items(group, "PixelMeasuresSequence")
+    ]
+    for place in (data, *measures):
+        found = numbers(place, "PixelSpacing")
+        if len(found) == 2 and min(found) > 0:
+            return (found[0], found[1]), "PixelSpacing"
+    found = numbers(data, "ImagerPixelSpacing")
+    if len(found) == 2 and min(found) > 0:
+        return (found[0], found[1]), "ImagerPixelSpacing"
+    regions = []
+    for region in items(data, "SequenceOfUltrasoundRegions"):
+        units = {whole(region, "PhysicalUnitsXDirection"), whole(region, "PhysicalUnitsYDirection")}
+        row, column = number(region, "PhysicalDeltaY"), number(region, "PhysicalDeltaX")
+        if units == {CENTIMETRES} and row and column:
+            corners = [
+                whole(region, f"RegionLocation{end}") or 0 for end in ("MinX0", "MinY0", "MaxX1", "MaxY1")
+            ]
+            area = (corners[2] - corners[0]) * (corners[3] - corners[1])
+            regions.append((area, (abs(row) * 10, abs(column) * 10)))
+    if regions:
+        return max(regions)[1], "SequenceOfUltrasoundRegions"
+    return None, ""
+
+
+def remarks_of(data: Dataset) -> list[str]:
+    """What a viewer should be told about one instance."""
+    notes = []
+    if text(data, "BurnedInAnnotation").upper() == "YES":
+        notes.append("burned-in annotation")
+    if any(element.tag.group & 0xFF01 == 0x6000 and element.tag.element == 0x3000 for element in data):
+        notes.append("overlay ignored")
+    if text(data, "LossyImageCompression") == "01":
+        notes.append("lossy compression")
+    if get(data, "ImagerPixelSpacing") and not get(data, "PixelSpacing"):
+        notes.append("spacing at the detector, not corrected for magnification")
+    return notes
