@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 Picture = NDArray[np.floating[Any]]  # [H, W]
 Point = tuple[float, float]
@@ -79,5 +79,6 @@ def write_mark(picture: Picture, text: str, at: Point, *, size: int, value: floa
 
 def _finish(canvas: Image.Image, side: int, soft: float) -> Picture:
     small = canvas.resize((side, side), Image.Resampling.BOX)
-    mask = np.asarray(small, dtype=np.float32) / 255
-    return blur(mask, soft) if soft else mask
+    if soft:
+        small = small.filter(ImageFilter.GaussianBlur(soft))
+    return np.asarray(small, dtype=np.float32) / 255
