@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import socket
 from datetime import datetime, timedelta
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import structlog
@@ -19,6 +21,7 @@ logger = logging.getLogger(__name__)
 RESEND_AFTER = timedelta(seconds=10)
 KEEP_SENT = timedelta(hours=1)
 PUBLISH_BATCH = 500
+KNOCK_S = 0.3
 
 
 def enqueue(job: Job, *, now: datetime, **ids: str) -> None:
@@ -35,6 +38,7 @@ def publish(message: OutboxMessage) -> bool:
     """Hand one message to the broker; False when the broker is out of reach (the sweeper tries again)."""
     job = Job(message.job)
     try:
+        _check_broker()
         app.signature(job.value, kwargs=message.kwargs).apply_async(queue=QUEUES[job].value, retry=False)
     except (OperationalError, OSError):
         OutboxMessage.objects.filter(pk=message.pk).update(tries=message.tries + 1)
@@ -42,6 +46,13 @@ def publish(message: OutboxMessage) -> bool:
         return False
     OutboxMessage.objects.filter(pk=message.pk).update(sent_at=timezone.now())
     return True
+
+
+def _check_broker() -> None:
+    """Knock before publishing: the client library would try a dead address for six seconds. Raises OSError."""
+    broker = urlsplit(str(app.conf.broker_url))
+    if broker.scheme in ("redis", "rediss") and broker.hostname:
+        socket.create_connection((broker.hostname, broker.port or 6379), timeout=KNOCK_S).close()
 
 
 def resend(now: datetime) -> int:
