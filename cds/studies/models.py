@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import uuid
+from datetime import datetime
 
 from django.db import models
 
 from cds.jobs import Job
-from cds.jobs.models import LeasedWork
+from cds.jobs.models import LeasedWork, LiveEvent
+from cds.patients import importing
 from cds.patients.models import Patient, Source
 
 
 class StudyState(models.TextChoices):
     """announced → stored → encoded, or failed with a reason. See `receiving.TRANSITIONS`."""
 
-    ANNOUNCED = "announced"  # we know it exists
+    ANNOUNCED = "announced"  # we know it exists, or hold files of it that are not decoded yet
     STORED = "stored"  # its pixels are durable here
     ENCODED = "encoded"  # every readable Series has embeddings
     FAILED = "failed"
@@ -28,6 +30,7 @@ class Study(models.Model):
     patient = models.ForeignKey(Patient, null=True, on_delete=models.CASCADE, related_name="studies")
     study_uid = models.CharField(max_length=64, unique=True)
     dicom_patient_id = models.CharField(max_length=128, blank=True)
+    issuer_of_patient_id = models.CharField(max_length=128, blank=True)
     description = models.CharField(max_length=200, blank=True)
     started_at = models.DateTimeField(null=True)  # null = undated: never used in a prediction
     received_at = models.DateTimeField()
@@ -35,7 +38,12 @@ class Study(models.Model):
     failure = models.CharField(max_length=500, blank=True)
 
     class Meta:
-        indexes = [models.Index(fields=["patient", "-started_at"], name="study_newest")]
+        indexes = [
+            models.Index(fields=["patient", "-started_at"], name="study_newest"),
+            models.Index(
+                fields=["source", "dicom_patient_id"], condition=models.Q(patient=None), name="study_unlinked"
+            ),
+        ]
 
 
 class Series(models.Model):
@@ -95,6 +103,15 @@ class Encoding(LeasedWork):
             models.UniqueConstraint(fields=["study", "pixels_digest", "backbones"], name="encoding_once"),
         ]
         indexes = [models.Index(fields=["work_state", "lease_until"], name="encoding_sweep")]
+
+    def on_failed(self, *, now: datetime) -> None:
+        """The study says so too, and whoever scores learns that its pixels will not come."""
+        study = Study.objects.select_related("patient").get(pk=self.study_id)
+        study.state, study.failure = StudyState.FAILED, f"encoding: {self.failure}"[:500]
+        study.save(update_fields=["state", "failure"])
+        if study.patient is not None:
+            importing.touch(study.patient, now)
+        LiveEvent.objects.create(kind="study", subject=str(study.pk), patient_id=study.patient_id, at=now)
 
 
 class Embedding(models.Model):

@@ -1,0 +1,142 @@
+"""Files under STUDY_STORE: the originals as they came, and each Series' frames, decoded once.
+
+    <study uuid>/<series uuid>/<sha256 of the file>.dcm     an Instance
+    <study uuid>/<series uuid>/<digest>.npy                 uint16 [T, H, W] over [0, 1]: read by memory map
+    <study uuid>/<series uuid>/<digest>.times.npy           float32 [T], ms
+
+A file is written whole, made durable and then renamed, so a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from django.conf import settings
+from numpy.typing import NDArray
+from PIL import Image
+
+import ehr
+from cds.errors import Invalid, NotFound
+from cds.studies.models import Series
+
+FULL = 65535
+CHUNK = 1024 * 1024
+
+
+def path_of(relative: str) -> Path:
+    """The absolute path of a stored file."""
+    return Path(settings.STUDY_STORE) / relative
+
+
+def keep_file(source: Path, folder: str) -> tuple[str, str, int]:
+    """Copy a file durably to `folder` under its SHA-256: (relative path, sha256 hex, bytes)."""
+    digest, size = hashlib.sha256(), 0
+
+    def copy(target: IO[bytes]) -> None:
+        nonlocal size
+        with source.open("rb") as stream:
+            while piece := stream.read(CHUNK):
+                digest.update(piece)
+                size += len(piece)
+                target.write(piece)
+
+    relative = _write(folder, copy, lambda: f"{digest.hexdigest()}.dcm")
+    return relative, digest.hexdigest(), size
+
+
+def keep_clip(clip: ehr.Clip, folder: str, name: str) -> str:
+    """Store a Clip's frames and times durably; returns the relative path of the frames."""
+    frames = np.rint(np.clip(clip.frames, 0, 1) * FULL).astype(np.uint16)
+    _write(folder, lambda target: np.save(target, clip.times_ms), lambda: f"{name}.times.npy")
+    return _write(folder, lambda target: np.save(target, frames), lambda: f"{name}.npy")
+
+
+def remove(relative: str) -> None:
+    """Drop a stored file that no row names any more; one that is gone already is fine."""
+    path = path_of(relative)
+    path.unlink(missing_ok=True)
+    if path.suffix == ".npy":
+        path.with_suffix(".times.npy").unlink(missing_ok=True)
+
+
+def load_clip(series: Series) -> ehr.Clip:
+    """The frames of a Series as `ehr.read_clip` gave them. Raises NotFound when it has none."""
+    stored = _frames(series)
+    frames = stored.astype(np.float32)
+    frames /= np.float32(FULL)
+    times = np.load(path_of(series.clip_path).with_suffix(".times.npy"), allow_pickle=False)
+    spacing = None
+    if series.spacing_row_mm is not None and series.spacing_column_mm is not None:
+        spacing = (series.spacing_row_mm, series.spacing_column_mm)
+    return ehr.Clip(frames=frames, times_ms=times, spacing_mm=spacing, notes=tuple(series.remarks))
+
+
+def times_ms(series: Series) -> NDArray[np.float32]:
+    """When each frame was taken, in ms from the first."""
+    _frames(series)
+    times = np.load(path_of(series.clip_path).with_suffix(".times.npy"), allow_pickle=False)
+    return np.asarray(times, dtype=np.float32)
+
+
+def frame(series: Series, index: int) -> NDArray[np.uint8]:
+    """One frame, uint8 [H, W]; only that frame is read from disk.
+
+    raises  NotFound without stored frames, Invalid when there is no such frame
+    """
+    stored = _frames(series)
+    if not 0 <= index < len(stored):
+        raise Invalid(f"the Series has frames 0 to {len(stored) - 1}")
+    return np.asarray((stored[index].astype(np.uint32) * 255 + FULL // 2) // FULL, dtype=np.uint8)
+
+
+def png(series: Series, index: int, *, max_side: int | None = None) -> bytes:
+    """One frame as an 8-bit grey PNG for the browser, shrunk to `max_side` when given. Raises as `frame`."""
+    picture = Image.fromarray(frame(series, index))
+    if max_side is not None:
+        picture.thumbnail((max_side, max_side), Image.Resampling.BOX)
+    held = io.BytesIO()
+    picture.save(held, "PNG", compress_level=1)
+    return held.getvalue()
+
+
+def _frames(series: Series) -> NDArray[np.uint16]:
+    if not series.clip_path:
+        raise NotFound(f"Series {series.pk} has no frames: {series.failure or 'not decoded yet'}")
+    try:
+        stored: NDArray[np.uint16] = np.load(path_of(series.clip_path), mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise NotFound(f"the frames of Series {series.pk} are not in the store") from None
+    return stored
+
+
+def _write(folder: str, fill: Callable[[IO[bytes]], object], name: Callable[[], str]) -> str:
+    """Write under a temporary name, sync, rename, sync the folder: whole and durable, or not there."""
+    target = path_of(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=target, prefix=".part-")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            fill(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target / name())
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(target)
+    return f"{folder}/{name()}"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
