@@ -49,7 +49,7 @@ def publish(message: OutboxMessage) -> bool:
 
 
 def _check_broker() -> None:
-    """Knock before publishing: the client library would try a dead address for six seconds. Raises OSError."""
+    """Knock before publishing: the client would try a dead address for six seconds. Raises OSError."""
     broker = urlsplit(str(app.conf.broker_url))
     if broker.scheme in ("redis", "rediss") and broker.hostname:
         socket.create_connection((broker.hostname, broker.port or 6379), timeout=KNOCK_S).close()
