@@ -27,6 +27,7 @@ from cds.risk.models import RiskPrediction
 
 DRIVERS_SHOWN = 3
 FIELDS_SHOWN = 4
+_UNITS = {"a": "years", "mm[Hg]": "mmHg", "Cel": "°C", "10*3/uL": "×10³/µL"}  # UCUM as clinicians write it
 _MARKUP = re.compile(r"([\\`*_\[\]<>#|~!&:@{}])")
 
 
@@ -124,7 +125,7 @@ def _risk(
     if standing.state is DataState.PARTIAL:
         lines.insert(1, f"Preliminary: {escape(standing.reason)}")
     if severe:
-        lines.append(escape(thresholds.policy_text(prediction.outcome)))
+        lines.append(thresholds.policy_text(prediction.outcome))
     indicator = Indicator.WARNING if severe else Indicator.INFO
     return _shown(CardKind.RISK, summary, indicator, standing, patient, [*lines, *foot], prediction)
 
@@ -223,7 +224,7 @@ def _drivers(prediction: RiskPrediction) -> list[str]:
 def _driver(driver: dict[str, Any]) -> str:
     said = escape(driver["label"])
     if driver.get("value") is not None and driver.get("unit", "1") not in ("", "1"):
-        said += f" {driver['value']:.4g} {escape(driver['unit'])}"
+        said += f" {driver['value']:.4g} {escape(_UNITS.get(driver['unit'], driver['unit']))}"
     return f"{said} ({driver['points'] * 100:+.1f} points)"
 
 

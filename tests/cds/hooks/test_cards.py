@@ -1,0 +1,155 @@
+"""Cards as JSON, against golden files; and what may stand in them. INTEROP 4, 11, 13-16.
+
+After a deliberate change of wording, run this file with TESSERA_REWRITE_GOLDEN=1, and read the difference as
+a clinician would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from cds.hooks import cards, replies
+from cds.hooks.cards import cards_for
+from cds.patients.models import Patient
+from cds.registry.models import ModelVersion
+from cds.risk.assessing import DataState, Standing
+from cds.risk.models import RiskPrediction
+from tests.cds.hooks.conftest import make_score
+from tests.factories import make_patient
+
+GOLDEN = Path(__file__).parent / "golden"
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def patient(db: None) -> Patient:
+    """A patient of an ordinary source."""
+    return make_patient("p1")
+
+
+def standing_as(
+    state: DataState, patient: Patient, version: ModelVersion, *, reason: str = "", risk: float | None = 0.31
+) -> Standing:
+    at = NOW - timedelta(minutes=5)
+    assessment = make_score(patient, version, risk=risk, as_of=at) if risk is not None else None
+    return Standing(version, assessment, state, reason)
+
+
+CASES: dict[str, tuple[DataState, str, float | None]] = {
+    "risk-high": (DataState.CURRENT, "", 0.31),
+    "risk-low": (DataState.CURRENT, "", 0.004),
+    "partial": (DataState.PARTIAL, "still being read: image", 0.31),
+    "stale": (DataState.STALE, "newer data have arrived; a fresh score is being computed", 0.31),
+    "not-yet-known": (DataState.UPDATING, "not yet known: the first score is being computed", None),
+    "abstained": (DataState.ABSTAINED, "no vital signs of the last 7 days", None),
+    "not-eligible": (DataState.NOT_ELIGIBLE, "already in intensive care", None),
+    "failed": (DataState.FAILED, "the worker stopped while working on it (tried 3 times)", None),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_card_is_the_golden_one(name: str, patient: Patient, version: ModelVersion) -> None:
+    state, reason, risk = CASES[name]
+    standing = standing_as(state, patient, version, reason=reason, risk=risk)
+    (shown,) = cards_for(
+        [standing], outcome="icu-admission", patient=patient, now=NOW, not_supplied=("labs",) * (risk is None)
+    )
+    said = json.dumps(shown.card.to_json() | {"uuid": "a fresh one"}, indent=2, ensure_ascii=False) + "\n"
+    said = said.replace(str(patient.pk), "PATIENT").replace(str(version.pk), "VERSION")
+    file = GOLDEN / f"{name}.json"
+    if os.environ.get("TESSERA_REWRITE_GOLDEN"):
+        file.write_text(said)
+    assert said == file.read_text()
+
+
+@pytest.mark.parametrize(
+    "state", [state for state in DataState if state not in (DataState.CURRENT, DataState.PARTIAL)]
+)
+def test_without_a_fresh_number_no_card_calls_the_risk_low(
+    state: DataState, patient: Patient, version: ModelVersion
+) -> None:
+    standing = standing_as(state, patient, version, reason="because", risk=None)
+    (shown,) = cards_for([standing], outcome="icu-admission", patient=patient, now=NOW)
+    assert shown.kind is not cards.CardKind.RISK
+    assert "This is not a low risk" in shown.card.detail
+    assert "%" not in shown.card.summary
+
+
+def test_an_outcome_the_patient_is_not_at_risk_of_is_out_of_scope(
+    patient: Patient, version: ModelVersion
+) -> None:
+    standing = standing_as(DataState.CURRENT, patient, version)
+    (shown,) = cards_for([standing], outcome="death", patient=patient, now=NOW)
+    assert shown.kind is cards.CardKind.OUT_OF_SCOPE
+
+
+def test_text_from_a_record_never_becomes_markup(patient: Patient, version: ModelVersion) -> None:
+    standing = standing_as(DataState.CURRENT, patient, version)
+    evil = "<img src=x onerror=alert(1)> [click](javascript:x) **bold** `code` | www.evil.example\n# head"
+    RiskPrediction.objects.update(
+        explanation={"drivers": [{"label": evil, "points": 0.1, "value": 3.0, "unit": "<b>"}]}
+    )
+    (shown,) = cards_for([standing], outcome="icu-admission", patient=patient, now=NOW)
+    line = next(line for line in shown.card.detail.splitlines() if "Raises" in line)
+    html = MarkdownIt("commonmark").render(line)
+    for tag in ("<img", "<a ", "<b>", "<code", "<h1", "<strong"):
+        assert tag not in html
+    assert "www\\." in line
+
+
+@given(st.text())
+def test_escaped_text_renders_as_itself(text: str) -> None:
+    import html as entities
+    import re
+
+    rendered = MarkdownIt("commonmark").render("x " + cards.escape(text))
+    plain = entities.unescape(re.sub(r"</?p>", "", rendered)).strip()
+    # Markdown shows NUL as the replacement character; a line is one line
+    assert plain == ("x " + " ".join(text.split())).replace("\x00", "\ufffd").strip()
+
+
+@given(st.text(max_size=400))
+def test_a_summary_is_never_140_characters(text: str) -> None:
+    assert len(cards._shortened("x" + text)) <= 139
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: replies.Card(uuid.uuid4(), "x" * 140, replies.Indicator.INFO, replies.Source("s")),
+        lambda: replies.Card(uuid.uuid4(), "", replies.Indicator.INFO, replies.Source("s")),
+        lambda: replies.Card(
+            uuid.uuid4(), "x", replies.Indicator.INFO, replies.Source("s"), selection_behavior="any"
+        ),
+        lambda: replies.Link("l", "u", type="relative"),
+        lambda: replies.Link("l", "u", app_context="x"),
+        lambda: replies.Action("delete", "d", resource={"resourceType": "Task"}),
+        lambda: replies.Action("create", "d"),
+    ],
+)
+def test_what_the_specification_forbids_cannot_be_made(make: Any) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        make()
+
+
+def test_unset_fields_are_left_out() -> None:
+    card = replies.Card(uuid.UUID(int=0), "x", replies.Indicator.INFO, replies.Source("s"))
+    assert set(card.to_json()) == {"uuid", "summary", "indicator", "source"}
+    suggestion = replies.Suggestion(
+        "Order lactate",
+        uuid.UUID(int=1),
+        is_recommended=False,
+        actions=(replies.Action("delete", "d", resource_id="1"),),
+    )
+    assert suggestion.to_json()["isRecommended"] is False
+    assert suggestion.to_json()["actions"] == [{"type": "delete", "description": "d", "resourceId": "1"}]
