@@ -46,4 +46,8 @@ class TooLarge(Permanent):
 
 
 class Refused(Permanent):
-    """The other side refused, or the address is not one we may call."""
+    """The other side refused (`status`: its HTTP status), or the address is not one we may call."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status

@@ -163,7 +163,7 @@ troponin-i            ng/mL     10839-9 89579-7 49563-0 42757-5
 troponin-t            ng/mL     6598-7 67151-1
 bnp                   pg/mL     30934-4 42637-9
 nt-pro-bnp            pg/mL     33762-6 83107-3
-d-dimer-feu           ng/mL{FEU} 48065-7 48067-5 71427-9
+d-dimer-feu           ng/mL{FEU} 48065-7 48067-3 71427-9
 d-dimer-ddu           ng/mL{DDU} 48066-5 48058-2
 inr                   1         6301-6 34714-6                                            max=100
 prothrombin-time      s         5902-2 5964-2

@@ -1,13 +1,14 @@
 """A FHIR R4 server over HTTP: search with paging, read, and whole patients by typed searches.
 
 What it guards (INTEROP 31, OPERATIONS "SSRF"): https outside loopback unless told otherwise, no redirects, a
-`next` link only on the origin it came from, a cap on each body, a bounded number of pages, and bounded waiting
-on 429 and 5xx by `Retry-After`. The bearer token goes to this origin only and is in no message.
+`next` link only on the origin it came from, a cap on each body, a bounded number of pages, and bounded
+waiting on 429 and 5xx by `Retry-After`. The bearer token goes to this origin only and is in no message.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,13 +22,13 @@ import httpx
 import orjson
 import tenacity
 
-from ehr.errors import BadResource, Refused, Retriable, TooLarge
+from ehr.errors import BadResource, Permanent, Refused, Retriable, TooLarge
 from ehr.fhir.elements import Json, get_list, get_object, get_text
 from ehr.fhir.prefetch import outcome_text
 from ehr.fhir.reading import read_resources
 from ehr.fhir.resources import ReadingTally
 from ehr.fhir.scope import Scope, patient_of
-from ehr.records import PatientRecord, SetAside
+from ehr.records import PatientIdentity, PatientRecord, SetAside
 
 MAX_PAGE_BYTES = 5 * 2**20
 MAX_PAGES = 10_000
@@ -97,6 +98,8 @@ class FhirClient:
 
     def read(self, resource_type: str, resource_id: str) -> dict[str, Any]:
         """The resource `type/id`. Raises Refused (4xx), Retriable, TooLarge or BadResource."""
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", resource_id):
+            raise BadResource(f"not a FHIR id to read a {resource_type} by")
         resource = self._get(urljoin(self.base_url, f"{resource_type}/{resource_id}"))
         if resource.get("resourceType") != resource_type:
             raise BadResource(f"GET {resource_type}/[id] answered another type of resource")
@@ -142,7 +145,17 @@ class FhirClient:
                     yield from self._pull(patient, tally)
             return
         for identity in self._changed_since(since):
-            yield from self._pull(self.read("Patient", identity), tally)
+            try:
+                patient = self.read("Patient", identity)
+            except Permanent as error:
+                _check_authorised(error)
+                problem = SetAside(
+                    f"{self.base_url}Patient/{identity}"[:500], "Patient", identity, str(error)[:500]
+                )
+                stub = PatientIdentity(resource_id=identity, is_stub=True)
+                yield PatientRecord(patient=stub, set_aside=(problem,))
+                continue
+            yield from self._pull(patient, tally)
 
     def _changed_since(self, since: datetime) -> list[str]:
         params = {
@@ -162,7 +175,8 @@ class FhirClient:
                         except BadResource:
                             continue  # nobody's: the whole patient could not be pulled anyway
                         found[identity] = None
-            except Refused:
+            except Permanent as error:  # a type this server cannot be searched for; the others still tell
+                _check_authorised(error)
                 if resource_type == "Patient":
                     raise
         return list(found)
@@ -174,7 +188,8 @@ class FhirClient:
         for resource_type, extra in SEARCHES.items():
             try:
                 resources.extend(self._typed(resource_type, identity, extra))
-            except Refused as error:
+            except Permanent as error:
+                _check_authorised(error)
                 problems.append(SetAside(self.base_url[:500], resource_type, "", str(error)[:500]))
         for record in read_resources(resources, tally=tally):
             if record.patient.resource_id == identity and problems:
@@ -186,7 +201,8 @@ class FhirClient:
         params = {"patient": patient, "_count": str(PAGE_SIZE)}
         try:
             found = list(self.search(resource_type, {**params, **extra}))
-        except Refused:
+        except Refused as error:
+            _check_authorised(error)
             if not extra:
                 raise
             found = list(self.search(resource_type, params))  # a server that does not know this _include
@@ -228,9 +244,8 @@ class FhirClient:
         said = _outcome(body)
         if status in (408, 425, 429) or status >= 500:
             raise Retriable(f"GET {path}: {status}{said}", retry_after_s=_retry_after(response))
-        raise Refused(
-            f"GET {path}: {status}{' (redirects are not followed)' if 300 <= status < 400 else said}"
-        )
+        said = " (redirects are not followed)" if 300 <= status < 400 else said
+        raise Refused(f"GET {path}: {status}{said}", status=status)
 
     def _read_body(self, response: httpx.Response, path: str) -> bytes:
         pieces, size = [], 0
@@ -240,6 +255,12 @@ class FhirClient:
                 raise TooLarge(f"GET {path}: the body is larger than {self._max_page_bytes} bytes")
             pieces.append(piece)
         return b"".join(pieces)
+
+
+def _check_authorised(error: Permanent) -> None:
+    """Raise `error` again when the token is no longer good: what follows would only look empty."""
+    if isinstance(error, Refused) and error.status == 401:
+        raise error
 
 
 def _wait(state: tenacity.RetryCallState) -> float:

@@ -17,8 +17,10 @@ from ehr.errors import BadResource
 from ehr.fhir.elements import Json, get_object, get_text
 
 FIRST_YEAR, LAST_YEAR = 1850, 2199  # nothing in a living record is dated outside
-_DATE = re.compile(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?")
-_TIME = re.compile(r"(\d{4}-\d{2}-\d{2}T\d{2}:\d{2})(?::(\d{2})(\.\d{1,6})?\d*)?(Z|[+-]\d{2}:\d{2})?")
+_DATE = re.compile(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?", re.ASCII)
+_TIME = re.compile(
+    r"(\d{4}-\d{2}-\d{2}T\d{2}:\d{2})(?::(\d{2})(\.\d{1,6})?\d*)?(Z|[+-]\d{2}:\d{2})?", re.ASCII
+)
 _TICK = timedelta(microseconds=1)
 
 
@@ -63,7 +65,7 @@ def _read_time(match: re.Match[str]) -> datetime:
 
 
 def _read_date(year: int | None, month: int | None, day: int | None) -> Span:
-    if year is None:
+    if not year or month == 0 or day == 0:
         raise ValueError
     start = datetime(year, month or 1, day or 1, tzinfo=UTC)
     last_month = month or 12

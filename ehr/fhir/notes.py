@@ -139,9 +139,7 @@ def _read_attachment(about: About, attachment: Json, element: str) -> str:
     try:
         text = raw.decode(charset)
     except (LookupError, UnicodeError) as error:
-        raise BadResource(
-            f"{element}.data is not text in {(charset[1] if charset else 'utf-8')[:40]}"
-        ) from error
+        raise BadResource(f"{element}.data is not text in {charset}") from error
     text = storable(text_of_html(text) if media in _HTML else text).strip()
     if not text:
         raise BadResource(f"{element}.data holds no words")

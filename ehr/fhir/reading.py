@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from ehr.errors import TooLarge
+from ehr.errors import BadResource, TooLarge
 from ehr.fhir.elements import Json
 from ehr.fhir.resources import SUPPORTING, Gathering, ReadingTally
 from ehr.fhir.scope import Scope
@@ -66,7 +66,10 @@ def read_fhir_folder(
 
     A Bundle file yields its patients at once. Resources spread over files are gathered up to `BATCH` and then
     yielded: in a large export a patient comes in several records, the later ones with a stub identity.
+    Raises BadResource when there is no such folder.
     """
+    if not folder.exists():
+        raise BadResource(f"{folder.name}: no such file or folder")
     gathering, scope = Gathering(tally), Scope()
     root = folder if folder.is_dir() else folder.parent
     for path in list_fhir_files(folder):
@@ -85,6 +88,9 @@ def read_fhir_folder(
             yield from _read_lines(path, where, gathering, scope)
         if gathering.size >= BATCH:
             yield from gathering.take()
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        if path.is_file() and not path.name.endswith(_SUFFIXES):
+            gathering.tally.ignored[f"file *{path.suffix[:10]}"] += 1
     yield from gathering.take()
 
 

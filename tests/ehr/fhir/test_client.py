@@ -1,0 +1,255 @@
+"""The FHIR client against a server that pages, tires, errs and misleads."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import httpx
+import pytest
+
+from ehr import BadResource, FhirClient, Refused, Retriable, TooLarge
+from tests.ehr.fhir.resources_for_tests import coded, encounter, observation, patient, resource
+
+BASE = "https://ehr.example/fhir"
+Answer = httpx.Response | Callable[[httpx.Request], httpx.Response]
+
+
+class Server:
+    """Answers from a script: path and query → answers in turn, the last one again and again."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.script: dict[str, list[Answer]] = {}
+        self.asked: list[httpx.Request] = []
+        self.slept: list[float] = []
+        self.client = FhirClient(
+            BASE, transport=httpx.MockTransport(self._answer), sleep=self.slept.append, **kwargs
+        )
+
+    def on(self, path: str, *answers: Answer | dict[str, Any]) -> Server:
+        self.script[path] = [httpx.Response(200, json=a) if isinstance(a, dict) else a for a in answers]
+        return self
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request)
+        query = request.url.query.decode()
+        key = request.url.path.removeprefix("/fhir/") + (f"?{query}" if query else "")
+        answers = self.script.get(key) or self.script.get(key.split("?")[0]) or [not_found()]
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        return answer(request) if callable(answer) else answer
+
+
+def not_found() -> httpx.Response:
+    return httpx.Response(
+        404, json={"resourceType": "OperationOutcome", "issue": [{"code": "not-supported"}]}
+    )
+
+
+def page(*resources: dict[str, Any], after: str = "") -> dict[str, Any]:
+    bundle: dict[str, Any] = {
+        "resourceType": "Bundle",
+        "type": "searchset",
+        "entry": [{"resource": r} for r in resources],
+    }
+    return bundle | ({"link": [{"relation": "next", "url": after}]} if after else {})
+
+
+def ids(server: Server, kind: str = "Observation") -> list[str]:
+    return [str(item["id"]) for item in server.client.search(kind, {"patient": "p1"})]
+
+
+def test_pages_are_followed_absolute_and_relative() -> None:
+    server = Server().on(
+        "Observation?patient=p1", page(observation(id="a"), after=f"{BASE}/Observation?page=2")
+    )
+    server.on("Observation?page=2", page(observation(id="b"), after="Observation?page=3"))
+    server.on("Observation?page=3", page(observation(id="c")))
+    assert ids(server) == ["a", "b", "c"]
+    assert all(request.headers["accept"] == "application/fhir+json" for request in server.asked)
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        "https://evil.example/fhir/x",
+        "http://ehr.example/fhir/x",
+        "https://ehr.example:8443/x",
+        "//evil.example/x",
+        "file:///etc/passwd",
+    ],
+)
+def test_a_next_page_on_another_origin_is_refused(elsewhere: str) -> None:
+    server = Server(token="secret").on("Observation", page(observation(), after=elsewhere))
+    with pytest.raises(Refused, match="another origin"):
+        ids(server)
+    assert len(server.asked) == 1, "the token went nowhere else"
+
+
+def test_pages_in_circles_come_to_an_end() -> None:
+    server = Server().on("Observation", page(observation(), after="Observation?patient=p1"))
+    with pytest.raises(BadResource, match="circles"):
+        ids(server)
+
+
+def test_429_waits_as_long_as_asked() -> None:
+    server = Server().on(
+        "Observation", httpx.Response(429, headers={"Retry-After": "7"}), page(observation())
+    )
+    assert ids(server) == ["o1"]
+    assert server.slept == [7.0]
+
+
+def test_retry_after_may_be_a_date_and_is_bounded() -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    dated = {
+        "Date": format_datetime(now, usegmt=True),
+        "Retry-After": format_datetime(now + timedelta(seconds=9), usegmt=True),
+    }
+    far = {"Retry-After": "86400"}
+    server = Server().on(
+        "Observation",
+        httpx.Response(503, headers=dated),
+        httpx.Response(503, headers=far),
+        page(observation()),
+    )
+    assert ids(server) == ["o1"]
+    assert server.slept == [9.0, 60.0]
+
+
+def test_503_then_fine() -> None:
+    server = Server().on("Observation", httpx.Response(503), httpx.Response(502), page(observation()))
+    assert ids(server) == ["o1"]
+    assert server.slept == [0.5, 1.0]
+
+
+def test_patience_ends() -> None:
+    server = Server().on("Observation", httpx.Response(503, headers={"Retry-After": "1"}))
+    with pytest.raises(Retriable, match="503") as caught:
+        ids(server)
+    assert caught.value.retry_after_s == 1.0
+    assert len(server.asked) == 5
+
+
+def test_a_lost_connection_is_retriable() -> None:
+    def lost(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectTimeout("timed out", request=request)
+
+    server = Server().on("Observation", lost)
+    with pytest.raises(Retriable, match="ConnectTimeout"):
+        ids(server)
+
+
+def test_the_outcome_of_a_refusal_is_told_and_the_token_is_not() -> None:
+    outcome = {
+        "resourceType": "OperationOutcome",
+        "issue": [{"code": "forbidden", "details": {"text": "scope is missing"}}],
+    }
+    server = Server(token="secret-token").on("Observation", httpx.Response(403, json=outcome))
+    with pytest.raises(Refused, match="403: forbidden scope is missing") as caught:
+        ids(server)
+    assert caught.value.status == 403
+    assert "secret-token" not in str(caught.value)
+    assert server.asked[0].headers["authorization"] == "Bearer secret-token"
+
+
+def test_redirects_are_not_followed() -> None:
+    server = Server().on("Observation", httpx.Response(302, headers={"Location": "https://evil.example"}))
+    with pytest.raises(Refused, match="redirects are not followed"):
+        ids(server)
+
+
+def test_bodies_are_capped_also_unpacked() -> None:
+    packed = gzip.compress(json.dumps(page(observation(note=[{"text": "x" * 50_000}]))).encode())
+    server = Server(max_page_bytes=10_000)
+    server.on("Observation", httpx.Response(200, content=packed, headers={"Content-Encoding": "gzip"}))
+    assert len(packed) < 10_000
+    with pytest.raises(TooLarge, match="10000 bytes"):
+        ids(server)
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b"", json.dumps(observation()).encode()])
+def test_what_is_no_searchset_is_said(body: bytes) -> None:
+    server = Server().on("Observation", httpx.Response(200, content=body))
+    with pytest.raises(BadResource):
+        ids(server)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://ehr.example/fhir",
+        "ftp://ehr.example",
+        "ehr.example",
+        "https://user:pw@ehr.example/fhir",
+        "https://ehr.example:99999/",
+    ],
+)
+def test_addresses_we_may_not_call(url: str) -> None:
+    with pytest.raises(Refused):
+        FhirClient(url)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8080/fhir", "http://localhost/fhir", "http://[::1]/fhir"])
+def test_loopback_may_be_plain(url: str) -> None:
+    FhirClient(url).close()
+
+
+def test_read() -> None:
+    server = Server().on("Patient/p1", patient())
+    assert server.client.read("Patient", "p1")["id"] == "p1"
+    with pytest.raises(Refused, match="404: not-supported"):
+        server.client.read("Patient", "p2")
+    with pytest.raises(BadResource, match="not a FHIR id"):
+        server.client.read("Patient", "../../admin")
+    with pytest.raises(BadResource, match="another type"):
+        server.on("Observation/p1", patient()).client.read("Observation", "p1")
+
+
+def test_whole_patients_by_typed_searches() -> None:
+    drug = resource("MedicationRequest", medicationReference={"reference": "Medication/m1"})
+    medication = {"resourceType": "Medication", "id": "m1", "code": coded("860975", "urn:x")}
+    server = Server().on("Patient", page(patient())).on("Encounter", page(encounter()))
+    server.on("Observation?patient=p1&_count=200", page(observation(id="a"), after="Observation?page=2"))
+    server.on("Observation?page=2", page(observation(id="b")))
+    server.on("MedicationRequest", page(drug, medication))
+    (record,) = server.client.patients()
+    assert not record.patient.is_stub
+    assert [found.resource_id for found in record.observations] == ["a", "b"]
+    assert record.medications[0].code.code == "860975"
+    assert len(record.encounters) == 1
+    unsupported = {item.kind: item.reason for item in record.set_aside}
+    assert "404: not-supported" in unsupported["FamilyMemberHistory"], (
+        "an unsupported type is said, not taken for none"
+    )
+
+
+def test_only_patients_with_changes() -> None:
+    since = datetime(2026, 1, 1, tzinfo=UTC)
+    stamp = "_lastUpdated=ge2026-01-01T00%3A00%3A00%2B00%3A00&_count=200"
+    server = Server().on(f"Patient?{stamp}", page()).on(f"Observation?{stamp}", page(observation()))
+    server.on("Patient/p1", patient()).on(
+        "Observation?patient=p1&_count=200", page(observation(), observation(id="o2"))
+    )
+    (record,) = server.client.patients(since=since)
+    assert len(record.observations) == 2, "the whole patient comes"
+
+
+def test_a_patient_who_is_gone_does_not_stop_the_others() -> None:
+    stamp = "_lastUpdated=ge2026-01-01T00%3A00%3A00%2B00%3A00&_count=200"
+    server = Server().on(f"Patient?{stamp}", page(patient(id="gone"), patient())).on("Patient/p1", patient())
+    gone, here = server.client.patients(since=datetime(2026, 1, 1, tzinfo=UTC))
+    assert gone.patient.is_stub
+    assert "404" in gone.set_aside[0].reason
+    assert not here.patient.is_stub
+
+
+def test_a_token_that_expires_midway_stops_everything() -> None:
+    server = (
+        Server().on("Patient", page(patient())).on("Encounter", page()).on("Condition", httpx.Response(401))
+    )
+    with pytest.raises(Refused, match="401"):
+        list(server.client.patients())

@@ -1,0 +1,61 @@
+# ruff: noqa: E501 - tables are read by row
+"""Variants, what they mean, and scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ehr import ReadingTally
+from tests.ehr.fhir.resources_for_tests import coded, read_all, read_one, resource
+
+
+def part(code: str, display: str) -> dict[str, Any]:
+    return {"code": coded(code), "valueCodeableConcept": coded("x", "urn:x", display)}
+
+
+def variant(**changes: Any) -> dict[str, Any]:
+    return resource(
+        "Observation", status="final", effectiveDateTime="2020", code=coded("69548-6"),
+        valueCodeableConcept=coded("LA9633-4", display="Present"),
+        component=[part("48018-6", "BRCA1"), part("48004-6", "NM_007294.4:c.68_69del")],
+    ) | changes  # fmt: skip
+
+
+def test_a_variant() -> None:
+    (found,) = read_one(variant()).genomics
+    assert (found.kind, found.gene, found.variant, found.present) == (
+        "variant",
+        "BRCA1",
+        "NM_007294.4:c.68_69del",
+        True,
+    )
+    assert found.available_at
+    assert found.available_at.year == 2020
+
+
+def test_an_absent_variant_is_known_to_be_absent() -> None:
+    assert read_one(variant(valueCodeableConcept=coded("LA9634-2"))).genomics[0].present is False
+    assert read_one(variant(valueCodeableConcept=coded("LA18198-4"))).genomics[0].present is None
+
+
+def test_an_implication_carries_the_significance_of_its_variant() -> None:
+    meaning = resource(
+        "Observation", status="final", code=coded("diagnostic-implication", "http://hl7.org/fhir/uv/genomics-reporting"),
+        component=[part("53037-8", "Pathogenic")], derivedFrom=[{"reference": "Observation/v1"}],
+    )  # fmt: skip
+    found = read_one(variant(id="v1"), meaning).genomics
+    assert [(item.gene, item.significance) for item in found] == [("BRCA1", ""), ("BRCA1", "Pathogenic")]
+
+
+def test_a_polygenic_score() -> None:
+    score = resource("Observation", status="final", category=[coded("GE", "urn:x")], valueQuantity={"value": 1.7},
+                     code={"text": "Polygenic risk score, coronary artery disease"})  # fmt: skip
+    (found,) = read_one(score).genomics
+    assert (found.kind, found.value) == ("score", 1.7)
+    assert read_one(score).observations == ()
+
+
+def test_what_is_not_read_is_counted() -> None:
+    tally = ReadingTally()
+    read_all(variant(code=coded("84414-2")), tally=tally)
+    assert tally.ignored == {"Observation (genomics: haplotype)": 1}
