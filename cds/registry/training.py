@@ -204,7 +204,7 @@ def _save(bundle: fusion.Bundle, path: str) -> str:
     half = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(half, ignore_errors=True)
     half.parent.mkdir(parents=True, exist_ok=True)
-    digest = bundle.save(half)
+    digest = bundle.save(half, created_at=timezone.now().isoformat())
     shutil.rmtree(folder, ignore_errors=True)
     half.rename(folder)
     return digest

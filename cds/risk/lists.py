@@ -294,3 +294,14 @@ def latest_any(version: ModelVersion | None) -> QuerySet[RiskAssessment]:
 def first_of(rows: QuerySet[RiskAssessment], column: str) -> Subquery:
     """One column of the first row."""
     return Subquery(rows.values(column)[:1])
+
+
+def find_row(viewer: access.Viewer, patient: Patient, *, outcome: str, now: datetime) -> WorklistRow | None:
+    """The row of one patient as it stands now; None when this person may not see them."""
+    active = registry_queries.list_active()
+    chosen = next((one for one in active if one.outcome == outcome), active[0] if active else None)
+    name, version = (chosen.outcome, chosen.version) if chosen else ("", None)
+    visible = access.visible_patients(viewer).filter(pk=patient.pk)
+    rows = [_row(found, version, name, now=now) for found in _find(visible, Filters(), version, name)]
+    changes = _changes(visible, name, rows) if version else {}
+    return next(iter(_finish([(row, changes.get(str(row["id"]))) for row in rows])), None)

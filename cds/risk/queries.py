@@ -55,7 +55,7 @@ MODALITY_WORDS = {
     "cine": "Cine",
 }
 __all__ = [
-    "banner", "find_assessment", "find_heat_map", "find_prediction", "heat_map_values", "panel", "worklist",
+    "banner", "find_assessment", "find_heat_map", "find_prediction", "find_response", "heat_map_values", "panel", "worklist",
 ]  # fmt: skip
 NEW_MODEL = timedelta(days=14)
 STRONG = 0.02  # a sentence that moves the estimate by two points or more
@@ -85,6 +85,19 @@ def find_assessment(viewer: access.Viewer, assessment_id: object) -> RiskAssessm
     found = rows.select_related("patient", "version").filter(pk=key).first()
     if found is None:
         raise NotFound("no such score, or not of one of your patients")
+    return found
+
+
+def find_response(viewer: access.Viewer, response_id: object) -> Response:
+    """An answer about a patient this person may see; NotFound otherwise."""
+    try:
+        key = uuid.UUID(str(response_id))
+    except ValueError:
+        key = uuid.UUID(int=0)
+    rows = Response.objects.filter(prediction__assessment__patient__in=access.visible_patients(viewer))
+    found = rows.select_related("prediction__assessment").filter(pk=key).first()
+    if found is None:
+        raise NotFound("no such answer, or not about one of your patients")
     return found
 
 

@@ -36,7 +36,8 @@ from cds.registry import queries as registry_queries
 from cds.registry.models import ModelVersion
 from cds.risk import assessing
 from cds.risk.models import HeatMap, RiskAssessment, RiskPrediction
-from cds.studies.models import Encoding, Series, Study, StudyState
+from cds.studies import receiving
+from cds.studies.models import Encoding, Series, Study
 from fusion import FusionConfig, Modality
 
 logger = logging.getLogger(__name__)
@@ -103,12 +104,7 @@ def _finish_encoding(work: Encoding, failures: list[str]) -> None:
     with transaction.atomic():
         state = WorkState.FAILED if failures else WorkState.DONE
         leases.finish(work, now=now, state=state, failure="; ".join(failures))
-        study = Study.objects.select_for_update().get(pk=work.study_id)
-        if study.state != StudyState.FAILED:
-            study.state = StudyState.FAILED if failures else StudyState.ENCODED
-            study.failure = "; ".join(failures)[:500]
-            study.save(update_fields=["state", "failure"])
-        outbox.tell("study", study.pk, now=now, patient_id=study.patient_id)
+        study = receiving.mark_encoded(work.study, failures=failures, now=now)
         recording.record(
             by=WORKER,
             action="study.encode",
@@ -154,16 +150,8 @@ def ask_encoding(
     keys = {key for modality, key in version.encoders.items() if Modality(modality) in _PIXELS}
     for study in Study.objects.filter(patient=patient, series__clip_path__gt="").distinct():
         latest = study.encodings.order_by("-queued_at").first()
-        if latest is None or latest.work_state in (WorkState.QUEUED, WorkState.RUNNING):
-            continue
-        encoding, created = Encoding.objects.get_or_create(
-            study=study,
-            pixels_digest=latest.pixels_digest,
-            backbones=",".join(sorted(keys))[:200],
-            defaults={"queued_at": now},
-        )
-        if created:
-            leases.queue(encoding, now=now)
+        if latest is None or latest.work_state not in (WorkState.QUEUED, WorkState.RUNNING):
+            receiving.request_encoding(study, backbones=",".join(sorted(keys)), now=now)
 
 
 # -- scoring ---------------------------------------------------------------------------------------------

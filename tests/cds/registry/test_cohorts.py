@@ -1,0 +1,96 @@
+"""Cohorts: a patient in one split only, events in every split, and frozen means frozen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import timedelta
+
+import pytest
+
+from cds.errors import Invalid
+from cds.registry import cohorts
+from tests.cds.registry.rows import make_patient, make_series, make_stay
+from tests.factories import NOW
+
+pytestmark = pytest.mark.django_db
+DAY = timedelta(days=1)
+CUTOFF = NOW + 100 * DAY
+
+
+def _ward(patients: int, events: int) -> None:
+    """Patients with two radiographs each; the first `events` of them go to intensive care on day 3."""
+    for number in range(patients):
+        patient = make_patient()
+        make_stay(patient, "inpatient", NOW - DAY, NOW + 9 * DAY)
+        make_series(patient, NOW)
+        make_series(patient, NOW + DAY)
+        if number < events:
+            make_stay(patient, "intensive-care", NOW + 3 * DAY, NOW + 5 * DAY)
+
+
+def test_freezing_keeps_patients_whole_and_events_everywhere() -> None:
+    _ward(20, 6)
+    cohort = cohorts.freeze(cohorts.draw(outcomes=["icu-admission"], now=CUTOFF, seed=7), now=CUTOFF)
+    assert cohort.members.count() == 40
+    splits: dict[object, set[str]] = {}
+    for member in cohort.members.all():
+        splits.setdefault(member.patient_id, set()).add(member.split)
+    assert all(len(held) == 1 for held in splits.values())
+    shares = Counter(next(iter(held)) for held in splits.values())
+    assert shares == {"train": 12, "tuning": 4, "held_out": 4}
+    by_split = cohort.counts["outcomes"]["icu-admission"]["by_split"]
+    assert all(held["events"] > 0 for held in by_split.values())
+    assert cohort.counts["outcomes"]["icu-admission"]["events"] == 12
+
+
+def test_the_same_seed_gives_the_same_cohort_and_another_seed_another() -> None:
+    _ward(20, 6)
+    first, again, other = (
+        cohorts.freeze(cohorts.draw(outcomes=["icu-admission"], now=CUTOFF, seed=seed), now=CUTOFF)
+        for seed in (7, 7, 8)
+    )
+    assert first.digest == again.digest != other.digest
+
+
+def test_frozen_means_frozen() -> None:
+    _ward(6, 2)
+    cohort = cohorts.freeze(cohorts.draw(outcomes=["icu-admission"], now=CUTOFF), now=CUTOFF)
+    digest, members = cohort.digest, cohort.members.count()
+    _ward(4, 1)
+    cohorts.freeze(cohort, now=CUTOFF + DAY)
+    assert (cohort.digest, cohort.members.count()) == (digest, members)
+    member = cohort.members.first()
+    assert member is not None
+    member.labels = {"icu-admission": 1 - member.labels["icu-admission"]}
+    member.save()
+    with pytest.raises(Invalid, match="frozen"):
+        cohorts.freeze(cohort, now=CUTOFF)
+
+
+def test_preview_counts_without_storing_and_says_what_is_missing() -> None:
+    _ward(5, 0)
+    alone = make_patient()
+    make_series(alone, NOW)
+    seen = cohorts.preview(outcomes=["icu-admission", "death"], now=CUTOFF)
+    assert (seen.patients, seen.moments) == (5, 10)
+    icu = {counts.outcome: counts for counts in seen.outcomes}["icu-admission"]
+    assert (icu.members, icu.events, icu.excluded) == (10, 0, {"follow-up too short": 1})
+    assert any("no events" in problem for problem in seen.problems)
+    assert not cohorts.Cohort.objects.exists()
+
+
+def test_nothing_taken_after_the_cutoff_is_a_member() -> None:
+    _ward(3, 1)
+    cohort = cohorts.freeze(
+        cohorts.draw(outcomes=["icu-admission"], now=NOW + timedelta(hours=1)), now=CUTOFF
+    )
+    assert set(cohort.members.values_list("as_of", flat=True)) <= {NOW}
+
+
+def test_drawing_from_named_sources_only() -> None:
+    _ward(3, 1)
+    assert cohorts.preview(outcomes=["icu-admission"], sources=["tests"], now=CUTOFF).patients in (0, 3)
+    with pytest.raises(Invalid, match="no source nowhere"):
+        cohorts.draw(outcomes=["icu-admission"], sources=["nowhere"], now=CUTOFF)
+    with pytest.raises(Invalid):
+        cohorts.draw(outcomes=[], now=CUTOFF)
