@@ -22,15 +22,14 @@ from django.db import DataError, IntegrityError
 
 import ehr
 from cds.audit import recording
-from cds.errors import ClinicError, Invalid
+from cds.errors import ClinicError, Conflict, Invalid
 from cds.patients import importing
 from cds.patients.models import Patient, Source
 from cds.risk import assessing
 from cds.studies import receiving
-from cds.studies.models import Instance, Study, StudyState
+from cds.studies.models import Instance, Series, Study, StudyState
 
 Progress = Callable[[str, int, int | None], None]  # what, how many are done, of how many (None: not known)
-NOT_USED = "not used"
 
 
 def _silent(what: str, done: int, total: int | None) -> None:
@@ -42,6 +41,7 @@ class Tally:
     """What a run took, passed over and refused.
 
     resources   resource type -> state (new, changed, unchanged, removed, set_aside) -> how many
+    ignored     resources that say nothing Tessera reads: by type, or "type (why)"
     instances   "new" | "duplicate" | "set-aside" -> how many DICOM files
     refused     every resource and file set aside, with its reason
     changed     patients whose record is not what it was before
@@ -49,6 +49,7 @@ class Tally:
     """
 
     resources: dict[str, Counter[str]] = field(default_factory=dict)
+    ignored: Counter[str] = field(default_factory=Counter)
     instances: Counter[str] = field(default_factory=Counter)
     studies: int = 0
     patients: int = 0
@@ -57,15 +58,23 @@ class Tally:
     interrupted: str = ""
 
     def add(self, by_type: Mapping[str, Mapping[str, int]]) -> None:
+        """Count what an import did; what it set aside comes by `refuse`."""
         for name, states in by_type.items():
-            self.resources.setdefault(name, Counter()).update(states)
+            done = {state: count for state, count in states.items() if state != importing.SET_ASIDE}
+            self.resources.setdefault(name, Counter()).update(done)
 
     def refuse(self, items: Iterable[ehr.SetAside]) -> None:
-        self.refused.extend(items)
+        """Count and list what was set aside."""
+        for item in items:
+            self.refused.append(item)
+            if item.kind != "DICOM":
+                self.resources.setdefault(item.kind or "file", Counter())[importing.SET_ASIDE] += 1
 
     def merge(self, other: Tally) -> None:
         """Take over what another run counted."""
-        self.add(other.resources)
+        for name, states in other.resources.items():
+            self.resources.setdefault(name, Counter()).update(states)
+        self.ignored.update(other.ignored)
         self.instances.update(other.instances)
         self.studies += other.studies
         self.patients += other.patients
@@ -87,15 +96,16 @@ def ingest_fhir(
 
     raises  Invalid when there is no such folder, or the address may not be called
     """
-    tally = Tally()
+    tally, reading = Tally(), ehr.ReadingTally()
     try:
-        for record in _read_fhir(where, source, token):
+        for record in _read_fhir(where, token, reading):
             _take_record(record, source=source, by=by, now=now, tally=tally)
             progress("Records", tally.patients, None)
     except ehr.EhrError as error:
         if not is_address(where):
             raise Invalid(f"cannot read {where}: {error}") from error
         tally.interrupted = f"the FHIR server stopped answering: {error}"
+    tally.ignored.update(reading.ignored)
     return tally
 
 
@@ -115,10 +125,10 @@ def ingest_dicom(
     tally = Tally()
     touched: dict[UUID, Study] = {}
     try:
-        for done, total, name, path in _read_dicom(where, source, token, tally):
-            received = receiving.receive_file(path, source=source, by=by, now=now)
-            tally.instances[received.outcome] += 1
-            if received.outcome == "set-aside":
+        for done, total, name, path in _read_dicom(where, token, tally):
+            received = receiving.receive_file(path, source=source, by=by, now=now, where=name)
+            tally.instances[received.outcome.value] += 1
+            if received.outcome is receiving.Outcome.SET_ASIDE:
                 tally.refuse([ehr.SetAside(name, "DICOM", "", received.reason)])
             elif received.study is not None:
                 touched[received.study.pk] = received.study
@@ -153,7 +163,7 @@ def check_address(url: str) -> None:
         raise Invalid("an address must name a host and carry no user name or password")
     if parts.scheme == "https" or host == "localhost" or _is_loopback(host):
         return
-    if not Source.objects.filter(base_url=url.rstrip("/")).exists():
+    if not _is_registered(url):
         raise Invalid(f"{parts.scheme}://{host} is not https, not this machine, and not a registered source")
 
 
@@ -164,6 +174,10 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _is_registered(url: str) -> bool:
+    return Source.objects.filter(base_url__in=[url.rstrip("/"), url.rstrip("/") + "/"]).exists()
+
+
 def _folder(where: str | Path) -> Path:
     folder = Path(where)
     if not folder.exists():
@@ -171,12 +185,13 @@ def _folder(where: str | Path) -> Path:
     return folder
 
 
-def _read_fhir(where: str | Path, source: Source, token: str) -> Iterator[ehr.PatientRecord]:
+def _read_fhir(where: str | Path, token: str, reading: ehr.ReadingTally) -> Iterator[ehr.PatientRecord]:
     if not is_address(where):
-        yield from ehr.read_fhir_folder(_folder(where))
+        yield from ehr.read_fhir_folder(_folder(where), tally=reading)
         return
     check_address(str(where))
-    yield from ehr.FhirClient(str(where), token=token).patients()
+    with ehr.FhirClient(str(where), token=token, allow_http=_is_registered(str(where))) as client:
+        yield from client.patients(tally=reading)
 
 
 def _take_record(
@@ -186,33 +201,52 @@ def _take_record(
     tally.refuse(record.set_aside)
     if not record.patient.resource_id:
         importing.keep_set_aside(source, record.set_aside, now=now)
-        for item in record.set_aside:
-            tally.add({item.kind: {importing.SET_ASIDE: 1}})
         return
     try:
         done = importing.import_record(record, source=source, by=by, now=now)
     except (ClinicError, DataError, IntegrityError) as error:
-        whole = ehr.SetAside(
-            source.slug, "Patient", record.patient.resource_id, f"not stored: {type(error).__name__}"
-        )
+        reason = f"the whole record was not stored: {type(error).__name__}"
+        whole = ehr.SetAside(source.slug, "Patient", record.patient.resource_id, reason)
         importing.keep_set_aside(source, [whole], now=now)
         tally.refuse([whole])
-        tally.add({"Patient": {importing.SET_ASIDE: 1}})
         return
     tally.patients += 1
     tally.add(done.by_type)
+    tally.refuse(done.refused)
     if done.changed:
         tally.changed.add(done.patient.pk)
-        receiving.link_patient(done.patient, now=now)
+        receiving.link_patient(done.patient, now=now, by=by)
+    for found in record.imaging_studies:
+        _announce(found, done.patient, source=source, by=by, now=now, tally=tally)
 
 
-def _read_dicom(
-    where: str | Path, source: Source, token: str, tally: Tally
-) -> Iterator[tuple[int, int | None, str, Path]]:
+def _announce(
+    found: ehr.ImagingStudyRecord,
+    patient: Patient,
+    *,
+    source: Source,
+    by: recording.Actor,
+    now: datetime,
+    tally: Tally,
+) -> None:
+    """Note that pixels exist somewhere; a Study held for somebody else is set aside."""
+    held = Study.objects.filter(study_uid=found.study_uid).exists()
+    try:
+        receiving.announce(found, source=source, by=by, now=now, patient=patient)
+    except Conflict as error:
+        refused = ehr.SetAside(source.slug, found.resource_type, found.resource_id, str(error))
+        importing.keep_set_aside(source, [refused], now=now)
+        tally.refuse([refused])
+        return
+    tally.add({found.resource_type: {importing.UNCHANGED if held else importing.NEW: 1}})
+
+
+def _read_dicom(where: str | Path, token: str, tally: Tally) -> Iterator[tuple[int, int | None, str, Path]]:
     """(how many so far, of how many, its name for people, the file), folder or server alike."""
     if is_address(where):
         check_address(str(where))
-        yield from _fetch_instances(ehr.DicomWebClient(str(where), token=token), str(where), tally)
+        with ehr.DicomWebClient(str(where), token=token) as client:
+            yield from _fetch_instances(client, str(where), tally)
         return
     folder = _folder(where)
     paths = [folder] if folder.is_file() else sorted(_files(folder))
@@ -269,3 +303,13 @@ def _complete(
         if study.patient_id is not None:
             tally.changed.add(study.patient_id)
         progress("Studies decoded", done, len(studies))
+    undecodable = Series.objects.filter(study__in=touched, clip_path="").exclude(failure="")
+    for series in undecodable.select_related("study").order_by("series_uid"):
+        where = f"study {series.study.study_uid}"
+        tally.refuse(
+            [
+                ehr.SetAside(
+                    where, "DICOM", series.series_uid, f"its Series cannot be decoded: {series.failure}"
+                )
+            ]
+        )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import structlog
 from django.db import transaction
+from django.db.models import F
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
@@ -21,6 +23,8 @@ logger = logging.getLogger(__name__)
 RESEND_AFTER = timedelta(seconds=10)
 KEEP_SENT = timedelta(hours=1)
 PUBLISH_BATCH = 500
+PAUSE_S = 2.0  # after the broker refused, nobody else waits for it that long: the sweeper sends what piled up
+_away_until = 0.0  # time.monotonic()
 KNOCK_S = 0.3
 
 
@@ -31,17 +35,24 @@ def enqueue(job: Job, *, now: datetime, **ids: str) -> None:
     message = OutboxMessage.objects.create(
         job=job, kwargs={**ids, "correlation_id": correlation_id}, created_at=now
     )
-    transaction.on_commit(lambda: publish(message), robust=True)
+    transaction.on_commit(lambda: _publish_unless_away(message), robust=True)
+
+
+def _publish_unless_away(message: OutboxMessage) -> None:
+    if time.monotonic() >= _away_until:
+        publish(message)
 
 
 def publish(message: OutboxMessage) -> bool:
     """Hand one message to the broker; False when the broker is out of reach (the sweeper tries again)."""
+    global _away_until
     job = Job(message.job)
     try:
         _check_broker()
         app.signature(job.value, kwargs=message.kwargs).apply_async(queue=QUEUES[job].value, retry=False)
     except (OperationalError, OSError):
-        OutboxMessage.objects.filter(pk=message.pk).update(tries=message.tries + 1)
+        _away_until = time.monotonic() + PAUSE_S
+        OutboxMessage.objects.filter(pk=message.pk).update(tries=F("tries") + 1)
         logger.warning("broker out of reach; job kept in the outbox", extra={"job": message.job})
         return False
     OutboxMessage.objects.filter(pk=message.pk).update(sent_at=timezone.now())

@@ -45,6 +45,7 @@ class Imported:
     counts   resources new, changed, unchanged, removed, set_aside
     by_type  the same per resource type
     note_digests  `Note.text_digest` of the notes whose text is new here: to be embedded
+    refused  facts that cannot be kept as they are, beside those the reader had set aside
     """
 
     patient: Patient
@@ -53,6 +54,7 @@ class Imported:
     counts: dict[str, int] = field(default_factory=dict)
     by_type: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     note_digests: tuple[str, ...] = ()
+    refused: tuple[ehr.SetAside, ...] = ()
 
 
 def get_source(
@@ -87,6 +89,7 @@ def import_record(
         )
     built = [rows.build_rows(record, kind) for kind in rows.KINDS]
     facts = [kept for kept, _ in built]
+    refused = tuple(one for _, items in built for one in items)
     identity_digest = "" if identity.is_stub else rows.identity_digest(identity)
     digest = rows.record_digest(record, facts, identity_digest)
 
@@ -95,7 +98,7 @@ def import_record(
         tally = _Tally()
         for resource_type, resource_id in _resources(facts, identity):
             tally.add(resource_type, resource_id, UNCHANGED)
-        return Imported(known, False, False, *tally.counts())
+        return Imported(known, False, False, *tally.counts(), refused=refused)
 
     patient, created = _locked_patient(source, identity.resource_id, now)
     tally = _Tally()
@@ -112,7 +115,7 @@ def import_record(
             _assign_unit(patient, source)
     if not created:
         _remove_retracted(patient, record.retracted, tally)
-    aside = [*record.set_aside, *(one for _, refused in built for one in refused)]
+    aside = [*record.set_aside, *refused]
     keep_set_aside(source, aside, now=now)
     for one in aside:
         tally.add(one.kind, one.identity or one.where, SET_ASIDE)
@@ -135,7 +138,7 @@ def import_record(
     if new_notes:
         outbox.enqueue(Job.ENCODE_NOTES, now=now, patient_id=str(patient.pk))
     _remember(patient, digest)
-    return Imported(patient, created, changed, counts, by_type, new_notes)
+    return Imported(patient, created, changed, counts, by_type, new_notes, refused)
 
 
 def touch(patient: Patient, now: datetime) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -102,8 +103,13 @@ def print_tally(tally: ingesting.Tally, console: Console | None = None, *, liste
             "Resource", *(state.replace("_", " ") for state in STATES), title=f"{tally.patients} patients"
         )
         for name, states in sorted(tally.resources.items()):
-            table.add_row(name, *(str(states[state] or "") for state in STATES))
+            table.add_row(escape(name), *(str(states[state] or "") for state in STATES))
         console.print(table)
+    if tally.ignored:
+        said = ", ".join(f"{name} {count}" for name, count in tally.ignored.most_common())
+        console.print(
+            f"Not read, because nothing in Tessera uses them: {said}", highlight=False, markup=False
+        )
     if tally.instances:
         table = Table("DICOM", "files", title=f"{tally.studies} studies decoded")
         for outcome in ("new", "duplicate", "set-aside"):
@@ -113,12 +119,11 @@ def print_tally(tally: ingesting.Tally, console: Console | None = None, *, liste
         reasons = Counter((item.kind, item.reason) for item in tally.refused)
         table = Table("Set aside", "reason", "times")
         for (kind, reason), times in reasons.most_common():
-            table.add_row(kind, reason, str(times))
+            table.add_row(escape(kind or "file"), escape(reason), str(times))
         console.print(table)
         for item in tally.refused[:listed]:
-            console.print(
-                f"  {item.where}: {item.kind} {item.identity} {item.reason}", highlight=False, markup=False
-            )
+            said = " ".join(filter(None, (f"{item.where}:", item.kind, item.identity, item.reason)))
+            console.print(f"  {said}", highlight=False, markup=False, soft_wrap=True)
         if len(tally.refused) > listed:
             console.print(f"  … and {len(tally.refused) - listed} more; --report FILE lists them all")
 
