@@ -1,0 +1,65 @@
+"""The mathematics, in pure PyTorch: what is known of a patient in, a calibrated and explained risk out.
+
+The door of `fusion`: everything other rooms may use is named here. Knows no Django, no hospital, no clock; reads
+no files but bundles. `fusion.model` is the file to read first.
+"""
+
+from fusion.backbones import (
+    ImageBackbone,
+    TextBackbone,
+    image_backbone_names,
+    load_backbone,
+    load_text_backbone,
+    split_sentences,
+    text_backbone_names,
+)
+from fusion.bundle import Bundle
+from fusion.config import FieldKind, FieldSpec, FusionConfig, FusionKind, OutcomeSpec
+from fusion.errors import BadInput, BundleMismatch, Cancelled, FusionError, NotEnoughData, UnknownEncoder
+from fusion.evaluate import Report, evaluate
+from fusion.explain import ImageExplanation, explain_image, frames_explained
+from fusion.inputs import Frames, Modality, NoteInput, PatientInputs, PixelInput, SeriesPoint
+from fusion.predict import predict
+from fusion.prediction import Contribution, Driver, OutcomePrediction, Prediction
+from fusion.train import Example, Progress, train
+
+__all__ = [
+    "BadInput",
+    "Bundle",
+    "BundleMismatch",
+    "Cancelled",
+    "Contribution",
+    "Driver",
+    "Example",
+    "FieldKind",
+    "FieldSpec",
+    "Frames",
+    "FusionConfig",
+    "FusionError",
+    "FusionKind",
+    "ImageBackbone",
+    "ImageExplanation",
+    "Modality",
+    "NotEnoughData",
+    "NoteInput",
+    "OutcomePrediction",
+    "OutcomeSpec",
+    "PatientInputs",
+    "PixelInput",
+    "Prediction",
+    "Progress",
+    "Report",
+    "SeriesPoint",
+    "TextBackbone",
+    "UnknownEncoder",
+    "evaluate",
+    "explain_image",
+    "frames_explained",
+    "image_backbone_names",
+    "load_backbone",
+    "load_text_backbone",
+    "predict",
+    "split_sentences",
+    "text_backbone_names",
+    "train",
+]

@@ -1,0 +1,30 @@
+"""Encoders: the tokens of one modality → an embedding [B, E] and unimodal logits [B, R]."""
+
+from __future__ import annotations
+
+from fusion.batch import SUMMARY
+from fusion.config import FusionConfig
+from fusion.embedding import width_of
+from fusion.encoders.base import Encoded, Encoder
+from fusion.encoders.cine import CineEncoder
+from fusion.encoders.pooled import PooledEncoder
+from fusion.encoders.record import RecordEncoder
+from fusion.inputs import Modality
+
+__all__ = ["Encoded", "Encoder", "build_encoder"]
+
+
+def build_encoder(modality: Modality, config: FusionConfig) -> Encoder:
+    """An untrained encoder for one modality of a model."""
+    e, r = config.width, len(config.outcomes)
+    if modality == Modality.TABULAR:
+        return RecordEncoder(len(config.fields), 1, e, r)
+    if modality == Modality.GENOMICS:
+        return RecordEncoder(len(config.genomics), 1, e, r)
+    if modality == Modality.SERIES:
+        return RecordEncoder(len(config.channels), len(SUMMARY), e, r)
+    if modality == Modality.TEXT:
+        return PooledEncoder(width_of(config.text_backbone), e, r)
+    if modality == Modality.IMAGE:
+        return PooledEncoder(width_of(config.image_backbone), e, r)
+    return CineEncoder(width_of(config.cine_backbone), e, r)

@@ -1,0 +1,22 @@
+"""Networks that turn pixels and sentences into embeddings, by name. Frozen; used once, when the data arrive."""
+
+from fusion.backbones.image import ImageBackbone, image_backbone_names, image_version, load_backbone
+from fusion.backbones.text import (
+    TextBackbone,
+    load_text_backbone,
+    split_sentences,
+    text_backbone_names,
+    text_version,
+)
+
+__all__ = [
+    "ImageBackbone",
+    "TextBackbone",
+    "image_backbone_names",
+    "image_version",
+    "load_backbone",
+    "load_text_backbone",
+    "split_sentences",
+    "text_backbone_names",
+    "text_version",
+]

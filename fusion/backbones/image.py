@@ -1,0 +1,146 @@
+"""Image backbones by name: one frame → feature maps → one embedding.
+
+The version names what an embedding depends on: architecture, weights and the constants of preparation.
+Weights: `efficientnet_lite0` carries ImageNet weights in its package; the others start from a fixed seed unless
+a safetensors file is given (parameter names as in the published checkpoints).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusion.backbones import networks
+from fusion.errors import BadInput, UnknownEncoder
+from fusion.inputs import FloatArray
+
+MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, of intensities in [0, 1]
+SCALE = (0.229, 0.224, 0.225)
+PREPARATION = "grey x3, bilinear antialiased square resize, ImageNet mean and scale, v1"
+SEED = 20261123
+FRAMES_AT_ONCE = 16
+
+BUILDERS: dict[str, Callable[[], nn.Module]] = {
+    "convnext_tiny": networks.convnext_tiny,
+    "densenet121": networks.densenet121,
+    "efficientnet_lite0": networks.efficientnet_lite0,
+    "inception_v3": networks.inception_v3,
+    "resnet18": networks.resnet18,
+    "resnet50": networks.resnet50,
+    "small_cnn": networks.small_cnn,
+    "vgg16": networks.vgg16,
+}
+
+
+def image_backbone_names() -> list[str]:
+    """Names that `load_backbone` knows (an extra may still be missing for some)."""
+    return sorted(BUILDERS)
+
+
+class ImageBackbone:
+    """A frozen CNN: frames → feature maps → embeddings.
+
+    name     as in `FusionConfig.image_backbone`
+    version  "name:" + 8 hex digits over weights and preparation: equal versions, equal embeddings
+    width    D of an embedding
+    """
+
+    def __init__(self, name: str, network: nn.Module) -> None:
+        self.name = name
+        self.network = network.eval().requires_grad_(False)
+        self.version = f"{name}:{_digest(network)}"
+        self.width = int(network.width)  # type: ignore[arg-type]
+        self._mean = torch.tensor(MEAN).view(1, 3, 1, 1)
+        self._scale = torch.tensor(SCALE).view(1, 3, 1, 1)
+        torch.set_flush_denormal(True)  # denormals slow CNNs many times over
+
+    def prepare(self, values: FloatArray, size: int) -> Tensor:
+        """Grey frames float32 [T, H, W] in [0, 1] → what the network takes, float32 [T, 3, size, size]."""
+        if values.ndim != 3 or 0 in values.shape:
+            raise BadInput(f"frames must be [T, H, W] without an empty axis, not {list(values.shape)}")
+        frames = torch.from_numpy(np.array(values, dtype=np.float32))
+        if not bool(torch.isfinite(frames).all()):
+            raise BadInput("frames hold values that are not finite")
+        grey = frames.clamp(0, 1)[:, None]
+        grey = F.interpolate(grey, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+        return (grey.expand(-1, 3, -1, -1) - self._mean) / self._scale
+
+    def maps(self, prepared: Tensor) -> Tensor:
+        """float32 [T, 3, size, size] → feature maps float32 [T, D, h, w]; the embedding is `pool` of them."""
+        return self.network(prepared)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def pool(maps: Tensor) -> Tensor:
+        """Feature maps [T, D, h, w] → embeddings [T, D]: the mean over space."""
+        return maps.mean(dim=(2, 3))
+
+    def embed(self, values: FloatArray, size: int) -> FloatArray:
+        """Frames float32 [T, H, W] in [0, 1] → embeddings float32 [T, D]. Raises BadInput."""
+        parts = []
+        with torch.inference_mode():
+            for start in range(0, len(values), FRAMES_AT_ONCE):
+                parts.append(self.pool(self.maps(self.prepare(values[start : start + FRAMES_AT_ONCE], size))))
+        if not parts:
+            raise BadInput("no frames to embed")
+        return torch.cat(parts).numpy().astype(np.float32)
+
+    def randomised(self, seed: int) -> ImageBackbone:
+        """The same architecture with random weights, for the sanity check of heat maps (Adebayo 2018)."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = networks.randomised(self.network)
+        return ImageBackbone(self.name, network)
+
+
+def load_backbone(name: str, *, weights: Path | None = None) -> ImageBackbone:
+    """The image backbone of that name.
+
+    weights  a safetensors file with the architecture's parameter names, or None for the package's own weights
+             (efficientnet_lite0) or weights drawn from a fixed seed (all others; not pretrained: for tests)
+    Raises UnknownEncoder (no such name, or its extra is missing) and BadInput (weights that do not fit).
+    """
+    if name not in BUILDERS:
+        raise UnknownEncoder(f"no image backbone {name!r}; known: {', '.join(image_backbone_names())}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        network = BUILDERS[name]()
+    if weights is not None:
+        if weights.suffix != ".safetensors":
+            raise BadInput(f"weights of {name} must be a .safetensors file")
+        _put(network, load_file(weights), name)
+    return ImageBackbone(name, network)
+
+
+@lru_cache(maxsize=8)
+def image_version(name: str) -> str:
+    """The version `load_backbone(name)` has here."""
+    return load_backbone(name).version
+
+
+def _put(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
+    """Load weights by name; classifier heads of published checkpoints are left aside, anything else must fit."""
+    own = network.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    wrong = [key for key in own if key in state and state[key].shape != own[key].shape]
+    if missing or wrong:
+        raise BadInput(f"weights do not fit {name}: missing {missing[:3]}, of another shape {wrong[:3]}")
+    network.load_state_dict({key: state.get(key, value) for key, value in own.items()})
+
+
+def _digest(network: nn.Module) -> str:
+    found = hashlib.sha256(f"{PREPARATION} {MEAN} {SCALE}".encode())
+    state: dict[str, Any] = network.state_dict()
+    for key in sorted(state):
+        if not key.endswith("num_batches_tracked"):
+            found.update(key.encode())
+            found.update(state[key].detach().contiguous().numpy().tobytes())
+    return found.hexdigest()[:8]

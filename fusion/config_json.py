@@ -1,0 +1,96 @@
+"""FusionConfig ↔ JSON, and what a bundle declares of its inputs and outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from fusion.batch import SUMMARY
+from fusion.config import FieldKind, FieldSpec, FusionConfig, FusionKind, OutcomeSpec
+from fusion.embedding import width_of
+from fusion.inputs import Modality
+
+
+def config_to_json(config: FusionConfig) -> dict[str, Any]:
+    """Plain data; every field of the config."""
+    data = dataclasses.asdict(config)
+    data["modalities"] = [m.value for m in config.modalities]
+    data["fusion"] = config.fusion.value
+    for name in ("outcomes", "fields", "genomics", "channels"):
+        data[name] = [dict(spec) for spec in data[name]]
+    for name in ("fields", "genomics", "channels"):
+        for spec in data[name]:
+            spec["kind"] = FieldKind(spec["kind"]).value
+    return data
+
+
+def config_from_json(data: Mapping[str, Any]) -> FusionConfig:
+    """The inverse. Raises TypeError, KeyError or ValueError for what is not a config."""
+    settled = dict(data)
+    settled["outcomes"] = tuple(OutcomeSpec(**spec) for spec in data["outcomes"])
+    for name in ("fields", "genomics", "channels"):
+        settled[name] = tuple(FieldSpec(**{**spec, "kind": FieldKind(spec["kind"])}) for spec in data[name])
+    settled["modalities"] = tuple(Modality(name) for name in data["modalities"])
+    settled["fusion"] = FusionKind(data["fusion"])
+    return FusionConfig(**settled)
+
+
+def declared_inputs(config: FusionConfig, encoders: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Per modality what goes in: shape, dtype, range, unit, code."""
+    declared: list[dict[str, Any]] = []
+    for modality in config.modalities:
+        entry: dict[str, Any] = {"modality": modality.value, "dtype": "float32", "missing": "allowed"}
+        if modality in (Modality.TABULAR, Modality.GENOMICS):
+            specs = config.fields if modality == Modality.TABULAR else config.genomics
+            entry |= {"shape": [len(specs)], "fields": [_spec(spec) for spec in specs]}
+        elif modality == Modality.SERIES:
+            entry |= {
+                "shape": [len(config.channels), len(SUMMARY)],
+                "summary": list(SUMMARY),
+                "hours": config.series_hours,
+                "fields": [_spec(spec) for spec in config.channels],
+            }
+        elif modality == Modality.TEXT:
+            width = width_of(config.text_backbone)
+            entry |= {"shape": ["sentences", width], "encoder": encoders.get(modality.value)}
+        elif modality == Modality.IMAGE:
+            entry |= {
+                "shape": [config.max_images, width_of(config.image_backbone)],
+                "pixels": {"shape": ["H", "W"], "range": [0, 1], "resized_to": config.image_size},
+                "encoder": encoders.get(modality.value),
+            }
+        else:
+            entry |= {
+                "shape": [config.cine_frames, width_of(config.cine_backbone)],
+                "pixels": {"shape": ["T", "H", "W"], "range": [0, 1], "resized_to": config.cine_size},
+                "encoder": encoders.get(modality.value),
+            }
+        declared.append(entry)
+    return declared
+
+
+def declared_outputs(config: FusionConfig) -> list[dict[str, Any]]:
+    """Per outcome what comes out."""
+    return [
+        {
+            "name": spec.name,
+            "label": spec.label,
+            "horizon_hours": spec.horizon_hours,
+            "quantity": "calibrated probability",
+            "range": [0, 1],
+            "interval_level": config.interval_level,
+        }
+        for spec in config.outcomes
+    ]
+
+
+def _spec(spec: FieldSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "label": spec.label,
+        "unit": spec.unit,
+        "code": spec.code,
+        "kind": spec.kind.value,
+        "range": [0, 1] if spec.kind == FieldKind.BINARY else [spec.low, spec.high],
+    }

@@ -1,0 +1,141 @@
+"""Embeddings of pixels and notes: taken from the inputs where they are, computed once and kept where not."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from fusion.backbones import (
+    ImageBackbone,
+    TextBackbone,
+    image_version,
+    load_backbone,
+    load_text_backbone,
+    text_version,
+)
+from fusion.config import FusionConfig
+from fusion.errors import BadInput
+from fusion.inputs import FloatArray, Modality, NoteInput, PixelInput
+
+KEPT = 4096  # computed embeddings held in memory
+
+WIDTHS = {  # of backbones whose width need not be asked of the network
+    "convnext_tiny": 768,
+    "densenet121": 1024,
+    "efficientnet_lite0": 1280,
+    "inception_v3": 2048,
+    "resnet18": 512,
+    "resnet50": 2048,
+    "small_cnn": 32,
+    "vgg16": 512,
+    "hashing": 128,
+    "minilm": 384,
+}
+
+
+class Embedder:
+    """Looks an embedding up by backbone version; reads pixels (or text) only when it is not there.
+
+    versions  modality → backbone version, for the modalities of the config that have a backbone
+    """
+
+    def __init__(self, config: FusionConfig, versions: dict[Modality, str] | None = None) -> None:
+        self._config = config
+        self.versions = versions if versions is not None else backbone_versions(config)
+        self._made: dict[tuple[str, str, int], FloatArray] = {}
+
+    @property
+    def image_width(self) -> int:
+        """D of an image embedding."""
+        return width_of(self._config.image_backbone)
+
+    @property
+    def cine_width(self) -> int:
+        """D of a frame's embedding."""
+        return width_of(self._config.cine_backbone)
+
+    @property
+    def text_width(self) -> int:
+        """D of a sentence's embedding."""
+        return width_of(self._config.text_backbone)
+
+    @cached_property
+    def image_backbone(self) -> ImageBackbone:
+        """The image backbone itself; loaded at the first use."""
+        return _load(self._config.image_backbone, self.versions[Modality.IMAGE])
+
+    @cached_property
+    def cine_backbone(self) -> ImageBackbone:
+        """The cine backbone itself; loaded at the first use."""
+        if Modality.IMAGE in self.versions and self._config.cine_backbone == self._config.image_backbone:
+            return self.image_backbone
+        return _load(self._config.cine_backbone, self.versions[Modality.CINE])
+
+    @cached_property
+    def text_backbone(self) -> TextBackbone:
+        """The text backbone itself; loaded at the first use."""
+        backbone = load_text_backbone(self._config.text_backbone)
+        _check_version(backbone.version, self.versions[Modality.TEXT])
+        return backbone
+
+    def image(self, pixels: PixelInput) -> FloatArray:
+        """float32 [T, D]."""
+        held = pixels.embeddings.get(self.versions[Modality.IMAGE])
+        return (
+            held if held is not None else self._pixels(pixels, self.image_backbone, self._config.image_size)
+        )
+
+    def cine(self, pixels: PixelInput) -> FloatArray:
+        """float32 [T, D]."""
+        held = pixels.embeddings.get(self.versions[Modality.CINE])
+        return held if held is not None else self._pixels(pixels, self.cine_backbone, self._config.cine_size)
+
+    def note(self, note: NoteInput) -> FloatArray:
+        """float32 [L, D]."""
+        version = self.versions[Modality.TEXT]
+        held = note.embeddings.get(version)
+        if held is None:
+            held = self._made.get((note.key, version, 0))
+        if held is None:
+            held = self._keep((note.key, version, 0), self.text_backbone.embed(note.text))
+        return held
+
+    def _pixels(self, pixels: PixelInput, backbone: ImageBackbone, size: int) -> FloatArray:
+        key = (pixels.key, backbone.version, size)
+        held = self._made.get(key)
+        return held if held is not None else self._keep(key, backbone.embed(pixels.read().values, size))
+
+    def _keep(self, key: tuple[str, str, int], made: FloatArray) -> FloatArray:
+        if len(self._made) >= KEPT:
+            self._made.pop(next(iter(self._made)))
+        self._made[key] = made
+        return made
+
+
+def backbone_versions(config: FusionConfig) -> dict[Modality, str]:
+    """Modality → version of its backbone as installed here. Raises UnknownEncoder."""
+    versions: dict[Modality, str] = {}
+    if Modality.IMAGE in config.modalities:
+        versions[Modality.IMAGE] = image_version(config.image_backbone)
+    if Modality.CINE in config.modalities:
+        versions[Modality.CINE] = image_version(config.cine_backbone)
+    if Modality.TEXT in config.modalities:
+        versions[Modality.TEXT] = text_version(config.text_backbone)
+    return versions
+
+
+def width_of(backbone: str) -> int:
+    """D of the embeddings that the backbone of that name makes."""
+    if backbone not in WIDTHS:
+        raise BadInput(f"no backbone {backbone!r}; known: {', '.join(sorted(WIDTHS))}")
+    return WIDTHS[backbone]
+
+
+def _load(name: str, wanted: str) -> ImageBackbone:
+    backbone = load_backbone(name)
+    _check_version(backbone.version, wanted)
+    return backbone
+
+
+def _check_version(found: str, wanted: str) -> None:
+    if found != wanted:
+        raise BadInput(f"the model was trained with backbone {wanted}; installed here is {found}")

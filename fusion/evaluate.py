@@ -1,0 +1,206 @@
+"""Bundle and held-out patients → Report: scores, calibration, coverage, ablation, baselines, subgroups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusion import metrics
+from fusion.baselines import compare
+from fusion.batch import Batch, collate
+from fusion.bundle import Bundle
+from fusion.conformal import grouped
+from fusion.errors import BadInput, NotEnoughData
+from fusion.predict import risks as predict_risks
+from fusion.train import Example, labels_of, settled
+
+Array = NDArray[np.float64]
+FEW_EVENTS = 10  # a subgroup with fewer events, or fewer others, gets no AUROC
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a bundle did on patients it has never seen. Every list is per outcome name."""
+
+    held_out: dict[str, Any]
+    outcomes: dict[str, dict[str, Any]]
+    ablation: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    baselines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    subgroups: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; None where a number cannot be computed, with a note saying why."""
+        return {
+            "held_out": self.held_out,
+            "outcomes": self.outcomes,
+            "ablation": self.ablation,
+            "baselines": self.baselines,
+            "subgroups": self.subgroups,
+            "notes": list(self.notes),
+        }
+
+
+def evaluate(bundle: Bundle, held_out: Sequence[Example], *, comparison: bool = True) -> Report:
+    """Score a bundle on held-out examples; intervals are 95 % bootstrap over patient groups.
+
+    comparison  also ablation, baselines and subgroups. Baselines are fitted on the bundle's training examples,
+                so only on a bundle that was just trained (a note says when they are left out)
+    Also writes the headline figures to `bundle.metadata["metrics"]`.
+    Raises NotEnoughData without a held-out example, BadInput when one of its groups was trained on.
+    """
+    if not held_out:
+        raise NotEnoughData("no held-out examples")
+    config = bundle.config
+    groups = [e.group for e in held_out]
+    if shared := set(groups) & {e.group for e in bundle.examples}:
+        raise BadInput(f"{len(shared)} patient groups are in both the training and the held-out split")
+    with settled(config):
+        batch = collate([e.inputs for e in held_out], config, bundle.embedder)
+    labels = labels_of(held_out, config).double().numpy()
+    risks = predict_risks(bundle, batch)
+    report = Report(
+        held_out={"n": len(held_out), "patients": len(set(groups))},
+        outcomes={
+            spec.name: _outcome(bundle, r, risks[:, r], labels[:, r], groups)
+            for r, spec in enumerate(config.outcomes)
+        },
+        ablation=_ablation(bundle, batch, labels, groups) if comparison else {},
+        baselines=_baselines(bundle, batch, labels, groups) if comparison else {},
+        subgroups=_subgroups(bundle, held_out, risks, labels) if comparison else {},
+        notes=("baselines need the training examples; this bundle was loaded, not trained here",)
+        if comparison and not bundle.examples
+        else (),
+    )
+    bundle.metadata["metrics"] = {
+        name: {
+            "n": found["n"],
+            "events": found["events"],
+            **{score: found[score] for score in ("auroc", "auprc", "brier")},
+            "ece": found["calibration"]["ece"],
+        }
+        for name, found in report.outcomes.items()
+    }
+    return report
+
+
+def _outcome(bundle: Bundle, r: int, risks: Array, labels: Array, groups: Sequence[str]) -> dict[str, Any]:
+    risks, labels, groups = _known(risks, labels, groups)
+    events = int(labels.sum())
+    score = partial(metrics.bootstrap, risks=risks, labels=labels, groups=groups, seed=bundle.config.seed)
+    note = "" if 0 < events < len(labels) else f"{events} events among {len(labels)}: no AUROC"
+    return {
+        "n": len(labels),
+        "events": events,
+        "base_rate": float(labels.mean()) if len(labels) else None,
+        "auroc": score(metrics.auroc),
+        "auprc": score(metrics.auprc),
+        "brier": score(metrics.brier),
+        "calibration": metrics.calibration(risks, labels),
+        "roc": metrics.roc_curve(risks, labels),
+        "pr": metrics.pr_curve(risks, labels),
+        "coverage": _coverage(bundle, r, risks, labels),
+        "note": note,
+    }
+
+
+def _coverage(bundle: Bundle, r: int, risks: Array, labels: Array) -> dict[str, Any]:
+    """Share of groups of patients scored alike whose event rate lies within the interval of their mean risk."""
+    interval = bundle.intervals[r]
+    inside = []
+    for mean, rate in grouped(risks, labels, interval.group_size):
+        low, high = interval.around(mean)
+        inside.append(low <= rate <= high)
+    observed = float(np.mean(inside)) if inside else None
+    return {
+        "level": interval.level,
+        "observed": observed,
+        "groups": len(inside),
+        "group_size": interval.group_size,
+    }
+
+
+def _ablation(
+    bundle: Bundle, batch: Batch, labels: Array, groups: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """All modalities, each alone (on everybody: without it, the base rate), and all but each."""
+    every = bundle.config.modalities
+    arms = [("all", every), *((f"{m.value} only", (m,)) for m in every)]
+    if len(every) > 2:
+        arms += [(f"without {m.value}", tuple(o for o in every if o != m)) for m in every]
+    found: dict[str, list[dict[str, Any]]] = {spec.name: [] for spec in bundle.config.outcomes}
+    for name, kept in arms:
+        risks = predict_risks(bundle, batch, only=kept)
+        for r, spec in enumerate(bundle.config.outcomes):
+            found[spec.name].append(
+                {
+                    "name": name,
+                    "modalities": [m.value for m in kept],
+                    "auroc": _auroc(bundle, risks[:, r], labels[:, r], groups),
+                }
+            )
+    return found
+
+
+def _baselines(
+    bundle: Bundle, batch: Batch, labels: Array, groups: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {spec.name: [] for spec in bundle.config.outcomes}
+    if not bundle.examples:
+        return found
+    config = bundle.config
+    with settled(config):
+        train = collate([e.inputs for e in bundle.examples], config, bundle.embedder)
+        known = labels_of(bundle.examples, config).double().numpy()
+        for r, spec in enumerate(config.outcomes):
+            for name, risks in compare(
+                train, known[:, r], batch, config.modalities, seed=config.seed
+            ).items():
+                found[spec.name].append({"name": name, "auroc": _auroc(bundle, risks, labels[:, r], groups)})
+    return found
+
+
+def _subgroups(
+    bundle: Bundle, held_out: Sequence[Example], risks: Array, labels: Array
+) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    groups = np.array([e.group for e in held_out])
+    for r, spec in enumerate(bundle.config.outcomes):
+        known = ~np.isnan(labels[:, r])
+        rows = []
+        for attribute in sorted({name for e in held_out for name in e.attributes}):
+            values = np.array([e.attributes.get(attribute, "unknown") for e in held_out])
+            for value in np.unique(values[known]):
+                here = known & (values == value)
+                said, was = risks[here, r], labels[here, r]
+                events = int(was.sum())
+                is_few = min(events, len(was) - events) < FEW_EVENTS
+                rows.append(
+                    {
+                        "attribute": attribute,
+                        "value": str(value),
+                        "n": len(was),
+                        "events": events,
+                        "auroc": None if is_few else _auroc(bundle, said, was, groups[here].tolist()),
+                        "mean_risk": float(said.mean()),
+                        "observed": float(was.mean()),
+                        "note": "too few" if is_few else "",
+                    }
+                )
+        found[spec.name] = rows
+    return found
+
+
+def _auroc(bundle: Bundle, risks: Array, labels: Array, groups: Sequence[str]) -> dict[str, float | None]:
+    risks, labels, groups = _known(risks, labels, groups)
+    return metrics.bootstrap(metrics.auroc, risks, labels, groups, seed=bundle.config.seed)
+
+
+def _known(risks: Array, labels: Array, groups: Sequence[str]) -> tuple[Array, Array, list[str]]:
+    known = ~np.isnan(labels)
+    return risks[known], labels[known], [g for g, k in zip(groups, known, strict=True) if k]

@@ -1,0 +1,29 @@
+"""Losses with missing labels left out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def masked_bce(
+    logits: Tensor, labels: Tensor, *, weight: Tensor | None = None, log_odds: Tensor | None = None
+) -> Tensor:
+    """Mean binary cross-entropy per patient over known labels.
+
+    logits    float32 [B, R];  labels float32 [B, R], NaN = unknown
+    weight    float32 [B], of each patient
+    log_odds  float32 [R], log of the class weights' ratio (events over others). The loss is taken at
+              logit + log_odds, where such weights move it: so weighted training leaves the logits unbiased
+    """
+    known = ~torch.isnan(labels)
+    target = torch.where(known, labels, 0.0)
+    scale = known.float()
+    if log_odds is not None:
+        logits = logits + log_odds
+        scale = scale * torch.where(target > 0.5, torch.exp(log_odds / 2), torch.exp(-log_odds / 2))
+    if weight is not None:
+        scale = scale * weight[:, None]
+    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (losses * scale).sum() / scale.sum().clamp(min=1e-9)

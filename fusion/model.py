@@ -1,0 +1,89 @@
+"""FusionModel: encoders → unimodal logits → fusion → logits. The file to read first.
+
+    PatientInputs --collate--> Batch --encode--> Evidence [B, M, R] --fuse--> logit [B, R] --calibrate--> risk
+
+Training goes the same way, but the fusion is fitted on *out-of-fold* evidence (see `fusion.train`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fusion.batch import Batch, Tokens
+from fusion.config import FusionConfig
+from fusion.encoders import Encoded, Encoder, build_encoder
+from fusion.fuse import build_fusion
+from fusion.inputs import Modality
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Evidence:
+    """What each modality says.
+
+    logits   float32 [B, M, R], unimodal logits minus the base logit
+    present  bool [B, M], in the order of `FusionModel.modalities`; False also for a modality never trained
+    encoded  modality → Encoded
+    """
+
+    logits: Tensor
+    present: Tensor
+    encoded: dict[Modality, Encoded]
+
+
+class FusionModel(nn.Module):
+    """Any subset of modalities → one logit per outcome.
+
+    base_logit  float32 [R], of the event rate among training patients: what is said when nothing is known
+    trained     bool [M, R]: of outcomes that too few patients with the modality had, it says nothing;
+                a modality trained for no outcome is never used
+    """
+
+    base_logit: Tensor
+    trained: Tensor
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.modalities: tuple[Modality, ...] = config.modalities
+        outcomes = len(config.outcomes)
+        self.encoders = nn.ModuleDict({str(m.value): build_encoder(m, config) for m in self.modalities})
+        self.fusion = build_fusion(config.fusion, len(self.modalities), outcomes)
+        self.register_buffer("base_logit", torch.zeros(outcomes))
+        self.register_buffer("trained", torch.zeros(len(self.modalities), outcomes, dtype=torch.bool))
+
+    def encoder(self, modality: Modality) -> Encoder:
+        """The encoder of one modality."""
+        encoder = self.encoders[modality.value]
+        assert isinstance(encoder, Encoder)
+        return encoder
+
+    def prepare(self, batch: Batch) -> dict[Modality, Tokens]:
+        """The fixed part of every encoder, done once: standardised and projected tokens."""
+        return {m: self.encoder(m).prepare(batch.tokens[m]) for m in self.modalities}
+
+    def encode(self, batch: Batch) -> Evidence:
+        """Batch → Evidence."""
+        prepared = self.prepare(batch)
+        encoded = {m: self.encoder(m)(prepared[m]) for m in self.modalities}
+        logits = torch.stack([encoded[m].logits for m in self.modalities], dim=1)
+        return Evidence(self.spoken(logits), self.usable(batch.present), encoded)
+
+    def spoken(self, logits: Tensor) -> Tensor:
+        """Evidence [B, M, R] with zero where a modality was not trained for an outcome."""
+        return torch.where(self.trained, logits, torch.zeros(()))
+
+    def usable(self, present: Tensor) -> Tensor:
+        """bool [B, M] without the modalities that were never trained."""
+        return present & self.trained.any(dim=1)
+
+    def fuse(self, evidence: Tensor, present: Tensor) -> Tensor:
+        """Evidence [B, M, R] and mask [B, M] → uncalibrated logits [B, R]; nothing present → base_logit."""
+        shift: Tensor = self.fusion(evidence, present)
+        return self.base_logit + shift
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Batch → uncalibrated logits [B, R]."""
+        evidence = self.encode(batch)
+        return self.fuse(evidence.logits, evidence.present)

@@ -1,0 +1,379 @@
+"""Training: encoders out of fold, fusion on what they said, encoders again on everyone, then calibration.
+
+1. `folds` groups of patients; each encoder is trained on the others and speaks about the group it has not seen.
+2. The fusion is fitted on that out-of-fold evidence, for every sub-pattern of each patient's modalities,
+   weighted as modality dropout would meet them.
+3. Encoders are refitted on all training patients.
+4. Calibration and interval are fitted on the tuning split; where that is small, on out-of-fold training
+   evidence as well (said in the bundle's metadata).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fusion.batch import Batch, Tokens, collate
+from fusion.bundle import Bundle, describe
+from fusion.calibrate import fit_calibration, sigmoid
+from fusion.config import FusionConfig, FusionKind
+from fusion.conformal import fit_interval
+from fusion.embedding import Embedder
+from fusion.errors import BadInput, Cancelled, NotEnoughData
+from fusion.fitting import Fit, fit
+from fusion.inputs import Modality, PatientInputs
+from fusion.losses import masked_bce
+from fusion.model import FusionModel
+from fusion.patterns import sub_patterns
+
+LEAST_EVENTS = 5  # events, and others, an outcome needs in training
+LEAST_PER_MODALITY = 3  # events, and others, among patients who have the modality
+LEAST_TUNING = 20  # tuning patients with a modality before early stopping looks at them
+SMALL_TUNING = 150  # labelled tuning patients below which out-of-fold evidence helps to calibrate
+CLASS_BALANCE = 0.5  # exponent of the class weights: 0 none, 1 fully balanced
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Example:
+    """One patient at one moment with what happened.
+
+    labels      outcome → 0 or 1; an outcome that is not named is unknown
+    group       patients of one group never stand on both sides of a split
+    attributes  what reports are broken down by: {"sex": "female", …}; never seen by the model
+    """
+
+    inputs: PatientInputs
+    labels: Mapping[str, int]
+    group: str
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a training is: `fraction` in [0, 1] of the whole; losses when an epoch has ended."""
+
+    step: str
+    fraction: float
+    epoch: int = 0
+    train_loss: float | None = None
+    tuning_loss: float | None = None
+
+
+Tell = Callable[[Progress], bool]
+
+
+def train(
+    train: Sequence[Example],
+    tuning: Sequence[Example],
+    config: FusionConfig,
+    *,
+    progress: Tell | None = None,
+) -> Bundle:
+    """Examples → Bundle. The same examples, config and seed give the same bundle on the same machine.
+
+    progress  called at every epoch; answering False stops the run with Cancelled
+    Raises NotEnoughData (an outcome with fewer than 5 events or 5 others) and BadInput.
+    """
+    _check(train, tuning, config)
+    with settled(config):
+        teller = _Teller(progress, len(config.modalities) * (max(2, config.folds) + 1) + 2)
+        teller.step("reading inputs")
+        embedder = Embedder(config)
+        data = _Data(collate([e.inputs for e in train], config, embedder), labels_of(train, config))
+        held = _Data(collate([e.inputs for e in tuning], config, embedder), labels_of(tuning, config))
+        teller.done()
+        model = FusionModel(config)
+        base = np.clip(np.nanmean(data.labels.numpy(), axis=0), 1e-4, 1 - 1e-4)
+        model.base_logit.copy_(torch.from_numpy(np.log(base / (1 - base))).float())
+        left_out = _mark_trained(model, data, config)
+        folds = assign_folds([e.group for e in train], data.labels.numpy(), config.folds, config.seed)
+        out_of_fold = torch.zeros(len(train), len(config.modalities), len(config.outcomes))
+        for place, modality in enumerate(config.modalities):
+            if not bool(model.trained[place].any()):
+                teller.done(max(2, config.folds) + 1)
+                continue
+            for fold in range(int(folds.max()) + 1):
+                seen = torch.from_numpy(folds != fold)
+                teller.step(f"{modality.value}, fold {fold + 1} of {int(folds.max()) + 1}")
+                scratch = FusionModel(config)
+                scratch.base_logit.copy_(model.base_logit)
+                said = _train_encoder(scratch, modality, data, seen, held, config, teller)
+                out_of_fold[~seen, place] = said[~seen]
+                teller.done()
+            teller.step(f"{modality.value}, all patients")
+            _train_encoder(
+                model, modality, data, torch.ones(len(train), dtype=torch.bool), held, config, teller
+            )
+            teller.done()
+        model.eval()
+        with torch.no_grad():
+            tuned = model.encode(held.batch) if len(held.batch) else None
+        teller.step("fusion")
+        present, out_of_fold = model.usable(data.batch.present), model.spoken(out_of_fold)
+        tuning_evidence = None if tuned is None else (tuned.logits, tuned.present, held.labels)
+        _train_fusion(model, out_of_fold, present, data.labels, tuning_evidence, config, teller)
+        teller.done()
+        teller.step("calibration")
+        bundle = _calibrated(model, config, embedder, (out_of_fold, present, data.labels), tuning_evidence)
+        bundle.metadata.update(
+            describe(bundle, train=train, tuning=tuning, left_out=left_out, base=dict(_named(base, config)))
+        )
+        bundle.examples = tuple(train)
+        teller.tell(Progress("done", 1.0))
+    return bundle
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Data:
+    batch: Batch
+    labels: Tensor  # float32 [B, R], NaN = unknown
+
+
+def _train_encoder(
+    model: FusionModel,
+    modality: Modality,
+    data: _Data,
+    seen: Tensor,
+    held: _Data,
+    config: FusionConfig,
+    teller: _Teller,
+) -> Tensor:
+    """Fit one encoder on the `seen` patients who have its modality; its evidence about everyone, [B, R]."""
+    place = config.modalities.index(modality)
+    encoder = model.encoder(modality)
+    rows = torch.nonzero(seen & data.batch.present[:, place]).squeeze(1)
+    encoder.fit_statistics(data.batch.tokens[modality].rows(rows))
+    everyone = encoder.prepare(data.batch.tokens[modality])
+    tokens, labels = everyone.rows(rows), data.labels[rows]
+    watch = torch.nonzero(held.batch.present[:, place]).squeeze(1)
+    watched = encoder.prepare(held.batch.tokens[modality].rows(watch))
+    watched_labels = held.labels[watch]
+    balance = config.extra.get("class_balance", CLASS_BALANCE)
+    log_odds = -balance * model.base_logit
+    generator = torch.Generator().manual_seed(config.seed)
+    weight = config.weight_decay * 100 / max(1, len(rows))
+
+    def loss(index: Tensor) -> Tensor:
+        part = tokens.rows(index)
+        if modality != Modality.CINE:
+            part = _thinned(part, config.modality_dropout, generator)
+        said = model.base_logit + encoder(part).logits
+        return masked_bce(said, labels[index], log_odds=log_odds) + weight * _squares(encoder)
+
+    def tuning_loss() -> float | None:
+        if len(watch) < LEAST_TUNING:
+            return None
+        said = model.base_logit + encoder(watched).logits
+        return float(masked_bce(said, watched_labels, log_odds=log_odds))
+
+    fit(
+        encoder,
+        loss,
+        tuning_loss,
+        rows=len(rows),
+        how=Fit(config.epochs, config.patience, config.batch_size, config.learning_rate, config.seed),
+        tell=teller.epoch,
+    )
+    encoder.eval()
+    with torch.no_grad():
+        said: Tensor = encoder(everyone).logits
+    return said
+
+
+def _train_fusion(
+    model: FusionModel,
+    evidence: Tensor,
+    present: Tensor,
+    labels: Tensor,
+    tuning: tuple[Tensor, Tensor, Tensor] | None,
+    config: FusionConfig,
+    teller: _Teller,
+) -> None:
+    """Fit the fusion on out-of-fold evidence over every sub-pattern of what each patient has."""
+    rows, masks, weights = sub_patterns(present, config.modality_dropout, seed=config.seed)
+    is_late = config.fusion == FusionKind.LATE
+    strength = (1.0 if is_late else 10 * config.weight_decay) / max(1, int(present.any(dim=1).sum()))
+    said, known, weighed = evidence[rows], labels[rows], weights
+
+    def loss(index: Tensor) -> Tensor:
+        logits = model.fuse(said[index], masks[index])
+        return masked_bce(logits, known[index], weight=weighed[index]) + strength * model.fusion.penalty()
+
+    def tuning_loss() -> float | None:
+        if is_late or tuning is None or len(tuning[0]) < LEAST_TUNING:
+            return None
+        return float(masked_bce(model.fuse(tuning[0], tuning[1]), tuning[2]))
+
+    how = Fit(epochs=200, patience=20, batch_size=max(1, len(rows)), learning_rate=0.02, seed=config.seed)
+    if len(rows):
+        fit(model.fusion, loss, tuning_loss, rows=len(rows), how=how, tell=teller.epoch)
+    model.eval()
+
+
+def _calibrated(
+    model: FusionModel,
+    config: FusionConfig,
+    embedder: Embedder,
+    out_of_fold: tuple[Tensor, Tensor, Tensor],
+    tuning: tuple[Tensor, Tensor, Tensor] | None,
+) -> Bundle:
+    parts, source = [], "tuning split"
+    if tuning is not None and len(tuning[0]):
+        parts.append(tuning)
+    labelled = 0 if tuning is None else int((~torch.isnan(tuning[2])).sum(0).min())
+    if labelled < SMALL_TUNING:
+        parts.append(out_of_fold)
+        source = (
+            "tuning split and out-of-fold training patients"
+            if len(parts) > 1
+            else "out-of-fold training patients"
+        )
+    with torch.no_grad():
+        fused = torch.cat([model.fuse(evidence, present) for evidence, present, _ in parts]).double().numpy()
+    present = torch.cat([part[1] for part in parts]).numpy()
+    labels = torch.cat([part[2] for part in parts]).double().numpy()
+    names = [m.value for m in config.modalities]
+    base = model.base_logit.double().numpy()
+    calibration = fit_calibration(fused, labels, present, base=base, modalities=names, fitted_on=source)
+    risks = sigmoid(calibration.logits(fused, present, names))
+    intervals = tuple(
+        fit_interval(risks[:, r], labels[:, r], level=config.interval_level)
+        for r in range(len(config.outcomes))
+    )
+    return Bundle(config, model, calibration, intervals, dict(embedder.versions), embedder=embedder)
+
+
+def _check(train: Sequence[Example], tuning: Sequence[Example], config: FusionConfig) -> None:
+    names = [spec.name for spec in config.outcomes]
+    if not names or len(set(names)) != len(names):
+        raise BadInput("a model needs at least one outcome, each named once")
+    if not config.modalities or len(set(config.modalities)) != len(config.modalities):
+        raise BadInput("a model needs at least one modality, each named once")
+    if config.finetune != "none":
+        raise BadInput(
+            f"finetune={config.finetune!r} is not offered: backbones stay frozen so that stored embeddings serve; "
+            "use 'none'"
+        )
+    if shared := {e.group for e in train} & {e.group for e in tuning}:
+        raise BadInput(f"{len(shared)} patient groups are in both the training and the tuning split")
+    labels = labels_of(train, config)
+    for r, name in enumerate(names):
+        events, others = int((labels[:, r] == 1).sum()), int((labels[:, r] == 0).sum())
+        if min(events, others) < LEAST_EVENTS:
+            raise NotEnoughData(
+                f"{name}: {events} with the event and {others} without among {len(train)} training examples; "
+                f"at least {LEAST_EVENTS} of each are needed"
+            )
+
+
+def _mark_trained(model: FusionModel, data: _Data, config: FusionConfig) -> dict[str, str]:
+    """Set `model.trained`; "modality, outcome" → why the one says nothing about the other."""
+    left_out: dict[str, str] = {}
+    for place, modality in enumerate(config.modalities):
+        rows = data.labels[data.batch.present[:, place]]
+        for r, spec in enumerate(config.outcomes):
+            events, others = int((rows[:, r] == 1).sum()), int((rows[:, r] == 0).sum())
+            enough = min(events, others) >= LEAST_PER_MODALITY
+            model.trained[place, r] = enough
+            if not enough:
+                left_out[f"{modality.value}, {spec.name}"] = (
+                    f"{events} with the event and {others} without among training patients who have it; "
+                    f"{LEAST_PER_MODALITY} of each are needed"
+                )
+    if not bool(model.trained.any()):
+        raise NotEnoughData(
+            "no modality is held by enough training patients: " + "; ".join(left_out.values())
+        )
+    return left_out
+
+
+def labels_of(examples: Sequence[Example], config: FusionConfig) -> Tensor:
+    """float32 [B, R]; NaN = unknown. Raises BadInput for a label that is neither 0 nor 1."""
+    rows = np.full((len(examples), len(config.outcomes)), np.nan, np.float32)
+    for i, example in enumerate(examples):
+        for r, spec in enumerate(config.outcomes):
+            label = example.labels.get(spec.name)
+            if label is not None:
+                if label not in (0, 1):
+                    raise BadInput(f"label of {spec.name} must be 0 or 1")
+                rows[i, r] = label
+    return torch.from_numpy(rows)
+
+
+def assign_folds(
+    groups: Sequence[str], labels: NDArray[np.float32], folds: int, seed: int
+) -> NDArray[np.int64]:
+    """A fold for each row: all rows of a group together, events and others dealt evenly."""
+    names = sorted(set(groups))
+    order = np.random.default_rng(seed).permutation(len(names))
+    place = {name: i for i, name in enumerate(names)}
+    members = np.array([place[group] for group in groups])
+    filled = np.nan_to_num(labels, nan=0.0)
+    events = np.zeros((len(names), labels.shape[1]))
+    np.maximum.at(events, members, filled)
+    ranked = sorted(order.tolist(), key=lambda i: tuple(-events[i]))
+    count = max(2, min(folds, len(names)))
+    fold_of = np.empty(len(names), np.int64)
+    fold_of[ranked] = np.arange(len(names)) % count
+    return np.asarray(fold_of[members])
+
+
+@contextmanager
+def settled(config: FusionConfig) -> Iterator[None]:
+    """Torch threads and seed of the config for a while; the caller's are put back."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        torch.set_num_threads(max(1, config.threads))
+        torch.set_flush_denormal(True)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+class _Teller:
+    """Turns steps and epochs into Progress; raises Cancelled when the caller has had enough."""
+
+    def __init__(self, progress: Tell | None, steps: int) -> None:
+        self._progress, self._steps, self._done, self._name = progress, steps, 0, ""
+
+    def step(self, name: str) -> None:
+        self._name = name
+        self.tell(Progress(name, self._done / self._steps))
+
+    def epoch(self, epoch: int, of: int, train_loss: float, tuning_loss: float | None) -> None:
+        fraction = (self._done + (epoch + 1) / of) / self._steps
+        self.tell(Progress(self._name, min(1.0, fraction), epoch + 1, train_loss, tuning_loss))
+
+    def done(self, steps: int = 1) -> None:
+        self._done += steps
+
+    def tell(self, at: Progress) -> None:
+        if self._progress is not None and self._progress(at) is False:
+            raise Cancelled(f"stopped at: {at.step}")
+
+
+def _thinned(tokens: Tokens, rate: float, generator: torch.Generator) -> Tokens:
+    """Hide up to `rate` of each row's tokens, never all: so that a model meets records with gaps."""
+    if tokens.known.shape[1] < 2 or rate <= 0:
+        return tokens
+    limit = torch.rand(len(tokens), 1, generator=generator) * rate
+    kept = tokens.known & (torch.rand(tokens.known.shape, generator=generator) >= limit)
+    return tokens.hiding(torch.where(kept.any(dim=1, keepdim=True), kept, tokens.known))
+
+
+def _squares(module: nn.Module) -> Tensor:
+    return torch.stack(
+        [p.square().sum() for name, p in module.named_parameters() if "bias" not in name]
+    ).sum()
+
+
+def _named(values: NDArray[np.float64], config: FusionConfig) -> Iterator[tuple[str, float]]:
+    return ((spec.name, float(v)) for spec, v in zip(config.outcomes, values, strict=True))

@@ -1,0 +1,92 @@
+"""A paragraph in plain words, made from a prediction's numbers alone. Associative, never causal; no identifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fusion.inputs import Modality
+from fusion.prediction import Contribution, Driver
+
+NAMES = {
+    Modality.TABULAR: "the record",
+    Modality.SERIES: "labs and vitals over time",
+    Modality.TEXT: "the notes",
+    Modality.GENOMICS: "genomic findings",
+    Modality.IMAGE: "the image",
+    Modality.CINE: "the cine",
+}
+WORTH_SAYING = 0.005  # half a point
+MOST = 3
+
+
+def horizon_words(hours: float) -> str:
+    """72 → "3 days"; 24 → "24 hours"."""
+    if hours >= 48 and hours % 24 == 0:
+        return f"{hours / 24:g} days"
+    return f"{hours:g} hours"
+
+
+def summarise_risk(
+    *,
+    label: str,
+    horizon_hours: float,
+    risk: float,
+    low: float,
+    high: float,
+    level: float,
+    base_rate: float,
+    contributions: Sequence[Contribution],
+    drivers: Sequence[Driver],
+    missing: Sequence[Modality],
+    pending: Sequence[Modality],
+) -> str:
+    """Sentences for one outcome; numbers in per cent and points (hundredths of risk)."""
+    parts = [
+        f"{label} within {horizon_words(horizon_hours)}: estimated at {_percent(risk)}, "
+        f"interval {_percent(low)} to {_percent(high)} at level {_percent(level)}; "
+        f"the average where the model was trained is {_percent(base_rate)}."
+    ]
+    for sign, verb in ((1, "raises"), (-1, "lowers")):
+        told = sorted(
+            (c for c in contributions if sign * c.points >= WORTH_SAYING), key=lambda c: -abs(c.points)
+        )
+        if told:
+            named = _joined([f"{NAMES[c.modality]} ({_points(c.points)})" for c in told])
+            parts.append(
+                f"{named[0].upper()}{named[1:]} {verb if len(told) == 1 else verb[:-1]} the estimate."
+            )
+    told_drivers = sorted(
+        (d for d in drivers if abs(d.points) >= WORTH_SAYING and not d.text), key=lambda d: -abs(d.points)
+    )[:MOST]
+    if told_drivers:
+        parts.append(f"Most associated with it: {_joined([_driver(d) for d in told_drivers])}.")
+    if not contributions:
+        parts.append("Nothing the model reads is known, so this is the average alone.")
+    if waiting := [NAMES[m] for m in pending]:
+        parts.append(f"Still being processed: {_joined(waiting)}.")
+    if absent := [NAMES[m] for m in missing if m not in pending]:
+        parts.append(f"Not available: {_joined(absent)}.")
+    return " ".join(parts)
+
+
+def _driver(driver: Driver) -> str:
+    value = "" if driver.value is None or driver.unit in ("", "1") else f" {driver.value:.3g} {driver.unit}"
+    if driver.value in (0.0, 1.0) and driver.unit in ("", "1"):
+        value = " yes" if driver.value else " no"
+    elif driver.value is not None and driver.unit in ("", "1"):
+        value = f" {driver.value:.3g}"
+    return f"{driver.label}{value} ({_points(driver.points)})"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def _points(value: float) -> str:
+    rounded = round(100 * value)
+    unit = "point" if abs(rounded) == 1 else "points"
+    return f"{rounded:+d} {unit}".replace("-", "−")
+
+
+def _joined(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
