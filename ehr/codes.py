@@ -86,6 +86,13 @@ _TYPES: dict[str, type[Code]] = {kind.system: kind for kind in (Loinc, Snomed, R
 _TYPES["http://hl7.org/fhir/sid/icd-10"] = Icd10
 _TYPES["urn:oid:2.16.840.1.113883.6.1"] = Loinc
 _TYPES["urn:oid:2.16.840.1.113883.6.96"] = Snomed
+_TYPES["urn:oid:2.16.840.1.113883.6.88"] = RxNorm
+_TYPES["urn:oid:2.16.840.1.113883.6.90"] = Icd10
+
+
+def _usual_spelling(system: str) -> str:
+    """The URI without what some senders add: https, a slash at the end."""
+    return system.rstrip("/").replace("https://", "http://", 1)
 
 
 def parse_coding(coding: Mapping[str, Any]) -> Code | None:
@@ -94,7 +101,7 @@ def parse_coding(coding: Mapping[str, Any]) -> Code | None:
     display = str(coding.get("display") or "")
     if not code:
         return None
-    kind = _TYPES.get(system)
+    kind = _TYPES.get(system) or _TYPES.get(_usual_spelling(system))
     if kind is not None and kind.shape.fullmatch(code):
         return kind(code, display)
     return OtherCode(code, display, system)

@@ -7,7 +7,6 @@ waiting on 429 and 5xx by `Retry-After`. The bearer token goes to this origin on
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ import httpx
 import orjson
 import tenacity
 
+from ehr.addresses import check_base_url, origin_of
 from ehr.errors import BadResource, Permanent, Refused, Retriable, TooLarge
 from ehr.fhir.elements import Json, get_list, get_object, get_text
 from ehr.fhir.prefetch import outcome_text
@@ -57,7 +57,7 @@ class FhirClient:
 
     base_url        such as "https://ehr.example/fhir"; raises Refused when it is not an address we may call
     token           bearer token, "" for none
-    timeout_s       per request, for connecting and for each read
+    timeout_s       for connecting and for each read; a whole body may take six times as long
     max_page_bytes  cap on one response body, unpacked
     allow_http      plain http outside loopback, for a network that is trusted
     """
@@ -73,9 +73,10 @@ class FhirClient:
         allow_http: bool = False,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._origin = _checked_origin(base_url, allow_http)
+        self._origin = check_base_url(base_url, allow_http=allow_http)
         self.base_url = base_url.rstrip("/") + "/"
         self._max_page_bytes = max_page_bytes
+        self._longest_s = 6 * timeout_s
         self._sleep = sleep
         headers = {"Accept": "application/fhir+json"} | (
             {"Authorization": f"Bearer {token}"} if token else {}
@@ -212,7 +213,7 @@ class FhirClient:
         for link in get_list(bundle, "link", "Bundle"):
             if get_text(link, "relation", "Bundle.link") == "next":
                 url = urljoin(current, get_text(link, "url", "Bundle.link"))
-                if _origin(url) != self._origin:
+                if origin_of(url) != self._origin:
                     raise Refused(
                         "the next page of a search lies on another origin than the server; not followed"
                     )
@@ -248,9 +249,11 @@ class FhirClient:
         raise Refused(f"GET {path}: {status}{said}", status=status)
 
     def _read_body(self, response: httpx.Response, path: str) -> bytes:
-        pieces, size = [], 0
+        pieces, size, started = [], 0, time.monotonic()
         for piece in response.iter_bytes():
             size += len(piece)
+            if time.monotonic() - started > self._longest_s:
+                raise Retriable(f"GET {path}: the body took longer than {self._longest_s:g} s")
             if size > self._max_page_bytes:
                 raise TooLarge(f"GET {path}: the body is larger than {self._max_page_bytes} bytes")
             pieces.append(piece)
@@ -305,29 +308,3 @@ def _outcome(body: bytes) -> str:
 
 def _with_problems(record: PatientRecord, problems: list[SetAside]) -> PatientRecord:
     return replace(record, set_aside=(*record.set_aside, *problems))
-
-
-def _origin(url: str) -> tuple[str, str, int]:
-    parts = urlsplit(url)
-    try:
-        port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 0)
-    except ValueError as error:
-        raise Refused("an address with an impossible port") from error
-    return parts.scheme, (parts.hostname or "").lower(), port
-
-
-def _checked_origin(url: str, allow_http: bool) -> tuple[str, str, int]:
-    origin = _origin(url)
-    scheme, host, _ = origin
-    if not host or scheme not in ("http", "https") or "@" in urlsplit(url).netloc:
-        raise Refused("a FHIR base URL is https://host/path, without a user name")
-    if scheme == "http" and not allow_http and not _is_loopback(host):
-        raise Refused("plain http is refused outside loopback")
-    return origin
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

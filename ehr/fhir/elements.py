@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ehr.codes import Code, Loinc, OtherCode, Snomed, parse_coding
+from ehr.codes import Code, Loinc, OtherCode, RxNorm, Snomed, parse_coding
 from ehr.errors import BadResource
 from ehr.quantities import BY_LOINC
 
@@ -125,7 +125,7 @@ def get_concepts(parent: Json, name: str, element: str) -> list[Concept]:
 
 
 def read_concept(value: Json, element: str) -> Concept | None:
-    """Read a CodeableConcept. What leads: LOINC of a quantity we know, LOINC, SNOMED CT, then as sent."""
+    """Read a CodeableConcept. First LOINC of a known quantity, LOINC, SNOMED CT or RxNorm, then as sent."""
     codes = []
     for coding in get_list(value, "coding", element):
         code = read_coding(coding, f"{element}.coding")
@@ -153,4 +153,4 @@ def read_coding(value: Json, element: str) -> Code | None:
 def _rank(code: Code) -> int:
     if isinstance(code, Loinc):
         return 0 if code.code in BY_LOINC else 1
-    return 2 if isinstance(code, Snomed) else 3
+    return 2 if isinstance(code, Snomed | RxNorm) else 3

@@ -35,6 +35,15 @@ _CATEGORIES = frozenset({"GE", "genetics", "genomics"})
 _PRESENT = {"LA9633-4": True, "LA9634-2": False}
 
 
+def is_variant(resource: Json) -> bool:
+    """Whether an Observation is of the variant profile, which others may derive from."""
+    try:
+        concept = get_concept(resource, "code", "Observation") if "component" in resource else None
+    except BadResource:
+        return False
+    return concept is not None and any(code.code == VARIANT for code in concept.codes)
+
+
 def is_genomic(resource: Json, concept: Concept | None) -> bool:
     """Whether an Observation belongs to genomics: by profile, by code or by category."""
     codes = {code.code for code in concept.codes} if concept else set()

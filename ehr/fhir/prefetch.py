@@ -13,7 +13,7 @@ from typing import Any
 from ehr.errors import BadResource
 from ehr.fhir.elements import Json, get_list, get_text
 from ehr.fhir.reading import read_resources
-from ehr.fhir.resources import READERS, ReadingTally, walk
+from ehr.fhir.resources import ReadingTally, walk
 from ehr.fhir.scope import identify
 from ehr.records import PatientIdentity, PatientRecord, SetAside
 
@@ -25,8 +25,9 @@ def read_prefetch(
 
     prefetch    template key → resource, Bundle, OperationOutcome or None
     patient_id  context.patientId
-    returns     the patient's record; a stub identity when the Patient resource was not among it. A Bundle
-                with further pages is read as far as it goes, and that is said in `set_aside`.
+    returns     the patient's record, what names nobody being set aside in it; a stub identity when the Patient
+                resource was not among it. A Bundle with further pages is read as far as it goes, and that is
+                said in `set_aside`.
     raises      BadResource: not an object, or a resource about another patient than `patient_id`
     """
     if not isinstance(prefetch, Mapping):
@@ -82,7 +83,3 @@ def _check_patients(value: Json, patient_id: str, where: str) -> None:
         kind = resource.get("resourceType")
         if kind == "Patient" and identify(resource) != patient_id:
             raise BadResource(f"{where} is a Patient other than context.patientId")
-        if not isinstance(kind, str):
-            raise BadResource(f"{where} holds something that is not a FHIR resource")
-        if kind in READERS and resource.get("subject") is None and resource.get("patient") is None:
-            raise BadResource(f"{where} holds a {kind} that names no patient")

@@ -17,6 +17,7 @@ import orjson
 
 from ehr.errors import BadResource, TooLarge
 from ehr.fhir.elements import Json
+from ehr.fhir.genomics import is_variant
 from ehr.fhir.resources import SUPPORTING, Gathering, ReadingTally
 from ehr.fhir.scope import Scope
 from ehr.records import PatientRecord
@@ -101,7 +102,7 @@ def _reading_order(path: Path) -> tuple[int, str]:
 
 def _add(gathering: Gathering, where: str, resource: Json, scope: Scope) -> None:
     kind = resource.get("resourceType")
-    if kind in SUPPORTING or (kind == "Observation" and "component" in resource):
+    if kind in SUPPORTING or (kind == "Observation" and is_variant(resource)):
         scope.remember(resource)
     gathering.add(where, resource, scope)
 

@@ -19,6 +19,7 @@ from ehr.fhir.elements import MAX_ID, Json, get_list, get_object, get_text
 _REFERENCE = re.compile(r"(?:.*/)?([A-Z][A-Za-z]{2,40})/([^/\s?#]+)(?:/_history/[^/\s?#]+)?", re.DOTALL)
 _URN = re.compile(r"urn:(?:uuid|oid):(\S+)")
 MAX_REMEMBERED = 100_000
+MAX_REMEMBERED_BINARY = 256 * 2**20  # characters of base64 in all
 
 
 @dataclass(slots=True)
@@ -34,6 +35,7 @@ class Scope:
     by_id: dict[str, Json] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)  # fullUrl → id
     outer: Scope | None = None
+    _binary_size: int = 0
 
     def remember(self, resource: Json, full_url: str = "") -> None:
         """Make `resource` findable by its fullUrl, and by its type and id."""
@@ -41,6 +43,11 @@ class Scope:
         if full_url:
             self.by_url[full_url] = resource
             self.ids[full_url] = identify(resource, full_url)
+        if kind == "Binary":
+            data = resource.get("data")
+            self._binary_size += len(data) if isinstance(data, str) else 0
+            if self._binary_size > MAX_REMEMBERED_BINARY:
+                return
         if isinstance(own, str) and len(self.by_id) < MAX_REMEMBERED:
             self.by_id[f"{kind}/{own}"] = resource
 

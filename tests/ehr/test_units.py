@@ -23,6 +23,8 @@ CONVERSIONS = [
     ("3094-0", 5, "mmol/L", 14.007, "mg/dL"),  # urea as its nitrogen, 2.8
     ("1975-2", 17.1, "umol/L", 0.99977, "mg/dL"),  # bilirubin
     ("2093-3", 5, "mmol/L", 193.33, "mg/dL"),  # cholesterol, 38.67
+    ("2085-9", 1.5, "mmol/L", 58.0, "mg/dL"),  # a mass code sent in moles
+    ("33914-3", 90, "mL/min", 90, "mL/min/{1.73_m2}"),  # the code says what it is divided by
     ("2571-8", 1, "mmol/L", 88.545, "mg/dL"),  # triglyceride as triolein
     ("17861-6", 2.5, "mmol/L", 10.0195, "mg/dL"),  # calcium
     ("17861-6", 5, "meq/L", 10.0195, "mg/dL"),  # two charges

@@ -253,3 +253,12 @@ def test_a_token_that_expires_midway_stops_everything() -> None:
     )
     with pytest.raises(Refused, match="401"):
         list(server.client.patients())
+
+
+def test_an_include_that_is_not_known_is_left_out() -> None:
+    server = Server().on("Patient", page(patient()))
+    server.on("Encounter?patient=p1&_count=200&_include=Encounter%3Alocation", httpx.Response(400))
+    server.on("Encounter?patient=p1&_count=200", page(encounter()))
+    (record,) = server.client.patients()
+    assert len(record.encounters) == 1
+    assert "Encounter" not in {item.kind for item in record.set_aside}

@@ -46,6 +46,10 @@ def test_broken_html_does_not_stop_us(page: str) -> None:
     assert isinstance(text_of_html(page), str)
 
 
+def test_xhtml_under_its_short_name() -> None:
+    assert read_one(document(attachment("<p>Fine</p>", "application/xhtml"))).notes[0].text == "Fine"
+
+
 def test_another_charset() -> None:
     (note,) = read_one(
         document(attachment("Müdigkeit".encode("latin-1"), "text/plain; charset=ISO-8859-1"))

@@ -153,3 +153,17 @@ def test_the_encounter_is_kept() -> None:
 def test_text_that_no_database_holds_is_cleaned() -> None:
     (found,) = read_one(_without_value(valueString="a\0b\ud800c")).observations
     assert found.value_text == "ab?c"
+
+
+def test_a_result_that_only_says_when_it_was_issued() -> None:
+    only_issued = observation(issued="2020-05-04T10:00:00Z")
+    only_issued.pop("effectiveDateTime")
+    (found,) = read_one(only_issued).observations
+    assert found.effective_at == found.available_at == datetime(2020, 5, 4, 10, tzinfo=UTC)
+
+
+def test_spellings_of_code_systems_and_displays() -> None:
+    code = {"coding": [{"system": "https://loinc.org/", "code": "2160-0", "display": "Creat\u200binine"}]}
+    (found,) = read_one(observation(value=100, unit="umol/L", code=code)).observations
+    assert (found.code.key, found.code.display) == ("http://loinc.org|2160-0", "Creatinine")
+    assert found.unit == "mg/dL"

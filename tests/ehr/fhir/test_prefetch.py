@@ -61,7 +61,6 @@ def test_further_pages_are_said() -> None:
         searchset(searchset(observation(subject={"reference": "https://ehr.example/Patient/p2"}))),
         observation(subject={"reference": "Patient/p2"}, status="entered-in-error"),
         observation(subject={"reference": "Patient/p2"}, valueQuantity={"value": "bad"}),
-        observation(subject=None),
     ],
 )
 def test_another_patient_is_never_taken(other: dict[str, Any]) -> None:
@@ -73,6 +72,17 @@ def test_another_patient_is_never_taken(other: dict[str, Any]) -> None:
 def test_what_is_no_resource(value: Any) -> None:
     with pytest.raises(BadResource, match=r"prefetch\.x must be a FHIR resource or null"):
         read(x=value)
+
+
+def test_what_names_nobody_is_set_aside() -> None:
+    record = read(
+        patient=patient(), labs=searchset(observation(subject=None), {"no": "resource"}, observation(id="o2"))
+    )
+    assert [found.resource_id for found in record.observations] == ["o2"]
+    assert [item.reason for item in record.set_aside] == [
+        "Observation names no patient",
+        "not a FHIR resource: resourceType is missing",
+    ]
 
 
 def test_a_bad_value_is_set_aside_for_this_patient() -> None:
