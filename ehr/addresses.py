@@ -1,4 +1,4 @@
-"""Which addresses a client may call (OPERATIONS, SSRF): https, or plain http to ourselves; never with a user name."""
+"""Which addresses a client may call (OPERATIONS, SSRF): https, or plain http to loopback; no user names."""
 
 from __future__ import annotations
 

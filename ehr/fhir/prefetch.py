@@ -25,9 +25,9 @@ def read_prefetch(
 
     prefetch    template key → resource, Bundle, OperationOutcome or None
     patient_id  context.patientId
-    returns     the patient's record, what names nobody being set aside in it; a stub identity when the Patient
-                resource was not among it. A Bundle with further pages is read as far as it goes, and that is
-                said in `set_aside`.
+    returns     the patient's record, what names nobody being set aside in it; a stub identity when the
+                Patient resource was not among it. A Bundle with further pages is read as far as it goes,
+                and that is said in `set_aside`.
     raises      BadResource: not an object, or a resource about another patient than `patient_id`
     """
     if not isinstance(prefetch, Mapping):
