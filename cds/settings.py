@@ -252,10 +252,10 @@ CSRF_COOKIE_HTTPONLY = True
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
 
 # -- the browser -----------------------------------------------------------------------------------
-SECURE_REFERRER_POLICY = "no-referrer"
+SECURE_REFERRER_POLICY = "same-origin"  # "no-referrer" makes browsers send "Origin: null" with every form: refused
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin"
-X_FRAME_OPTIONS = "SAMEORIGIN"
+X_FRAME_OPTIONS = "DENY"  # for browsers that do not know frame-ancestors; the others obey that instead
 _ancestors = [origin.strip() for origin in ENV.frame_ancestors.split(",") if origin.strip()]
 CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {

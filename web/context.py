@@ -1,16 +1,52 @@
-"""What every template knows."""
+"""What every template knows. Everything that costs a query is read only when a template asks for it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
 from django.http import HttpRequest
+from django.urls import reverse
+
+from cds.patients import access
+from cds.registry import queries as registry
+from web import streams
+
+
+@dataclass(frozen=True, slots=True)
+class NavigationItem:
+    """One entry of the main menu; only what this person may open is shown."""
+
+    title: str
+    url: str
+    current: bool
 
 
 def page(request: HttpRequest) -> dict[str, Any]:
-    """The regulatory label, the role, and the CSP nonce under the name django-htmx reads."""
+    """The regulatory label, the CSP nonce under the name django-htmx reads, the menu and the models in use."""
     return {
         "regulatory_label": settings.REGULATORY_LABEL,
         "csp_nonce": getattr(request, "csp_nonce", ""),
+        "navigation": lambda: navigation(request),
+        "roles": lambda: [role.value for role in access.Role if role in access.roles_of(request.user)],
+        "active_models": lambda: [version.label for version in registry.active_versions()],
+        "live_since": streams.newest,
+        "session_seconds": settings.SESSION_COOKIE_AGE,
+        "embedded": request.GET.get("embedded") == "1",
     }
+
+
+def navigation(request: HttpRequest) -> list[NavigationItem]:
+    """Worklist, Models and Audit, as far as this person's permissions reach."""
+    entries = (
+        ("Worklist", "worklist", ("worklist", "panel"), access.can_view_patients),
+        ("Models", "models", ("models", "model", "run", "new-run"), access.can_view_models),
+        ("Audit", "audit", ("audit",), access.can_view_audit),
+    )
+    here = request.resolver_match.url_name if request.resolver_match else ""
+    return [
+        NavigationItem(title, reverse(name), here in names)
+        for title, name, names, may in entries
+        if may(request.user)
+    ]

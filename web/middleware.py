@@ -1,4 +1,4 @@
-"""What every page of a patient needs, and the absolute end of a session."""
+"""Pages nobody keeps, sessions that end, and the refusals of the clinic as pages."""
 
 from __future__ import annotations
 
@@ -7,11 +7,30 @@ from collections.abc import Callable
 
 from django.conf import settings
 from django.contrib.auth import logout
-from django.http import HttpRequest, HttpResponseBase
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from django.shortcuts import render
+from django.utils import timezone
+
+from cds.audit import recording
+from cds.errors import ClinicError, Conflict, Invalid, NotAllowed, NotFound, Unavailable
+
+STATUS: dict[type[ClinicError], int] = {
+    NotAllowed: 403,
+    NotFound: 404,
+    Conflict: 409,
+    Invalid: 400,
+    Unavailable: 503,
+}
+LIVE_HEADER = "X-Live"  # a request made by the page itself, not by a person
 
 
 class PrivatePages:
-    """No page is kept by a browser or proxy; a session ends after SESSION_ABSOLUTE_AGE whatever happens."""
+    """No page is kept by a browser or proxy; a session ends after SESSION_ABSOLUTE_AGE whatever happens.
+
+    Requests that a page makes on its own (event stream, live fragments) say so with the header X-Live and do
+    not count as activity: an unattended screen is signed out after SESSION_COOKIE_AGE.
+    """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self.get_response = get_response
@@ -23,4 +42,44 @@ class PrivatePages:
                 logout(request)
         response = self.get_response(request)
         response.headers.setdefault("Cache-Control", "no-store")
+        if request.headers.get(LIVE_HEADER) or getattr(request, "is_stream", False):
+            # SessionMiddleware saves, and so prolongs, whatever session it still finds on the request.
+            del request.session
         return response
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        """A ClinicError raised by one of our own pages, as a page with its status; refusals are audited."""
+        view = request.resolver_match.func if request.resolver_match else None
+        if not isinstance(exception, ClinicError) or not getattr(view, "__module__", "").startswith("web."):
+            return None
+        if isinstance(exception, NotAllowed):
+            _record_refusal(request)
+        status = next((code for kind, code in STATUS.items() if isinstance(exception, kind)), 500)
+        return render(
+            request,
+            f"{status if status in {403, 404} else 'refused'}.html",
+            _context(exception, status),
+            status=status,
+        )
+
+
+def _context(exception: ClinicError, status: int) -> dict[str, object]:
+    titles = {
+        400: "That was not understood",
+        409: "That is no longer possible",
+        503: "Not available just now",
+    }
+    return {"reason": str(exception), "refusal_title": titles.get(status, "Something went wrong")}
+
+
+def _record_refusal(request: HttpRequest) -> None:
+    match = request.resolver_match
+    with transaction.atomic():
+        recording.record(
+            by=recording.person(request.user, request),
+            action="page.open" if request.method == "GET" else "page.send",
+            object_type="Page",
+            object_id=(match.url_name if match else "") or "unknown",
+            now=timezone.now(),
+            outcome="refused",
+        )

@@ -1,3 +1,43 @@
-from django.urls import URLPattern, URLResolver
+"""Every address of the screens. Addresses carry random ids only: no name, no record number, no search word."""
 
-urlpatterns: list[URLPattern | URLResolver] = []
+from __future__ import annotations
+
+from django.urls import URLPattern, URLResolver, path
+
+from web.views import audit, entrance, live, models, panel, pixels, responses, runs, worklist
+
+urlpatterns: list[URLPattern | URLResolver] = [
+    path("", entrance.home, name="home"),
+    path("login", entrance.SignIn.as_view(), name="login"),
+    path("logout", entrance.SignOut.as_view(), name="logout"),
+    path("stay", entrance.stay, name="stay"),
+    path("help", entrance.help_page, name="help"),
+    path("events", live.events, name="events"),
+    path("worklist", worklist.worklist, name="worklist"),
+    path("worklist/rows/<uuid:patient_id>", worklist.row, name="worklist-row"),
+    path("patients/<uuid:patient_id>/risk", panel.panel, name="panel"),
+    path("patients/<uuid:patient_id>/risk/<str:part>", panel.part, name="panel-part"),
+    path("patients/<uuid:patient_id>/rescore", responses.rescore, name="rescore"),
+    path(
+        "patients/<uuid:patient_id>/responses/<int:prediction_id>/<str:kind>",
+        responses.respond,
+        name="respond",
+    ),
+    path("patients/<uuid:patient_id>/responses/<uuid:response_id>/undo", responses.undo, name="undo"),
+    path(
+        "patients/<uuid:patient_id>/series/<uuid:series_id>/frames/<int:number>.png",
+        pixels.frame,
+        name="frame",
+    ),
+    path("patients/<uuid:patient_id>/heatmaps/<int:heat_map_id>.png", pixels.heat_map, name="heat-map"),
+    path("models", models.registry, name="models"),
+    path("models/rollback", models.rollback, name="rollback"),
+    path("models/promotions/<uuid:promotion_id>/<str:answer>", models.decide, name="decide"),
+    path("models/runs/new", runs.new, name="new-run"),
+    path("models/runs/<uuid:run_id>", runs.run, name="run"),
+    path("models/runs/<uuid:run_id>/progress", runs.progress, name="run-progress"),
+    path("models/runs/<uuid:run_id>/cancel", runs.cancel, name="cancel-run"),
+    path("models/<uuid:version_id>", models.model, name="model"),
+    path("models/<uuid:version_id>/request", models.request_promotion, name="request-promotion"),
+    path("audit", audit.events, name="audit"),
+]

@@ -1,0 +1,387 @@
+"""Geometry of the charts: numbers in, SVG coordinates out. Drawn by the templates in web/charts/.
+
+Every chart is made on the server, is an image with one sentence for those who do not see it, and has its numbers
+as a table beside it. A gap in the data stays a gap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.utils import timezone
+
+from web import words
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A label on an axis, at `at` user units."""
+
+    at: float
+    text: str
+    is_minor: bool = False  # left out on narrow screens
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A dot with its words."""
+
+    x: float
+    y: float
+    text: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A rectangle."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    kind: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A path, `d` in SVG syntax."""
+
+    d: str
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A frame with axes and what is drawn in it. `plot` is left, top, right, bottom of the inner area."""
+
+    width: float
+    height: float
+    plot: tuple[float, float, float, float]
+    title: str
+    x_label: str = ""
+    y_label: str = ""
+    x_ticks: tuple[Tick, ...] = ()
+    y_ticks: tuple[Tick, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    lines: tuple[Line, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    headings: tuple[str, ...] = ()  # of the table twin
+    rows: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def left(self) -> float:
+        return self.plot[0]
+
+    @property
+    def top(self) -> float:
+        return self.plot[1]
+
+    @property
+    def right(self) -> float:
+        return self.plot[2]
+
+    @property
+    def bottom(self) -> float:
+        return self.plot[3]
+
+
+@dataclass(frozen=True, slots=True)
+class TrendPoint:
+    """One score in time; `at` is the moment it speaks of."""
+
+    at: datetime
+    risk: float
+    low: float
+    high: float
+    label: str = ""  # the model's, to mark a change of model
+    category: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The risk on a line from 0 to 100 %: zones of the categories, the interval, the base rate, the estimate."""
+
+    zones: tuple[Bar, ...]
+    interval: Bar
+    base: float
+    risk: float
+    ticks: tuple[Tick, ...]
+
+
+def path(points: Sequence[tuple[float, float]], *, close: bool = False) -> str:
+    """`M x y L x y …` with one decimal."""
+    if not points:
+        return ""
+    steps = " ".join(f"{'L' if i else 'M'}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(points))
+    return steps + (" Z" if close else "")
+
+
+def scale(risk: float, low: float, high: float, base_rate: float, cuts: Sequence[tuple[str, float]]) -> Scale:
+    """`cuts` are (category, lowest risk of it), rising, the first at 0. 600 units are 100 %."""
+    wide = 600.0
+    bounds = [*(cut for _, cut in cuts), 1.0]
+    zones = tuple(
+        Bar(start * wide, 18, (end - start) * wide, 14, name)
+        for (name, start), end in zip(cuts, bounds[1:], strict=True)
+    )
+    interval = Bar(low * wide, 9, max(2.0, (high - low) * wide), 32)
+    ticks = tuple(
+        Tick(p * wide, f"{p:.0%}".replace("%", " %"), p in {0.25, 0.75}) for p in (0, 0.25, 0.5, 0.75, 1)
+    )
+    return Scale(zones, interval, base_rate * wide, risk * wide, ticks)
+
+
+def trend(points: Sequence[TrendPoint], cuts: Sequence[tuple[str, float]], *, gap: timedelta) -> Chart:
+    """Risk over time with its interval; points further apart than `gap`, or of different models, are not joined."""
+    width, height = 640.0, 230.0
+    plot = (46.0, 14.0, 628.0, 196.0)
+    first, last = points[0].at, points[-1].at
+    seconds = max((last - first).total_seconds(), 1.0)
+    single = len(points) == 1
+    top = _nice_top(max(point.high for point in points))
+
+    def x_of(at: datetime) -> float:
+        share = 0.5 if single else (at - first).total_seconds() / seconds
+        return plot[0] + 8 + share * (plot[2] - plot[0] - 16)
+
+    def y_of(value: float) -> float:
+        return plot[3] - value / top * (plot[3] - plot[1])
+
+    lines: list[Line] = []
+    for run in _unbroken(points, gap):
+        if len(run) > 1:
+            band = [(x_of(p.at), y_of(p.high)) for p in run] + [
+                (x_of(p.at), y_of(p.low)) for p in reversed(run)
+            ]
+            lines.append(Line(path(band, close=True), "band"))
+            lines.append(Line(path([(x_of(p.at), y_of(p.risk)) for p in run]), "line"))
+        else:
+            x = x_of(run[0].at)
+            lines.append(Line(path([(x, y_of(run[0].low)), (x, y_of(run[0].high))]), "whisker"))
+    for name, cut in cuts:
+        if 0 < cut < top:
+            lines.append(Line(path([(plot[0], y_of(cut)), (plot[2], y_of(cut))]), f"cut cut-{name}"))
+    marks = [
+        Mark(x_of(p.at), y_of(p.risk), f"{_clock(p.at)}: {words.percent(p.risk)}", p.category) for p in points
+    ]
+    for earlier, later in zip(points, points[1:], strict=False):
+        if earlier.label != later.label:
+            x = x_of(later.at)
+            lines.append(Line(path([(x, plot[1]), (x, plot[3])]), "model-change"))
+    return Chart(
+        width, height, plot, _trend_sentence(points), "", "Risk",
+        x_ticks=_time_ticks(points, x_of),
+        y_ticks=tuple(Tick(y_of(top * i / 4), words.percent(top * i / 4), i % 2 == 1) for i in range(5)),
+        lines=tuple(lines), marks=tuple(marks),
+        headings=("Time", "Risk", "Interval", "Category", "Model"),
+        rows=tuple(
+            (_clock(p.at), words.percent(p.risk), f"{words.percent(p.low)} to {words.percent(p.high)}",
+             words.CATEGORIES.get(p.category, p.category), p.label)
+            for p in reversed(points)
+        ),
+    )  # fmt: skip
+
+
+def signed_bar(value: float, largest: float) -> Bar:
+    """A bar to the right of the middle (raises) or to its left (lowers); 200 units wide, middle at 100."""
+    length = 0.0 if largest <= 0 else abs(value) / largest * 96
+    length = max(length, 1.0) if value else 0.0
+    return Bar(100.0 if value >= 0 else 100.0 - length, 3, length, 12, "up" if value >= 0 else "down")
+
+
+def sparkline(values: Sequence[tuple[float, float]]) -> str:
+    """(hours before, value), any order → a path in 96 x 24 units; empty for fewer than two values."""
+    ordered = sorted(values, key=lambda item: -item[0])
+    if len(ordered) < 2:
+        return ""
+    hours, heights = [h for h, _ in ordered], [v for _, v in ordered]
+    span, low, high = max(hours) - min(hours) or 1.0, min(heights), max(heights)
+    return path(
+        [
+            (2 + (max(hours) - h) / span * 92, 12.0 if high == low else 22 - (v - low) / (high - low) * 20)
+            for h, v in ordered
+        ]
+    )
+
+
+def strip(weights: Sequence[float]) -> tuple[Bar, ...]:
+    """Attention over kept frames as bars, 400 x 44 units; the tallest is the largest weight."""
+    largest = max(weights, default=0.0) or 1.0
+    step = 400 / max(1, len(weights))
+    return tuple(
+        Bar(i * step + step * 0.1, 44 - max(1.5, w / largest * 42), step * 0.8, max(1.5, w / largest * 42),
+            "peak" if w == largest else "")
+        for i, w in enumerate(weights)
+    )  # fmt: skip
+
+
+def unit_square(
+    points: Sequence[Sequence[float]], *, title: str, x_label: str, y_label: str, diagonal: bool = False,
+    level: float | None = None,
+) -> Chart:  # fmt: skip
+    """ROC and precision-recall: a curve in the unit square."""
+    chart, x_of, y_of = _square(title, x_label, y_label)
+    lines = [Line(path([(x_of(x), y_of(y)) for x, y in points]), "line")]
+    if diagonal:
+        lines.insert(0, Line(path([(x_of(0), y_of(0)), (x_of(1), y_of(1))]), "reference"))
+    if level is not None:
+        lines.insert(0, Line(path([(x_of(0), y_of(level)), (x_of(1), y_of(level))]), "reference"))
+    rows = tuple((f"{x:.3f}", f"{y:.3f}") for x, y in _thinned(points, 60))
+    return _with(chart, lines=tuple(lines), headings=(x_label, y_label), rows=rows)
+
+
+def calibration(bins: Sequence[tuple[float, float, int]], *, title: str) -> Chart:
+    """(mean predicted, observed, n) per bin, with a histogram of n along the bottom."""
+    chart, x_of, y_of = _square(title, "Predicted risk", "Observed share")
+    most = max((n for _, _, n in bins), default=1) or 1
+    bars = tuple(
+        Bar(x_of(mean) - 7, y_of(0) - n / most * 46, 14, n / most * 46, "count") for mean, _, n in bins
+    )
+    lines = (
+        Line(path([(x_of(0), y_of(0)), (x_of(1), y_of(1))]), "reference"),
+        Line(path([(x_of(mean), y_of(seen)) for mean, seen, _ in bins]), "line"),
+    )
+    marks = tuple(
+        Mark(x_of(m), y_of(o), f"predicted {m:.0%}, observed {o:.0%}, {n} patients") for m, o, n in bins
+    )
+    rows = tuple((words.percent(m), words.percent(o), str(n)) for m, o, n in bins)
+    return _with(
+        chart, bars=bars, lines=lines, marks=marks,
+        headings=("Predicted risk", "Observed share", "Patients"), rows=rows,
+    )  # fmt: skip
+
+
+def losses(history: Sequence[tuple[float, float | None, float | None]], *, title: str) -> Chart:
+    """(epoch, training loss, tuning loss) as two lines."""
+    width, height, plot = 640.0, 240.0, (54.0, 12.0, 628.0, 196.0)
+    known = [v for _, *pair in history for v in pair if v is not None and math.isfinite(v)]
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    pad = (high - low) * 0.08 or 0.1
+    low, high = low - pad, high + pad
+    last = max(len(history) - 1, 1)
+
+    def x_of(i: float) -> float:
+        return plot[0] + i / last * (plot[2] - plot[0])
+
+    def y_of(value: float) -> float:
+        return plot[3] - (value - low) / (high - low) * (plot[3] - plot[1])
+
+    lines = tuple(
+        Line(
+            path([(x_of(i), y_of(row[column])) for i, row in enumerate(history) if row[column] is not None]),
+            kind,
+        )  # type: ignore[arg-type]
+        for column, kind in ((1, "line train"), (2, "line tuning"))
+    )
+    step = max(1, math.ceil(len(history) / 8))
+    return Chart(
+        width, height, plot, title, "Epoch", "Loss",
+        x_ticks=tuple(Tick(x_of(i), f"{history[i][0]:.0f}", i % (2 * step) != 0) for i in range(0, len(history), step)),
+        y_ticks=tuple(Tick(y_of(low + (high - low) * i / 4), f"{low + (high - low) * i / 4:.3f}", i % 2 == 1) for i in range(5)),
+        lines=tuple(line for line in lines if line.d),
+        headings=("Epoch", "Training loss", "Tuning loss"),
+        rows=tuple(
+            (f"{epoch:.0f}", *("–" if v is None else f"{v:.4f}" for v in pair)) for epoch, *pair in history
+        ),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A dot with its whisker on a line from `low_end` to 1, 200 units wide: AUROC with its 95 % interval."""
+
+    low: float
+    value: float
+    high: float
+
+
+def interval(value: float, low: float, high: float, *, low_end: float = 0.3) -> Interval:
+    """Positions on a 200-unit line from `low_end` to 1."""
+
+    def at(v: float) -> float:
+        return max(0.0, min(1.0, (v - low_end) / (1 - low_end))) * 190 + 5
+
+    return Interval(at(low), at(value), at(high))
+
+
+def _square(title: str, x_label: str, y_label: str):  # type: ignore[no-untyped-def]
+    plot = (48.0, 10.0, 348.0, 310.0)
+
+    def x_of(v: float) -> float:
+        return plot[0] + v * (plot[2] - plot[0])
+
+    def y_of(v: float) -> float:
+        return plot[3] - v * (plot[3] - plot[1])
+
+    ticks = (0, 0.25, 0.5, 0.75, 1.0)
+    chart = Chart(
+        360, 356, plot, title, x_label, y_label,
+        x_ticks=tuple(Tick(x_of(t), f"{t:g}") for t in ticks), y_ticks=tuple(Tick(y_of(t), f"{t:g}") for t in ticks),
+    )  # fmt: skip
+    return chart, x_of, y_of
+
+
+def _with(chart: Chart, **changes: object) -> Chart:
+    from dataclasses import replace
+
+    return replace(chart, **changes)  # type: ignore[arg-type]
+
+
+def _unbroken(points: Sequence[TrendPoint], gap: timedelta) -> list[list[TrendPoint]]:
+    runs: list[list[TrendPoint]] = [[points[0]]]
+    for earlier, later in zip(points, points[1:], strict=False):
+        if later.at - earlier.at > gap or earlier.label != later.label:
+            runs.append([])
+        runs[-1].append(later)
+    return runs
+
+
+def _thinned(points: Sequence[Sequence[float]], most: int) -> list[Sequence[float]]:
+    step = max(1, math.ceil(len(points) / most))
+    kept = list(points[::step])
+    if points and kept[-1] != points[-1]:
+        kept.append(points[-1])
+    return kept
+
+
+def _nice_top(highest: float) -> float:
+    return next(top for top in (0.04, 0.08, 0.2, 0.4, 0.6, 0.8, 1.0) if top >= min(highest, 1.0))
+
+
+def _clock(at: datetime) -> str:
+    local = timezone.localtime(at)
+    return local.strftime("%-d %b %Y, %H:%M")
+
+
+def _time_ticks(points: Sequence[TrendPoint], x_of: object) -> tuple[Tick, ...]:
+    first, last = timezone.localtime(points[0].at), timezone.localtime(points[-1].at)
+    assert callable(x_of)
+    if len(points) == 1:
+        return (Tick(x_of(first), first.strftime("%-d %b, %H:%M")),)
+    days = (last - first) > timedelta(days=2)
+    ticks = []
+    for i in range(5):
+        at = first + (last - first) * i / 4
+        ticks.append(Tick(x_of(at), at.strftime("%-d %b" if days else "%H:%M"), i in {1, 3}))
+    return tuple(ticks)
+
+
+def _trend_sentence(points: Sequence[TrendPoint]) -> str:
+    first, last = points[0], points[-1]
+    if len(points) == 1:
+        return f"One score so far: {words.percent(last.risk)} at {_clock(last.at)}."
+    change = last.risk - first.risk
+    verb = "rose" if change > 0.005 else "fell" if change < -0.005 else "stayed"
+    if verb == "stayed":
+        return (
+            f"The estimate stayed at {words.percent(last.risk)} from {_clock(first.at)} to {_clock(last.at)}."
+        )
+    return (
+        f"The estimate {verb} from {words.percent(first.risk)} at {_clock(first.at)} "
+        f"to {words.percent(last.risk)} at {_clock(last.at)}."
+    )

@@ -1,0 +1,72 @@
+// Live parts of a page. Elements say what they show (data-live, data-patient or data-subject); when the event
+// stream names it, they get the event "changed" and htmx fetches their fragment. What is being typed stays.
+
+const body = document.body;
+const state = document.getElementById("live-state");
+const moved = new Set();
+let said = 0;
+
+if (body.dataset.events && window.EventSource) connect();
+hideWhatExpires(document);
+document.addEventListener("htmx:load", (event) => hideWhatExpires(event.detail.elt));
+document.addEventListener("htmx:afterSwap", (event) => compare(event.detail.elt, event.detail.target));
+document.addEventListener("change", (event) => {
+  if (event.target.matches("[data-submits]")) event.target.form.requestSubmit();
+});
+
+function connect() {
+  const source = new EventSource(`${body.dataset.events}?since=${body.dataset.since || ""}`);
+  for (const kind of ["assessment", "study", "run", "model", "patient"]) {
+    source.addEventListener(kind, (event) => announce(kind, JSON.parse(event.data)));
+  }
+  source.addEventListener("hello", () => { body.dataset.stream = "open"; say(""); });
+  source.onerror = () => {
+    body.dataset.stream = "closed";
+    say(source.readyState === EventSource.CLOSED ? "Live updates are off: reload to see changes" : "Reconnecting …");
+  };
+  window.addEventListener("pagehide", () => source.close());
+}
+
+function announce(kind, { patient, subject }) {
+  for (const part of document.querySelectorAll(`[data-live~="${kind}"]`)) {
+    const concerns = part.dataset.patient ? part.dataset.patient === patient : !part.dataset.subject || part.dataset.subject === subject;
+    if (!concerns) continue;
+    if (part.hasAttribute("data-keep-typing") && isInUse(part)) continue;
+    htmx.trigger(part, "changed");
+  }
+}
+
+// Never replace a form somebody is filling in.
+function isInUse(part) {
+  if (part.contains(document.activeElement) && document.activeElement.matches("input, textarea, select")) return true;
+  return [...part.querySelectorAll("textarea, input[type=text]")].some((field) => field.value !== field.defaultValue)
+    || [...part.querySelectorAll("input[type=radio]")].some((field) => field.checked !== field.defaultChecked);
+}
+
+// A row whose category has changed is in the wrong place: say so, never move rows under the pointer.
+function compare(fresh, old) {
+  const row = fresh?.dataset?.patient ? document.getElementById(fresh.id) : null;
+  if (!row || !row.matches("tr")) return;
+  row.classList.add("just-changed");
+  setTimeout(() => row.classList.remove("just-changed"), 4000);
+  if (old?.dataset?.category !== undefined && old.dataset.category !== row.dataset.category) {
+    moved.add(row.id);
+    const bar = document.getElementById("order-changed");
+    if (bar) {
+      bar.querySelector("output").textContent = `${moved.size} ${moved.size === 1 ? "patient has" : "patients have"} changed category`;
+      bar.hidden = false;
+    }
+  }
+}
+
+function hideWhatExpires(root) {
+  for (const part of root.querySelectorAll?.("[data-expires-ms]") ?? []) {
+    setTimeout(() => part.remove(), Number(part.dataset.expiresMs));
+  }
+}
+
+// At most one message in five seconds.
+function say(text) {
+  clearTimeout(said);
+  said = setTimeout(() => { if (state && state.textContent !== text) state.textContent = text; }, text ? 5000 : 0);
+}

@@ -1,0 +1,98 @@
+"""Coming in, going out, and where each role starts."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.contrib.auth.decorators import login_required
+from django.contrib.auth.forms import AuthenticationForm
+from django.contrib.auth.views import LoginView, LogoutView
+from django.db import transaction
+from django.forms import BaseForm
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.utils import timezone
+from django.views.decorators.http import require_POST, require_safe
+
+from cds.audit import recording
+from cds.patients import access
+
+START: dict[access.Role, str] = {
+    access.Role.CLINICIAN: "worklist",
+    access.Role.ADMIN: "models",
+    access.Role.APPROVER: "models",
+}
+
+
+class SignInForm(AuthenticationForm):
+    """One text for every failure: it does not tell whether the person exists or is locked out for good."""
+
+    error_messages: ClassVar = {
+        "invalid_login": "Name and password do not match. After five tries signing in is blocked for 15 minutes.",
+        "inactive": "Name and password do not match. After five tries signing in is blocked for 15 minutes.",
+    }
+
+
+class SignIn(LoginView):
+    """Local accounts. Every success and every failure is audited; a failure without the name that was typed."""
+
+    template_name = "web/login.html"
+    form_class = SignInForm
+    redirect_authenticated_user = True
+
+    def form_valid(self, form: AuthenticationForm) -> HttpResponse:
+        response = super().form_valid(form)
+        _record(self.request, "session.begin", "success")
+        return response
+
+    def form_invalid(self, form: BaseForm) -> HttpResponse:
+        _record(self.request, "session.begin", "refused")
+        response = super().form_invalid(form)
+        response.status_code = 200
+        return response
+
+
+class SignOut(LogoutView):
+    """By POST only; the end of a session is audited."""
+
+    http_method_names: ClassVar = ["post", "options"]
+
+    def post(self, request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse:
+        if request.user.is_authenticated:
+            _record(request, "session.end", "success")
+        return super().post(request, *args, **kwargs)
+
+
+@require_safe
+@login_required
+def home(request: HttpRequest) -> HttpResponse:
+    """Each role starts on its own page; somebody without a role is told so."""
+    role = access.role_of(request.user)
+    if role is None:
+        return render(request, "web/no_role.html")
+    return redirect(START[role])
+
+
+@require_POST
+@login_required
+def stay(request: HttpRequest) -> HttpResponse:
+    """ "Stay signed in": that the session is used is enough to prolong it."""
+    return HttpResponse(status=204)
+
+
+@require_safe
+def help_page(request: HttpRequest) -> HttpResponse:
+    """What the words and colours mean, keys, and whom to ask."""
+    return render(request, "web/help.html")
+
+
+def _record(request: HttpRequest, action: str, outcome: str) -> None:
+    with transaction.atomic():
+        recording.record(
+            by=recording.person(request.user, request),
+            action=action,
+            object_type="Session",
+            object_id=request.user.pk or "unknown",
+            now=timezone.now(),
+            outcome=outcome,
+        )

@@ -1,0 +1,33 @@
+"""The event stream: GET /events."""
+
+from __future__ import annotations
+
+from django.core.handlers.asgi import ASGIRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.views.decorators.http import require_GET
+
+from web import streams
+
+
+@require_GET
+async def events(request: HttpRequest) -> HttpResponseBase:
+    """Ids of what changed, as server-sent events, until the screen leaves or ten minutes have passed.
+
+    204 tells a browser not to come back: nobody is signed in, or the server cannot hold streams open (WSGI).
+    """
+    user = await request.auser()
+    request.is_stream = True  # type: ignore[attr-defined]  # read by PrivatePages: a stream is not activity
+    if not user.is_authenticated or not isinstance(request, ASGIRequest):
+        return HttpResponse(status=204)
+    response = StreamingHttpResponse(
+        streams.events_for(user, _since(request)),  # type: ignore[arg-type]
+        content_type="text/event-stream",
+    )
+    response["X-Accel-Buffering"] = "no"
+    return response
+
+
+def _since(request: HttpRequest) -> int | None:
+    """Where to go on: the browser's Last-Event-ID, else what the page noted when it was made."""
+    given = request.headers.get("Last-Event-ID") or request.GET.get("since", "")
+    return int(given) if given.isdigit() and len(given) < 19 else None
