@@ -11,7 +11,6 @@ import numpy as np
 from django.core.exceptions import ValidationError
 from numpy.typing import NDArray
 
-from cds.errors import NotFound
 from cds.patients.models import Patient
 from cds.studies.models import Embedding, Series, Study, StudyState
 
@@ -80,12 +79,13 @@ def latest_studies(patient: Patient, *, as_of: datetime) -> dict[str, StudyView]
     return latest
 
 
-def get_series(patient: Patient, series_id: UUID | str) -> Series:
-    """A Series of this patient. Raises NotFound for another's, or none."""
+def find_series(patient_id: UUID | str, series_id: UUID | str) -> Series | None:
+    """A Series of this patient; None for another patient's, or none at all."""
     try:
-        return Series.objects.select_related("study").get(pk=series_id, study__patient=patient)
-    except (Series.DoesNotExist, ValidationError):
-        raise NotFound("no such Series of this patient") from None
+        found = Series.objects.select_related("study").filter(study__patient_id=patient_id, pk=series_id)
+        return found.first()
+    except (ValidationError, ValueError):
+        return None  # not ids at all
 
 
 def embeddings(subjects: Iterable[str], encoder: str) -> dict[str, NDArray[np.float32]]:

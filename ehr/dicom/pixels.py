@@ -248,7 +248,7 @@ def digest_values(opened: Opened) -> str:
 
 def _reason(error: Exception, uid: Any, decoded: int) -> str:
     words = str(error)
-    if "pixel data" in words and "expected length" in words:
+    if "pixel data" in words and ("expected length" in words or "less than expected" in words):
         return "the pixel data is not as long as rows x columns x frames: truncated, or a variant not decoded"
     if isinstance(error, AttributeError) and "required" in words:
         return "an element that describes the pixels is missing"
