@@ -7,8 +7,11 @@ COPY cds cds
 COPY ehr ehr
 COPY fusion fusion
 COPY web web
-# A site that mirrors packages names its index with PIP_INDEX_URL; torch==2.13.0 must resolve to the CPU build.
-RUN /venv/bin/pip install --no-cache-dir -c constraints.txt '.[pretrained,encoders]'
+# pip's own variable: the address of PyTorch's CPU wheels (or of a mirror that has them). Whatever it finds, an
+# image with the CUDA build, five times the size and of no use here, is not made.
+ARG PIP_EXTRA_INDEX_URL=""
+RUN /venv/bin/pip install --no-cache-dir -c constraints.txt '.[pretrained,encoders]' \
+    && /venv/bin/python -c "import torch; assert torch.version.cuda is None, 'not a CPU torch: set PIP_EXTRA_INDEX_URL'"
 
 FROM python:3.11-slim-bookworm
 RUN groupadd --gid 10001 tessera && useradd --uid 10001 --gid tessera --create-home tessera \

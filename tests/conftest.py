@@ -1,13 +1,18 @@
-"""What every test may build on: quick passwords, and an audit trail that may be emptied between tests."""
+"""What every test may build on: folders and a broker of its own, an audit trail that can be emptied."""
 
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.db import connection
+
+from cds.celery import app
+from tests.sockets import only_loopback  # noqa: F401  (a fixture of every session)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,3 +35,17 @@ def _audit_trail_may_be_emptied_between_tests() -> Iterator[None]:
 def _quick_passwords(settings: Any) -> None:
     """Hashing a password slowly is right for people and 0.3 s a user too many for tests."""
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _jobs_stay_in_this_process() -> None:
+    """A job published by a test must never reach the worker of a demo that happens to run."""
+    if not os.environ.get("REDIS_URL"):
+        app.conf.update(broker_url="memory://", broker_transport_options={})
+
+
+@pytest.fixture(autouse=True)
+def _stores_of_its_own(settings: Any, tmp_path: Path) -> None:
+    """Pixels and bundles of a test lie in its own folder."""
+    settings.STUDY_STORE = tmp_path / "studies"
+    settings.BUNDLE_STORE = tmp_path / "bundles"

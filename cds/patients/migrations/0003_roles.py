@@ -36,9 +36,9 @@ def make_roles(apps, schema_editor):
 
 
 class Migration(migrations.Migration):
+    # Not on registry, which lies above: its permissions are made here by name when they are not there yet.
     dependencies = [
         ("patients", "0002_imported_records_and_permissions"),
-        ("registry", "0001_initial"),
         ("audit", "0001_initial"),
         ("auth", "0012_alter_user_first_name_max_length"),
         ("contenttypes", "0002_remove_content_type_name"),
