@@ -194,8 +194,13 @@ def worker(queue: str, *, is_ready: Callable[[], bool]) -> Program:
 def beat(*, data_dir: Path) -> Program:
     """The clock of the periodic tasks."""
     command = [sys.executable, "-m", "celery", "-A", "cds", "beat", "-l", "INFO", "--pidfile="]
-    kept = [data_dir / f"beat-schedule{suffix}" for suffix in ("", ".db")]
-    return Program("beat", command, lambda: any(path.exists() for path in kept), grace_s=5)
+    since = time.time() - 1
+
+    def is_ready() -> bool:
+        """It writes its schedule (one file or several, by the system's dbm) as soon as it runs."""
+        return any(path.stat().st_mtime >= since for path in data_dir.glob("beat-schedule*"))
+
+    return Program("beat", command, is_ready, grace_s=5)
 
 
 def web(*, port: int) -> Program:

@@ -117,15 +117,16 @@ def promote(version: ModelVersion) -> None:
 
 def score_everyone(source: Source, *, report: Report) -> QuerySet[RiskAssessment]:
     """Ask for a score of every patient who has no fresh one, and wait until all are stored."""
+    mine = RiskAssessment.objects.filter(patient__source=source)
     stale = (assessing.DataState.UPDATING, assessing.DataState.STALE)
     patients = list(Patient.objects.filter(source=source).order_by("-changed_at"))
     for done, patient in enumerate(patients, 1):
         now = timezone.now()
         for version in queries.active_versions():
-            if assessing.stand(patient, version, now=now).state in stale:
+            is_asked = mine.filter(patient=patient, version=version, work_state__in=OPEN).exists()
+            if not is_asked and assessing.stand(patient, version, now=now).state in stale:
                 assessing.request(patient, version, by=BY, now=now)
         report(done / 4, len(patients), "scores asked for")
-    mine = RiskAssessment.objects.filter(patient__source=source)
     patience = _Patience("scoring")
     while waiting := mine.filter(work_state__in=OPEN).count():
         report(max(len(patients) - waiting, len(patients) / 4), len(patients), "scores stored")
