@@ -1,0 +1,143 @@
+"""Simulated studies in a real archive, fetched by DICOMweb through a hospital's doors, and compared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom.uid import JPEG2000Lossless, RLELossless, UltrasoundMultiFrameImageStorage, generate_uid
+
+import ehr
+from cds.studies import receiving
+from cds.studies.models import Instance, Series, Study, StudyState
+from tests.ehr.dicom.making import make_dataset, save
+from tests.factories import NOW, TESTS, make_source
+from tests.services.orthanc import INSIDE, Orthanc, running_orthanc
+
+pytestmark = pytest.mark.service
+RADIOGRAPH, ECHO = generate_uid(), generate_uid()
+
+
+def _sent(folder: Path) -> list[Path]:
+    """A radiograph of two views, one RLE; an echo cine; and one compressed with JPEG 2000."""
+    ramp = (np.arange(64 * 48, dtype=np.uint16) % 4096).reshape(64, 48)
+    chest = {
+        "StudyInstanceUID": RADIOGRAPH,
+        "SeriesInstanceUID": generate_uid(),
+        "BitsStored": 12,
+        "HighBit": 11,
+    }
+    frontal = make_dataset(
+        ramp, ViewPosition="PA", BodyPartExamined="CHEST", WindowCenter=2048, WindowWidth=4096, **chest
+    )
+    lateral = make_dataset(ramp[::-1].copy(), ViewPosition="LL", InstanceNumber=2, **chest)
+    lateral.compress(RLELossless, generate_instance_uid=False)
+    moving = np.stack([np.full((32, 40), 20 * place, np.uint8) for place in range(8)])
+    echo = {
+        "StudyInstanceUID": ECHO,
+        "Modality": "US",
+        "PatientID": "MRN-p2",
+        "SOPClassUID": UltrasoundMultiFrameImageStorage,
+        "FrameTime": 33.3,
+        "PixelSpacing": [0.4, 0.4],
+        "StudyDate": "20251224",
+    }
+    cine = make_dataset(moving, **echo)
+    packed = make_dataset(moving + 10, **echo)
+    packed.compress(JPEG2000Lossless, generate_instance_uid=False)
+    return [
+        save(data, folder / f"{place}.dcm") for place, data in enumerate((frontal, lateral, cine, packed))
+    ]
+
+
+@pytest.fixture(scope="module")
+def sent(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return _sent(tmp_path_factory.mktemp("sent"))
+
+
+@pytest.fixture(scope="module")
+def orthanc(tmp_path_factory: pytest.TempPathFactory, sent: list[Path]) -> Iterator[Orthanc]:
+    with running_orthanc(tmp_path_factory.mktemp("orthanc")) as running:
+        for path in sent:
+            running.upload(path.read_bytes())
+        yield running
+
+
+@pytest.fixture
+def archive(orthanc: Orthanc) -> Iterator[ehr.DicomWebClient]:
+    with ehr.DicomWebClient(orthanc.dicom_web, auth=orthanc.auth, page=1) as client:
+        yield client
+
+
+def test_it_is_reachable_from_this_machine_only(orthanc: Orthanc) -> None:
+    """Orthanc's own port is open in its namespace only; the relay's on 127.0.0.1 only."""
+    port = int(orthanc.url.rsplit(":", 1)[1])
+    listening = [
+        line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if " 0A " in line
+    ]
+    assert [place for place in listening if place.endswith(f":{port:04X}")] == [f"0100007F:{port:04X}"]
+    assert not [place for place in listening if place.endswith(f":{INSIDE:04X}")]
+
+
+def test_every_page_is_asked_for(archive: ehr.DicomWebClient) -> None:
+    found = {study.study_uid: study for study in map(ehr.read_study, archive.studies())}
+    assert set(found) == {RADIOGRAPH, ECHO}
+    assert found[ECHO].modalities == ("US",)
+    assert found[RADIOGRAPH].started_at is not None
+    assert [ehr.value_of(one, "0020000D") for one in archive.studies(since=date(2026, 1, 1))] == [RADIOGRAPH]
+    assert [ehr.value_of(one, "0020000D") for one in archive.studies(patient_id="MRN-p2")] == [ECHO]
+    assert list(archive.studies(patient_id="nobody")) == []
+
+
+def test_instances_come_as_they_were_stored(archive: ehr.DicomWebClient, sent: list[Path]) -> None:
+    fetched = [content for uid in (RADIOGRAPH, ECHO) for content in archive.instances(uid)]
+    expected = {ehr.read_header(path).sop_uid: path for path in sent}
+    assert {ehr.read_header(content).sop_uid for content in fetched} == set(expected)
+    for content in fetched:
+        header = ehr.read_header(content)
+        original = expected[header.sop_uid]
+        assert header.transfer_syntax_uid == ehr.read_header(original).transfer_syntax_uid
+        assert ehr.pixel_digest(content) == ehr.pixel_digest(original)
+
+
+def test_refusals_are_told_apart(archive: ehr.DicomWebClient, orthanc: Orthanc) -> None:
+    with pytest.raises(ehr.Refused, match="404"):
+        list(archive.instances("1.2.3.4.5"))
+    stranger = ehr.DicomWebClient(orthanc.dicom_web, auth=("tessera", "wrong"))
+    with stranger, pytest.raises(ehr.Refused, match="401"):
+        list(stranger.studies())
+
+
+@pytest.mark.django_db
+def test_from_the_archive_to_the_clip(
+    archive: ehr.DicomWebClient, sent: list[Path], tmp_path: Path, settings: Any
+) -> None:
+    settings.STUDY_STORE = tmp_path / "store"
+    source = make_source("orthanc")
+    outcomes: Counter[str] = Counter()
+    for _ in range(2):
+        for listed in archive.studies():
+            found = ehr.read_study(listed)
+            patient_id = ehr.value_of(listed, "00100020")
+            study = receiving.announce(found, source=source, patient_id=patient_id, by=TESTS, now=NOW)
+            for content in archive.instances(found.study_uid):
+                path = tmp_path / "incoming.dcm"
+                path.write_bytes(content)
+                outcomes[receiving.receive_file(path, source=source, by=TESTS, now=NOW).outcome] += 1
+            receiving.complete(study, by=TESTS, now=NOW)
+    assert outcomes == {"new": 4, "duplicate": 4}
+    assert set(Study.objects.values_list("state", flat=True)) == {StudyState.STORED}
+    assert (Series.objects.count(), Instance.objects.count()) == (3, 4)
+    chest = Series.objects.get(imaging_modality="CR")
+    assert (chest.view, chest.frames) == ("PA", 1)
+    np.testing.assert_array_equal(receiving.load_clip(chest).frames, ehr.read_clip(sent[:2]).frames)
+    for series in Series.objects.filter(imaging_modality="US"):
+        assert (series.frames, series.is_cine) == (8, True)
+        assert series.frame_ms == pytest.approx(33.3, rel=1e-4)
+        original = next(path for path in sent if ehr.read_header(path).series_uid == series.series_uid)
+        np.testing.assert_array_equal(receiving.load_clip(series).frames, ehr.read_clip([original]).frames)
