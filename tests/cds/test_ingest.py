@@ -1,0 +1,379 @@
+"""`manage.py ingest`: everything readable is taken once, everything refused is named with its reason."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from rich.console import Console
+
+import ehr
+from cds import ingesting
+from cds.audit import recording
+from cds.audit.models import AuditEvent
+from cds.errors import Invalid
+from cds.management.commands.ingest import print_tally, write_report
+from cds.patients import importing
+from cds.patients.models import Observation, Patient, SetAside
+from cds.studies import receiving
+from cds.studies.models import Instance, Series, Study, StudyState
+from tests.cds.dicom_files import write_radiograph
+from tests.factories import NOW, TESTS, make_source
+from tests.shared import shared
+
+pytestmark = pytest.mark.django_db
+
+
+def _patient(number: str = "p1", **changes: Any) -> dict[str, Any]:
+    return {
+        "resourceType": "Patient", "id": number, "gender": "female", "birthDate": "1950-06-01",
+        "identifier": [{"system": "urn:mrn", "value": f"MRN-{number}"}], **changes,
+    }  # fmt: skip
+
+
+def _pressure(number: str, value: Any = 120, unit: str = "mm[Hg]", **changes: Any) -> dict[str, Any]:
+    return {
+        "resourceType": "Observation", "id": number, "status": "final",
+        "subject": {"reference": "Patient/p1"},
+        "code": {"coding": [{"system": "http://loinc.org", "code": "8480-6"}]},
+        "effectiveDateTime": "2026-03-01T08:00:00Z",
+        "valueQuantity": {"value": value, "system": "http://unitsofmeasure.org", "code": unit}, **changes,
+    }  # fmt: skip
+
+
+def _write(path: Path, *resources: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bundle = {
+        "resourceType": "Bundle",
+        "type": "collection",
+        "entry": [{"resource": one} for one in resources],
+    }
+    path.write_text(json.dumps(bundle))
+    return path.parent
+
+
+def _fhir(where: str | Path) -> ingesting.Tally:
+    return ingesting.ingest_fhir(where, source=make_source(), by=TESTS, now=NOW)
+
+
+def _dicom(where: str | Path) -> ingesting.Tally:
+    return ingesting.ingest_dicom(where, source=make_source(), by=TESTS, now=NOW)
+
+
+def test_a_folder_of_fhir_is_taken_and_taken_again_changes_nothing(tmp_path: Path) -> None:
+    folder = _write(
+        tmp_path / "fhir" / "a.json", _patient(), _pressure("o1"), {"resourceType": "Claim", "id": "x"}
+    )
+    first = _fhir(folder)
+    assert first.resources == {"Patient": {"new": 1}, "Observation": {"new": 1}}
+    assert first.ignored == {"Claim": 1}
+    assert first.patients == 1
+    again = _fhir(folder)
+    assert again.resources == {"Patient": {"unchanged": 1}, "Observation": {"unchanged": 1}}
+    assert again.changed == set()
+    patient = Patient.objects.get()
+    assert (patient.revision, first.changed) == (1, {patient.pk})
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (_pressure("bad", unit="kg"), "unit"),
+        (_pressure("bad", value="high"), "number"),
+        ({"resourceType": "Observation", "id": "bad"}, ""),
+    ],
+    ids=["wrong unit", "not a number", "no patient"],
+)
+def test_a_bad_resource_is_set_aside_and_the_rest_goes_on(
+    tmp_path: Path, bad: dict[str, Any], reason: str
+) -> None:
+    tally = _fhir(_write(tmp_path / "fhir" / "a.json", _patient(), _pressure("good"), bad))
+    assert tally.resources["Observation"] == {"new": 1, "set_aside": 1}
+    (refused,) = tally.refused
+    assert refused.identity == "bad"
+    assert "a.json" in refused.where
+    assert reason in refused.reason
+    assert SetAside.objects.get().reason == refused.reason
+    assert Observation.objects.get().resource_id == "good"
+
+
+def test_files_that_are_not_fhir_are_named(tmp_path: Path) -> None:
+    folder = _write(tmp_path / "fhir" / "good.json", _patient())
+    (folder / "broken.json").write_text('{"resourceType": "Patient"')
+    (folder / "other.ndjson").write_text("[1, 2]\nnot json\n")
+    tally = _fhir(folder)
+    assert tally.patients == 1
+    assert {Path(item.where.split("#")[0].split(":")[0]).name for item in tally.refused} == {
+        "broken.json",
+        "other.ndjson",
+    }
+
+
+def test_a_future_date_is_kept_but_not_known_yet(tmp_path: Path) -> None:
+    _fhir(
+        _write(
+            tmp_path / "fhir" / "a.json",
+            _patient(),
+            _pressure("o1", effectiveDateTime="2062-01-01T00:00:00Z"),
+        )
+    )
+    assert not Observation.objects.filter(available_at__lte=NOW).exists()
+
+
+def test_an_unknown_code_is_kept(tmp_path: Path) -> None:
+    code = {"coding": [{"system": "urn:oid:1.2.3", "code": "LOCAL-7"}]}
+    _fhir(_write(tmp_path / "fhir" / "a.json", _patient(), _pressure("o1", code=code)))
+    assert Observation.objects.get().code_system == "urn:oid:1.2.3"
+
+
+def test_a_record_the_database_refuses_is_set_aside_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = importing.import_record
+
+    def refuse_p1(record: ehr.PatientRecord, **known: Any) -> importing.Imported:
+        if record.patient.resource_id == "p1":
+            raise Invalid("no")
+        return taken(record, **known)
+
+    monkeypatch.setattr(importing, "import_record", refuse_p1)
+    folder = _write(tmp_path / "fhir" / "a.json", _patient("p1"))
+    _write(tmp_path / "fhir" / "b.json", _patient("p2"))
+    tally = _fhir(folder)
+    assert [item.identity for item in tally.refused] == ["p1"]
+    assert Patient.objects.get().resource_id == "p2"
+
+
+def test_dicom_is_taken_decoded_and_linked_whichever_comes_first(tmp_path: Path) -> None:
+    write_radiograph(tmp_path / "dicom" / "deep" / "one.dcm")
+    fhir = _write(tmp_path / "fhir" / "a.json", _patient())
+    tally = _dicom(tmp_path / "dicom")
+    assert (tally.instances, tally.studies) == ({"new": 1}, 1)
+    assert Study.objects.get().patient is None
+    _fhir(fhir)
+    study = Study.objects.get()
+    assert study.patient == Patient.objects.get()
+    assert study.state == StudyState.STORED
+    assert Series.objects.get().clip_path
+    again = _dicom(tmp_path / "dicom")
+    assert (again.instances, again.studies) == ({"duplicate": 1}, 0)
+    assert Instance.objects.count() == 1
+
+
+def test_bad_dicom_is_set_aside_with_its_reason(tmp_path: Path) -> None:
+    folder = tmp_path / "dicom"
+    good = write_radiograph(folder / "good.dcm")
+    (folder / "truncated.dcm").write_bytes(good.read_bytes()[:-200])
+    (folder / "text.txt").write_text("not an image")
+    write_radiograph(folder / "z-other-pixels.dcm", seed=1)
+    tally = _dicom(folder)
+    assert tally.instances == {"new": 1, "set-aside": 3}
+    reasons = {item.where: item.reason for item in tally.refused}
+    assert set(reasons) == {"truncated.dcm", "text.txt", "z-other-pixels.dcm"}
+    assert all(reasons.values())
+    assert "other pixels" in reasons["z-other-pixels.dcm"]
+
+
+def test_a_run_killed_before_decoding_is_finished_by_the_next(tmp_path: Path) -> None:
+    path = write_radiograph(tmp_path / "dicom" / "one.dcm")
+    receiving.receive_file(path, source=make_source(), by=TESTS, now=NOW)
+    assert Study.objects.get().state == StudyState.ANNOUNCED
+    tally = _dicom(tmp_path / "dicom")
+    assert (tally.instances, tally.studies) == ({"duplicate": 1}, 1)
+    assert Study.objects.get().state == StudyState.STORED
+
+
+def test_an_imaging_study_is_announced(tmp_path: Path) -> None:
+    found = {
+        "resourceType": "ImagingStudy", "id": "i1", "status": "available",
+        "subject": {"reference": "Patient/p1"}, "started": "2026-03-01T08:00:00Z",
+        "identifier": [{"system": "urn:dicom:uid", "value": "urn:oid:1.2.3.4"}],
+    }  # fmt: skip
+    folder = _write(tmp_path / "fhir" / "a.json", _patient(), found)
+    assert _fhir(folder).resources["ImagingStudy"] == {"new": 1}
+    assert _fhir(folder).resources["ImagingStudy"] == {"unchanged": 1}
+    study = Study.objects.get()
+    assert (study.study_uid, study.state, study.patient) == (
+        "1.2.3.4",
+        StudyState.ANNOUNCED,
+        Patient.objects.get(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "is_allowed"),
+    [
+        ("https://ehr.example/fhir", True),
+        ("http://127.0.0.1:9/fhir", True),
+        ("http://localhost:9/fhir", True),
+        ("http://[::1]:9/fhir", True),
+        ("http://registered.example/fhir", True),
+        ("http://registered.example/fhir/", True),
+        ("http://ehr.example/fhir", False),
+        ("http://169.254.169.254/latest", False),
+        ("http://127.0.0.1.evil.example/", False),
+        ("https://user:secret@ehr.example/fhir", False),
+        ("https://", False),
+    ],
+)
+def test_only_allowed_addresses_are_called(url: str, is_allowed: bool) -> None:
+    make_source("registered", base_url="http://registered.example/fhir")
+    if is_allowed:
+        ingesting.check_address(url)
+    else:
+        with pytest.raises(Invalid):
+            ingesting.check_address(url)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    for take in (_fhir, _dicom):
+        with pytest.raises(Invalid, match="there is no folder"):
+            take(tmp_path / "nowhere")
+
+
+@contextmanager
+def _server(answer: Callable[[str], tuple[int, str, bytes]]) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, kind, body = answer(self.path)
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_fhir_server_is_read_by_search() -> None:
+    held = {"Patient": [_patient()], "Observation": [_pressure("o1")]}
+
+    def answer(path: str) -> tuple[int, str, bytes]:
+        resource_type = path.split("?")[0].rsplit("/", 1)[-1]
+        entries = [{"resource": one} for one in held.get(resource_type, [])]
+        bundle = {"resourceType": "Bundle", "type": "searchset", "entry": entries}
+        return 200, "application/fhir+json", json.dumps(bundle).encode()
+
+    with _server(answer) as url:
+        tally = _fhir(f"{url}/fhir")
+    assert tally.interrupted == ""
+    assert tally.resources["Observation"] == {"new": 1}
+    assert Observation.objects.get().value == 120
+
+
+def test_a_server_that_fails_is_said_and_what_came_before_is_kept() -> None:
+    with _server(lambda path: (403, "text/plain", b"no")) as url:
+        tally = _fhir(f"{url}/fhir")
+    assert "stopped answering" in tally.interrupted
+    with (
+        _server(lambda path: (403, "text/plain", b"no")) as url,
+        pytest.raises(CommandError, match="Run the same"),
+    ):
+        call_command("ingest", fhir=[f"{url}/fhir"])
+
+
+def test_an_archive_is_read_by_dicomweb_and_held_studies_are_not_fetched_again(tmp_path: Path) -> None:
+    content = write_radiograph(tmp_path / "one.dcm").read_bytes()
+    fetched: list[str] = []
+
+    def answer(path: str) -> tuple[int, str, bytes]:
+        if path.split("?")[0].endswith("/studies"):
+            if "offset=" in path and "offset=0" not in path:
+                return 204, "application/dicom+json", b""
+            study = ehr.read_header(content).study_uid
+            listed = [{"0020000D": {"vr": "UI", "Value": [study]}, "00201208": {"vr": "IS", "Value": [1]}}]
+            return 200, "application/dicom+json", json.dumps(listed).encode()
+        fetched.append(path)
+        part = b"--b\r\nContent-Type: application/dicom\r\n\r\n" + content + b"\r\n--b--\r\n"
+        return 200, 'multipart/related; type="application/dicom"; boundary=b', part
+
+    with _server(answer) as url:
+        first, again = _dicom(f"{url}/dicom-web"), _dicom(f"{url}/dicom-web")
+    assert (first.instances, first.studies, first.interrupted) == ({"new": 1}, 1, "")
+    assert (again.instances, again.interrupted) == ({"duplicate": 1}, "")
+    assert len(fetched) == 1
+
+
+def test_the_command_prints_what_was_taken_and_writes_what_was_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fhir = _write(tmp_path / "fhir" / "a.json", _patient(), _pressure("o1"), _pressure("bad", unit="kg"))
+    write_radiograph(tmp_path / "dicom" / "one.dcm")
+    (tmp_path / "dicom" / "=evil.dcm").write_text("x")
+    report = tmp_path / "refused.csv"
+    call_command(
+        "ingest", fhir=[str(fhir)], dicom=[str(tmp_path / "dicom")], source="st-elsewhere", report=report
+    )
+    printed = capsys.readouterr().out
+    assert "Observation" in printed
+    assert "=evil.dcm: DICOM" in printed
+    rows = list(csv.DictReader(report.open()))
+    assert {row["where"] for row in rows} == {"a.json#entry[2]", "'=evil.dcm"}
+    assert Patient.objects.get().source.slug == "st-elsewhere"
+    assert [problem for check in recording.verify() for problem in check.problems] == []
+    assert AuditEvent.objects.filter(actor="system:ingest", action="patient.import").count() == 1
+
+
+def test_the_command_needs_a_source() -> None:
+    with pytest.raises(CommandError, match="--fhir or --dicom"):
+        call_command("ingest")
+    with pytest.raises(CommandError, match="there is no folder"):
+        call_command("ingest", fhir=["/nowhere/at/all"])
+
+
+def test_a_report_in_json(tmp_path: Path) -> None:
+    tally = ingesting.Tally(refused=[ehr.SetAside("a.json", "Patient", "p1", "because [x]")])
+    write_report(tally, tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())[0]["reason"] == "because [x]"
+    out = StringIO()
+    print_tally(tally, Console(file=out, width=200))
+    assert "because [x]" in out.getvalue()
+
+
+@pytest.mark.real_data
+@pytest.mark.timeout(600)
+def test_all_shared_fhir_is_taken_and_the_second_time_nothing_changes() -> None:
+    folder = shared("data/fhir")
+    first = _fhir(folder)
+    assert first.patients >= 120
+    assert first.resources["Observation"]["new"] > 9000
+    assert first.resources["Encounter"]["new"] > 3000
+    assert all(item.reason for item in first.refused)
+    again = _fhir(folder)
+    assert len(again.refused) == len(first.refused)
+    # One Observation id stands in two files of the genomics examples with two contents: the later one wins,
+    # each time.
+    (twice,) = again.changed
+    assert Patient.objects.get(pk=twice).genomicfindings.exists()
+    assert again.resources["Observation"].pop("changed") == 2
+    assert {state for states in again.resources.values() for state in states} == {"unchanged", "set_aside"}
+
+
+@pytest.mark.real_data
+def test_every_shared_dicom_file_is_taken_or_refused_with_a_reason() -> None:
+    folder = shared("data/dicom")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    tally = _dicom(folder)
+    assert sum(tally.instances.values()) == len(files)
+    assert tally.instances["new"] >= 60
+    assert all(item.reason for item in tally.refused)
+    assert not Study.objects.filter(state=StudyState.ANNOUNCED).exists()
