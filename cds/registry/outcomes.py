@@ -5,7 +5,8 @@
 
 A negative needs known follow-up: the stay around as_of finished without the event, or later data of the
 patient cover the horizon. Whoever has (or may already have had) the event at as_of is not at risk and is
-excluded, as is whoever died at an unknown time.
+excluded. Death at an unknown time leaves `death` unlabelled; it says nothing about intensive care, which the
+stays tell (leaving these patients out would leave out the sickest).
 """
 
 from __future__ import annotations
@@ -103,14 +104,14 @@ def label(outcome: Outcome, history: History, *, as_of: datetime) -> Label:
     """Whether `outcome` happened within its horizon after `as_of`."""
     if history.deceased_at is not None and history.deceased_at <= as_of:
         return Label(None, "died before the prediction")
-    if history.deceased and history.deceased_at is None:
-        return Label(None, "date of death not known")
     if outcome.name == "death":
         return _death(outcome, history, as_of)
     return _intensive_care(outcome, history, as_of)
 
 
 def _death(outcome: Outcome, history: History, as_of: datetime) -> Label:
+    if history.deceased and history.deceased_at is None:
+        return Label(None, "date of death not known")
     if history.deceased_at is not None:
         return Label(int(history.deceased_at <= as_of + outcome.horizon))
     return _negative(outcome, history, as_of)

@@ -34,7 +34,7 @@ from cds.risk import thresholds
 from cds.risk.models import AssessmentStatus, RiskAssessment, RiskPrediction
 
 POLL_S = 0.01
-SKEW = timedelta(minutes=5)  # clocks of sources run a little ahead
+OPEN = frozenset({"arrived", "triaged", "in-progress", "onleave"})  # Encounter.status of somebody who is here
 
 
 class DataState(StrEnum):
@@ -97,7 +97,7 @@ def moment(patient: Patient, now: datetime) -> tuple[datetime, bool]:
         .first()
     )
     died_at = patient.deceased_at if patient.deceased_at is not None and patient.deceased_at <= now else None
-    is_open = stay is not None and (stay.end > now if stay.end is not None else stay.status != "finished")
+    is_open = stay is not None and (stay.end > now if stay.end is not None else stay.status in OPEN)
     if died_at is None and (stay is None or is_open):
         return now, False
     since, until = None, died_at or now

@@ -86,6 +86,18 @@ def test_dying_on_the_ward_is_no_intensive_care() -> None:
     assert label(patient, "icu-admission") == outcomes.Label(0)
 
 
+@pytest.mark.parametrize(("icu_day", "value"), [(3, 1), (None, 0)])
+def test_dying_at_an_unknown_time_does_not_hide_what_the_stays_tell(icu_day: int | None, value: int) -> None:
+    patient = make_patient()
+    patient.deceased, patient.deceased_at = True, None
+    patient.save()
+    make_stay(patient, WARD, NOW - DAY, NOW + 9 * DAY)
+    if icu_day is not None:
+        make_stay(patient, ICU, NOW + icu_day * DAY, NOW + 8 * DAY)
+    assert label(patient, "icu-admission") == outcomes.Label(value)
+    assert label(patient, "death").reason == "date of death not known"
+
+
 def test_nothing_after_the_cutoff_counts_as_follow_up() -> None:
     patient = make_patient()
     make_stay(patient, WARD, NOW - DAY, None)

@@ -39,6 +39,12 @@ class TestMoment:
         make_stay(patient, "inpatient", NOW - 3 * DAY, None)
         assert assessing.moment(patient, NOW) == (NOW, False)
 
+    def test_a_stay_of_unknown_end_that_nobody_called_open_lies_in_the_past(self) -> None:
+        patient = make_patient()
+        make_stay(patient, "inpatient", NOW - 900 * DAY, None, status="unknown")
+        make_series(patient, NOW - 899 * DAY)
+        assert assessing.moment(patient, NOW) == (NOW - 899 * DAY, True)
+
     def test_after_a_finished_stay_it_is_its_latest_study_or_observation(self) -> None:
         patient = make_patient(observations=[observation("8867-4", 80, "/min", at=NOW - 7 * DAY)])
         make_stay(patient, "inpatient", NOW - 9 * DAY, NOW - 5 * DAY)
