@@ -26,6 +26,8 @@ from ehr.dicom import guard
 from ehr.errors import BadInstance, Permanent, Retriable, TooLarge
 
 IDLE_S = 60.0
+# No keys, passwords or addresses where a stranger's file is decoded.
+PASSED_ON = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV")
 PIPE_BUF = 4096  # a pipe that is ready takes this much without blocking
 # The child needs four modules of ours, not the whole room: a bare `ehr` package spares it FHIR and HTTP.
 START = (
@@ -117,7 +119,8 @@ class Decoder:
             return self._process
         self.close()
         limits = json.dumps(dataclasses.asdict(self.limits))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         try:
             self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-P", "-c", START, PACKAGE, limits, str(IDLE_S)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import threading
 import time
@@ -23,15 +24,24 @@ RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
 
 def test_deflate_bomb_is_stopped_while_inflating(tmp_path: Path) -> None:
-    path = bomb(tmp_path)
+    path = bomb(tmp_path, megabytes=400)
     assert path.stat().st_size < 2_000_000
-    begun = time.monotonic()
+    limits = replace(guard.DEFAULT, inflated_bytes=32 * guard.MIB)
     for read in (read_header, pixel_digest):
-        with pytest.raises(TooLarge, match="inflates beyond"):
-            read(path)
-    with pytest.raises(TooLarge, match="inflates beyond"):
-        read_clip([path])
-    assert time.monotonic() - begun < 20
+        with pytest.raises(TooLarge, match="inflates beyond 32 MiB"):
+            read(path, limits=limits)
+    with pytest.raises(TooLarge, match="inflates beyond 32 MiB"):
+        read_clip([path], limits=limits)
+    assert read_header(make_file(tmp_path, RAMP), limits=limits).has_pixels
+
+
+def test_a_bomb_of_the_full_size_does_not_reach_us(tmp_path: Path) -> None:
+    """With the limits of production: the child refuses, and this process has not grown."""
+    path = bomb(tmp_path, megabytes=600)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(TooLarge, match="inflates beyond 512 MiB"):
+        read_header(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
 def test_inflation_never_holds_more_than_the_limit() -> None:
@@ -109,6 +119,25 @@ def test_a_decoder_that_never_returns_is_ended(tmp_path: Path) -> None:
         read_header(path, limits=limits)
     assert process.poll() is not None
     assert read_header(path, limits=limits).has_pixels
+
+
+def test_the_decoder_knows_no_secret_and_imports_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_KEY", "do-not-tell")
+    limits = replace(guard.DEFAULT, seconds=60.5)  # a process of its own
+    read_clip([make_file(tmp_path, RAMP)], limits=limits)
+    process = child.decoder(limits)._process
+    assert process is not None
+    proc = Path(f"/proc/{process.pid}")
+    if not proc.exists():
+        pytest.skip("this system has no /proc")
+    assert b"do-not-tell" not in (proc / "environ").read_bytes()
+    mapped = (proc / "maps").read_text()
+    assert "numpy" in mapped
+    assert not [name for name in ("torch", "pydantic_core", "psycopg") if name in mapped]
+    resident = int((proc / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    assert resident < 200 * guard.MIB
 
 
 def test_one_process_serves_many_files_and_threads(tmp_path: Path) -> None:
