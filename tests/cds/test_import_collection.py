@@ -24,13 +24,17 @@ from tests.shared import shared
 
 DAY = timedelta(days=1)
 PATIENT = dict.fromkeys(
-    ("patient_id", "age", "sex", "went_icu", "survival", "finding", "intubated", "needed_supplemental_O2")
-    + ("clinical_notes", "clinical_notes_masked"),
+    (
+        *("patient_id", "age", "sex", "went_icu", "survival", "finding", "intubated"),
+        *("needed_supplemental_O2", "clinical_notes", "clinical_notes_masked"),
+    ),
     "",
 )
 IMAGE = dict.fromkeys(
-    ("image_file", "patient_id", "view", "offset_days", "in_icu_at_image")
-    + ("temperature", "pO2_saturation", "leukocyte_count", "neutrophil_count", "lymphocyte_count"),
+    (
+        *("image_file", "patient_id", "view", "offset_days", "in_icu_at_image"),
+        *("temperature", "pO2_saturation", "leukocyte_count", "neutrophil_count", "lymphocyte_count"),
+    ),
     "",
 )
 

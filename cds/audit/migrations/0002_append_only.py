@@ -50,12 +50,12 @@ def guard(apps, schema_editor):
     for number in range(16):
         AuditChain.objects.get_or_create(number=number)
     for statement in STATEMENTS[schema_editor.connection.vendor][0]:
-        schema_editor.execute(statement)
+        schema_editor.execute(statement, params=None)  # the statements hold per cent signs
 
 
 def unguard(apps, schema_editor):
     for statement in STATEMENTS[schema_editor.connection.vendor][1]:
-        schema_editor.execute(statement)
+        schema_editor.execute(statement, params=None)  # the statements hold per cent signs
 
 
 class Migration(migrations.Migration):
