@@ -56,7 +56,7 @@ def complete(
     results = [_decode(series) for series in study.series.order_by("series_uid") if _is_new(series)]
     outdated: set[str] = set()
     with transaction.atomic():
-        held = Study.objects.select_for_update().select_related("patient").get(pk=study.pk)
+        held = Study.objects.select_for_update(of=("self",)).select_related("patient").get(pk=study.pk)
         for one in results:
             outdated.add(one.series.clip_path if _keep(one) else one.path)
         readable = [series for series in held.series.all() if series.clip_path]
