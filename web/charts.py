@@ -7,8 +7,8 @@ as a table beside it. A gap in the data stays a gap.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from django.utils import timezone
@@ -139,7 +139,7 @@ def scale(risk: float, low: float, high: float, base_rate: float, cuts: Sequence
 def trend(points: Sequence[TrendPoint], cuts: Sequence[tuple[str, float]], *, gap: timedelta) -> Chart:
     """Risk over time with its interval; points further apart than `gap`, or of different models, are not joined."""
     width, height = 640.0, 230.0
-    plot = (46.0, 14.0, 628.0, 196.0)
+    plot = (56.0, 14.0, 628.0, 196.0)
     first, last = points[0].at, points[-1].at
     seconds = max((last - first).total_seconds(), 1.0)
     single = len(points) == 1
@@ -232,7 +232,7 @@ def unit_square(
     if level is not None:
         lines.insert(0, Line(path([(x_of(0), y_of(level)), (x_of(1), y_of(level))]), "reference"))
     rows = tuple((f"{x:.3f}", f"{y:.3f}") for x, y in _thinned(points, 60))
-    return _with(chart, lines=tuple(lines), headings=(x_label, y_label), rows=rows)
+    return replace(chart, lines=tuple(lines), headings=(x_label, y_label), rows=rows)
 
 
 def calibration(bins: Sequence[tuple[float, float, int]], *, title: str) -> Chart:
@@ -250,7 +250,7 @@ def calibration(bins: Sequence[tuple[float, float, int]], *, title: str) -> Char
         Mark(x_of(m), y_of(o), f"predicted {m:.0%}, observed {o:.0%}, {n} patients") for m, o, n in bins
     )
     rows = tuple((words.percent(m), words.percent(o), str(n)) for m, o, n in bins)
-    return _with(
+    return replace(
         chart, bars=bars, lines=lines, marks=marks,
         headings=("Predicted risk", "Observed share", "Patients"), rows=rows,
     )  # fmt: skip
@@ -309,27 +309,23 @@ def interval(value: float, low: float, high: float, *, low_end: float = 0.3) -> 
     return Interval(at(low), at(value), at(high))
 
 
-def _square(title: str, x_label: str, y_label: str):  # type: ignore[no-untyped-def]
-    plot = (48.0, 10.0, 348.0, 310.0)
+def _square(
+    title: str, x_label: str, y_label: str
+) -> tuple[Chart, Callable[[float], float], Callable[[float], float]]:
+    left, top, right, bottom = 48.0, 10.0, 348.0, 310.0
 
-    def x_of(v: float) -> float:
-        return plot[0] + v * (plot[2] - plot[0])
+    def x_of(value: float) -> float:
+        return left + value * (right - left)
 
-    def y_of(v: float) -> float:
-        return plot[3] - v * (plot[3] - plot[1])
+    def y_of(value: float) -> float:
+        return bottom - value * (bottom - top)
 
-    ticks = (0, 0.25, 0.5, 0.75, 1.0)
+    at = (0, 0.25, 0.5, 0.75, 1.0)
     chart = Chart(
-        360, 356, plot, title, x_label, y_label,
-        x_ticks=tuple(Tick(x_of(t), f"{t:g}") for t in ticks), y_ticks=tuple(Tick(y_of(t), f"{t:g}") for t in ticks),
+        360, 356, (left, top, right, bottom), title, x_label, y_label,
+        x_ticks=tuple(Tick(x_of(v), f"{v:g}") for v in at), y_ticks=tuple(Tick(y_of(v), f"{v:g}") for v in at),
     )  # fmt: skip
     return chart, x_of, y_of
-
-
-def _with(chart: Chart, **changes: object) -> Chart:
-    from dataclasses import replace
-
-    return replace(chart, **changes)  # type: ignore[arg-type]
 
 
 def _unbroken(points: Sequence[TrendPoint], gap: timedelta) -> list[list[TrendPoint]]:
@@ -358,16 +354,24 @@ def _clock(at: datetime) -> str:
     return local.strftime("%-d %b %Y, %H:%M")
 
 
-def _time_ticks(points: Sequence[TrendPoint], x_of: object) -> tuple[Tick, ...]:
+STEPS_H = (1, 2, 3, 6, 12, 24, 48, 24 * 7, 24 * 30, 24 * 365)
+
+
+def _time_ticks(points: Sequence[TrendPoint], x_of: Callable[[datetime], float]) -> tuple[Tick, ...]:
+    """At whole hours or midnights of local time, at most seven; a midnight is written as its day."""
     first, last = timezone.localtime(points[0].at), timezone.localtime(points[-1].at)
-    assert callable(x_of)
-    if len(points) == 1:
-        return (Tick(x_of(first), first.strftime("%-d %b, %H:%M")),)
-    days = (last - first) > timedelta(days=2)
-    ticks = []
-    for i in range(5):
-        at = first + (last - first) * i / 4
-        ticks.append(Tick(x_of(at), at.strftime("%-d %b" if days else "%H:%M"), i in {1, 3}))
+    hours = (last - first).total_seconds() / 3600
+    if hours < 1:
+        return (Tick(x_of(first), _clock(first)),)
+    step = next((step for step in STEPS_H if hours / step <= 6), STEPS_H[-1])
+    at = first.replace(hour=0, minute=0, second=0, microsecond=0)
+    ticks: list[Tick] = []
+    while at <= last:
+        if at >= first:
+            midnight = at.hour == 0
+            text = at.strftime("%-d %b") if midnight else at.strftime("%H:%M")
+            ticks.append(Tick(x_of(at), text, not midnight if step < 24 else len(ticks) % 2 == 1))
+        at += timedelta(hours=step)
     return tuple(ticks)
 
 

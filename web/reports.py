@@ -200,7 +200,10 @@ def _coverage(said: object) -> str:
     if not isinstance(said, Mapping) or said.get("observed") is None or said.get("level") is None:
         return ""
     groups = f" in {said['groups']} groups" if isinstance(said.get("groups"), int) else ""
-    return f"Intervals stated to hold the event rate in {said['level']:.0%} held it in {said['observed']:.0%}{groups}."
+    return (
+        f"Intervals stated to hold the event rate in {words.percent(said['level'])} of cases "
+        f"held it in {words.percent(said['observed'])}{groups}."
+    )
 
 
 def _number(said: object) -> float | None:
@@ -210,13 +213,13 @@ def _number(said: object) -> float | None:
 
 def _value(said: object, places: int = 2) -> str:
     value = _number(said)
-    return "not measured" if value is None else f"{value:.{places}f}"
+    return "not measured" if value is None else f"{value:.{places}f}".replace("-", "−")
 
 
 def _range(said: object, places: int = 2) -> str:
     if not isinstance(said, Mapping) or said.get("low") is None or said.get("high") is None:
         return ""
-    return f"{said['low']:.{places}f} to {said['high']:.{places}f}"
+    return f"{said['low']:.{places}f} to {said['high']:.{places}f}".replace("-", "−")
 
 
 def _mark(said: object) -> charts.Interval | None:

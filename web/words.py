@@ -26,8 +26,8 @@ def percent(value: float | None) -> str:
     if value is None:
         return "–"
     shown = value * 100
-    if shown < 0.1 and value > 0:
-        return "< 0.1 %"
+    if shown < 0.1:
+        return "< 0.1 %" if value > 0 else "0 %"
     if shown < 1 or (99 < shown < 100):
         return f"{shown:.1f} %"
     return f"{shown:.0f} %"

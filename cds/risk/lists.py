@@ -30,7 +30,7 @@ def worklist(
 ) -> WorklistPage:
     """One page of the patients this person may see, for one outcome.
 
-    Sorted by category, then change over 24 h, then age of the score; patients without a number come after
+    Sorted by category, then change over 24 h, then risk, then age of the score; patients without a number come after
     all others, in their own group, never among the low ones.
     """
     filters = filters or Filters()
@@ -181,9 +181,9 @@ def _order(row: dict[str, Any], change: float | None) -> tuple[Any, ...]:
     return (
         row["risk"] is None,
         -thresholds.SEVERITY.get(row["category"] or "", -1),
-        -(change or 0.0),
-        -(scored_at.timestamp() if scored_at else 0.0),
+        -round(change or 0.0),  # whole points: a wobble is not a change
         -(row["risk"] or 0.0),
+        -(scored_at.timestamp() if scored_at else 0.0),
         str(row["id"]),
     )
 
@@ -251,7 +251,8 @@ def _top_driver(said: dict[str, Any]) -> str:
     elif top.get("value") is not None:
         unit = "" if top.get("unit") in ("1", "", None) else f" {top['unit']}"
         value = f" {float(top['value']):.4g}{unit}"
-    return f"{top['label']}{value} ({float(top['points']) * 100:+.0f} points)"
+    points = float(top["points"]) * 100
+    return f"{top['label']}{value} ({points:{'+.0f' if abs(points) >= 1 else '+.1f'}} points)"
 
 
 def full_name(patient: Patient) -> str:

@@ -72,7 +72,7 @@ def patient(
         family=family,
         given=given,
         birth_date=(now - timedelta(days=365 * (50 + number % 40))).date(),
-        sex="female" if number % 2 else "male",
+        sex="male" if number % 2 else "female",
         unit=access.Unit.objects.get_or_create(name=unit)[0],
         revision=1,
         changed_at=now,
@@ -81,7 +81,9 @@ def patient(
     return made
 
 
-def observations(of: Patient, code: str, unit: str, values: list[float], *, now: datetime, low: float, high: float) -> None:
+def observations(
+    of: Patient, code: str, unit: str, values: list[float], *, now: datetime, low: float, high: float
+) -> None:
     """Values six hours apart, the last one two hours old."""
     for i, value in enumerate(values):
         at = now - timedelta(hours=2 + 6 * (len(values) - 1 - i))
@@ -107,7 +109,7 @@ def series(of: Patient, *, now: datetime, frames: int = 1, side: int = 256) -> S
         source=of.source, patient=of, study_uid=uid, started_at=now - timedelta(hours=5), received_at=now,
         state=StudyState.ENCODED, description="Chest" if frames == 1 else "Echo",
     )  # fmt: skip
-    y, x = np.mgrid[-1:1:side * 1j, -1:1:side * 1j]
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
     pictures = []
     for t in range(frames):
         if frames == 1:
@@ -169,7 +171,9 @@ def report() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def version(number: int, *, now: datetime, stage: str = Stage.ACTIVE, run: TrainingRun | None = None) -> ModelVersion:
+def version(
+    number: int, *, now: datetime, stage: str = Stage.ACTIVE, run: TrainingRun | None = None
+) -> ModelVersion:
     """A model version with a report; its bundle is a folder with nothing in it."""
     return ModelVersion.objects.create(
         name=OUTCOME, number=number, run=run, outcomes=[OUTCOME], stage=stage, path=f"bundle-{number}",
@@ -183,11 +187,18 @@ def version(number: int, *, now: datetime, stage: str = Stage.ACTIVE, run: Train
     )  # fmt: skip
 
 
-def training_run(now: datetime, *, by: User, state: str = WorkState.DONE, fraction: float = 1.0) -> TrainingRun:
+def training_run(
+    now: datetime, *, by: User, state: str = WorkState.DONE, fraction: float = 1.0
+) -> TrainingRun:
     """A run with a loss curve."""
     cohort = Cohort.objects.create(outcomes=[OUTCOME], cutoff_at=now, digest="c" * 64, frozen_at=now)
     history = [
-        {"step": "training", "epoch": e, "train_loss": 0.7 * 0.93**e + 0.1, "tuning_loss": 0.72 * 0.95**e + 0.14}
+        {
+            "step": "training",
+            "epoch": e,
+            "train_loss": 0.7 * 0.93**e + 0.1,
+            "tuning_loss": 0.72 * 0.95**e + 0.14,
+        }
         for e in range(1, int(40 * fraction) + 1)
     ]
     return TrainingRun.objects.create(
@@ -220,7 +231,9 @@ def explanation(risk: float, base: float, note_of: Note | None, low: float, high
     ]
     if note_of is not None:
         drivers += [
-            driver("text", "note", "Note", 0.8, text=note_of.text.split(". ")[0] + ".", key=note_of.text_digest),
+            driver(
+                "text", "note", "Note", 0.8, text=note_of.text.split(". ")[0] + ".", key=note_of.text_digest
+            ),
             driver("text", "note", "Note", 0.2, text="Mobilises with one person.", key=note_of.text_digest),
         ]
     return {
@@ -231,7 +244,9 @@ def explanation(risk: float, base: float, note_of: Note | None, low: float, high
     }  # fmt: skip
 
 
-def assessment(of: Patient, by_version: ModelVersion, *, now: datetime, risk: float | None, **more: Any) -> RiskAssessment:
+def assessment(
+    of: Patient, by_version: ModelVersion, *, now: datetime, risk: float | None, **more: Any
+) -> RiskAssessment:
     """A finished assessment with its prediction; risk None: abstained."""
     at = more.pop("as_of", now - timedelta(minutes=12))
     made = RiskAssessment.objects.create(
@@ -262,7 +277,12 @@ def heat_map(of: RiskAssessment, on: Series, now: datetime) -> HeatMap:
     (Path(settings.STUDY_STORE) / "heatmaps").mkdir(parents=True, exist_ok=True)
     np.save(Path(settings.STUDY_STORE) / path, values)
     return HeatMap.objects.create(
-        prediction=of.predictions.get(), series=on, method="Grad-CAM", path=path, sanity={"passed": True}, created_at=now
+        prediction=of.predictions.get(),
+        series=on,
+        method="Grad-CAM",
+        path=path,
+        sanity={"passed": True},
+        created_at=now,
     )
 
 
@@ -280,18 +300,35 @@ def build(now: datetime | None = None, *, patients: int = 30) -> Clinic:
     )  # fmt: skip
     made = [rich_patient(model, first, now)]
     random = np.random.default_rng(7)
-    names = ["Adler", "Brandt", "Celik", "Dorn", "Ebert", "Fuchs", "Graf", "Haas", "Iwanow", "Jung", "Krause", "Lang"]
+    names = [
+        "Adler",
+        "Brandt",
+        "Celik",
+        "Dorn",
+        "Ebert",
+        "Fuchs",
+        "Graf",
+        "Haas",
+        "Iwanow",
+        "Jung",
+        "Krause",
+        "Lang",
+    ]
     for i in range(1, patients):
         who = patient(i, family=names[i % len(names)], given=["Ada", "Ben", "Cem", "Dora"][i % 4], now=now)
         made.append(who)
         if i == 1:
-            assessment(who, model, now=now, risk=None, abstained="outside the age range the model knows (18 to 95)")
+            assessment(
+                who, model, now=now, risk=None, abstained="outside the age range the model knows (18 to 95)"
+            )
         elif i == 2:
             assessment(who, model, now=now, risk=0.31)
             Patient.objects.filter(pk=who.pk).update(revision=2)
         elif i == 3:
             failed = assessment(who, model, now=now, risk=None)
-            RiskAssessment.objects.filter(pk=failed.pk).update(work_state=WorkState.FAILED, failure="the worker ran out of memory three times")
+            RiskAssessment.objects.filter(pk=failed.pk).update(
+                work_state=WorkState.FAILED, failure="the worker ran out of memory three times"
+            )
         elif i == 4:
             continue  # never scored: Updating
         elif i == 5:
@@ -310,11 +347,22 @@ def rich_patient(model: ModelVersion, earlier: ModelVersion, now: datetime) -> P
     observations(who, "2524-7", "mmol/L", [1.4, 1.6, 2.2, 2.9, 4.1], now=now, low=0.5, high=2.2)
     observations(who, "9279-1", "/min", [16, 18, 19, 22, 26], now=now, low=12, high=20)
     observations(who, "59408-5", "%", [97, 96, 96, 95, 95], now=now, low=94, high=100)
-    written = note(who, "More breathless since this morning, needs two pillows. Mobilises with one person. Eats well.", now=now)
+    written = note(
+        who,
+        "More breathless since this morning, needs two pillows. Mobilises with one person. Eats well.",
+        now=now,
+    )
     still, moving = series(who, now=now), series(who, now=now, frames=24, side=160)
     for i, risk in enumerate([0.16, 0.17, 0.21, 0.2, 0.27, 0.33, 0.41, 0.47]):
         hours = 46 - i * 6 if i > 3 else 60 - i * 6
-        assessment(who, earlier if i < 3 else model, now=now, risk=risk, as_of=now - timedelta(hours=hours), note=written)
+        assessment(
+            who,
+            earlier if i < 3 else model,
+            now=now,
+            risk=risk,
+            as_of=now - timedelta(hours=hours),
+            note=written,
+        )
     latest = assessment(
         who, model, now=now, risk=0.5234567, note=written,
         basis=[{"type": "Observation", "id": "2524-7-4"}, {"type": "ImagingStudy", "id": still.study.study_uid},

@@ -1,0 +1,103 @@
+"""Acts on the clinic of the browser tests, from a process of its own: `python -m tests.browser.acting build`.
+
+A browser test must see what other processes did: a worker that reports progress, a record that changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import django
+
+
+def main(act: str, *ids: str) -> None:
+    """Do one act and print what the test needs, as JSON."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cds.settings")
+    django.setup()
+    from django.db import transaction
+
+    with transaction.atomic():
+        said = {"build": build, "progress": progress, "finish": finish, "rise": rise, "active": active}[act](
+            *ids
+        )
+    print(json.dumps(said))
+
+
+def build() -> dict[str, str]:
+    """The ward of tests/web/clinic.py, one run at work, and real files behind the candidate."""
+    from cds.jobs.models import WorkState
+    from cds.registry.models import ModelVersion
+    from tests.web import clinic
+
+    made = clinic.build(patients=30)
+    run = clinic.training_run(made.now, by=made.people["admin"], state=WorkState.RUNNING, fraction=0.3)
+    return {
+        "patient": str(made.patients[0].pk),
+        "abstained": str(made.patients[1].pk),
+        "stale": str(made.patients[2].pk),
+        "failed": str(made.patients[3].pk),
+        "risen": str(made.patients[9].pk),
+        "version": str(made.version.pk),
+        "candidate": str(ModelVersion.objects.get(number=3).pk),
+        "run": str(run.pk),
+    }
+
+
+def progress(run_id: str, fraction: str) -> dict[str, str]:
+    """What a worker does after each step."""
+    from django.utils import timezone
+
+    from cds.registry import queries, runs
+
+    runs.note_progress(
+        queries.get_run(run_id), step="calibrating", fraction=float(fraction), now=timezone.now(),
+        point={"step": "training", "epoch": 13, "train_loss": 0.31, "tuning_loss": 0.36},
+    )  # fmt: skip
+    return {}
+
+
+def finish(run_id: str) -> dict[str, str]:
+    """The run succeeds: its candidate is registered, with a bundle on disk that has the digest it says."""
+    from django.utils import timezone
+
+    from cds.audit import recording
+    from cds.registry import queries, runs
+    from tests.web import clinic
+
+    run = queries.get_run(run_id)
+    made = runs.succeed(
+        run, path="of-run", digest="d" * 64, encoders={}, metadata={}, report=clinic.report(),
+        by=recording.system("test"), now=timezone.now(),
+    )  # fmt: skip
+    return {"version": str(made.pk), "label": made.label}
+
+
+def rise(patient_id: str, risk: str) -> dict[str, str]:
+    """A fresh score arrives, as from `assessing.finalise`: row, prediction, and the event that tells of it."""
+    from django.utils import timezone
+
+    from cds.jobs import outbox
+    from cds.patients.models import Patient
+    from cds.registry import queries
+    from tests.web import clinic
+
+    now = timezone.now()
+    patient = Patient.objects.get(pk=patient_id)
+    version = queries.active_versions()[0]
+    made = clinic.assessment(patient, version, now=now, risk=float(risk), as_of=now)
+    outbox.tell("assessment", made.pk, now=now, patient_id=patient.pk)
+    return {}
+
+
+def active(outcome: str) -> dict[str, str]:
+    """Which version answers."""
+    from cds.registry import queries
+
+    held = queries.active_version(outcome)
+    return {"label": held.label if held else ""}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

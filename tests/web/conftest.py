@@ -1,0 +1,35 @@
+"""A clinic in a test database, and a signed-in browser of each person."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from django.test import Client
+from pytest_django import Settings
+
+from tests.web import clinic
+
+
+@pytest.fixture
+def ward(db: None, settings: Settings, tmp_path: Path) -> clinic.Clinic:
+    """The whole ward; its pixels in a folder of the test."""
+    settings.STUDY_STORE = tmp_path / "studies"
+    settings.PASSWORD_HASHERS = [
+        "django.contrib.auth.hashers.MD5PasswordHasher"
+    ]  # quick; people are made here
+    return clinic.build(patients=8)
+
+
+@pytest.fixture
+def sign_in(ward: clinic.Clinic) -> Callable[[str], Client]:
+    """`sign_in("admin")`: a client of that person; "" is nobody."""
+
+    def client(name: str) -> Client:
+        made = Client()
+        if name:
+            made.force_login(ward.people[name], backend="django.contrib.auth.backends.ModelBackend")
+        return made
+
+    return client

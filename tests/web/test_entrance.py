@@ -1,0 +1,77 @@
+"""Signing in: what it says, what it hides, when it closes; and where each role starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+from django.test import Client
+
+from cds.audit.models import AuditEvent
+from tests.web.clinic import PASSWORD, Clinic
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("clinician", "/worklist"), ("admin", "/models"), ("approver", "/models")]
+)
+def test_each_role_starts_on_its_page(name: str, start: str, ward: Clinic, client: Client) -> None:
+    first = client.post("/login", {"username": name, "password": PASSWORD})
+    assert first["Location"] == "/"
+    assert client.get("/")["Location"] == start
+    assert AuditEvent.objects.get(action="session.begin").outcome == "success"
+
+
+def test_a_failure_does_not_tell_whether_the_person_exists(ward: Clinic, client: Client) -> None:
+    known = client.post("/login", {"username": "admin", "password": "wrong"}).content.decode()
+    unknown = client.post("/login", {"username": "nobody-here", "password": "wrong"}).content.decode()
+    strip = lambda page: page[page.index('role="alert"') : page.index("</form>")].split("csrf")[0]  # noqa: E731
+    assert strip(known) == strip(unknown)
+    assert "do not match" in known
+    refused = AuditEvent.objects.filter(action="session.begin", outcome="refused")
+    assert refused.count() == 2
+    assert "nobody-here" not in str(list(refused.values()))
+
+
+def test_five_failures_lock_even_the_right_password_out(ward: Clinic, client: Client) -> None:
+    for _ in range(5):
+        last = client.post("/login", {"username": "admin", "password": "wrong"})
+    assert last.status_code == 429
+    sixth = client.post("/login", {"username": "admin", "password": PASSWORD})
+    assert sixth.status_code == 429
+    page = sixth.content.decode()
+    assert "within 15 minutes" in page
+    assert client.get("/worklist").status_code == 302
+    assert client.post("/login", {"username": "clinician", "password": PASSWORD}).status_code == 302
+
+
+@pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example"])
+def test_next_leads_nowhere_else(target: str, ward: Clinic, client: Client) -> None:
+    answer = client.post("/login", {"username": "admin", "password": PASSWORD, "next": target})
+    assert answer["Location"] == "/"
+
+
+def test_signing_out_is_a_form_and_is_recorded(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    client = sign_in("admin")
+    assert client.get("/logout").status_code == 405
+    assert client.post("/logout")["Location"] == "/login"
+    assert client.get("/models").status_code == 302
+    assert AuditEvent.objects.filter(action="session.end").count() == 1
+
+
+def test_a_session_ends_whatever_happens(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    client = sign_in("admin")
+    assert client.get("/models").status_code == 200
+    session = client.session
+    session["began"] = time.time() - 8 * 3600 - 1
+    session.save()
+    assert client.get("/models").status_code == 302
+
+
+def test_unknown_addresses_and_faults_have_pages(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    client = sign_in("admin")
+    missing = client.get("/nothing")
+    assert (missing.status_code, "Not found" in missing.content.decode()) == (404, True)
+    from django.template.loader import render_to_string
+
+    assert "Something went wrong here" in render_to_string("500.html")

@@ -1,0 +1,143 @@
+"""Starting a run, the second person, rolling back, and what a model's page shows of its report."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from cds.audit import recording
+from cds.jobs.models import WorkState
+from cds.registry import bundles, promoting
+from cds.registry.models import ActiveModel, ModelVersion, Promotion, TrainingRun
+from tests.web import clinic
+from tests.web.clinic import PASSWORD, Clinic
+
+
+@pytest.fixture
+def candidate(ward: Clinic, monkeypatch: pytest.MonkeyPatch) -> ModelVersion:
+    """A candidate whose promotion the admin has asked for; its files count as unchanged."""
+    monkeypatch.setattr(bundles, "check_unchanged", lambda version: None)
+    version = ModelVersion.objects.get(number=3)
+    admin = ward.people["admin"]
+    promoting.request(
+        version, reason="Better on this year", by=recording.person(admin), user=admin, now=timezone.now()
+    )
+    return version
+
+
+def test_a_report_is_shown_with_its_tables(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    page = sign_in("approver").get(f"/models/{ward.version.pk}").content.decode()
+    for name in ("auroc", "auprc", "brier", "calibration-slope", "calibration-intercept", "ece"):
+        assert f'data-testid="metric-{name}"' in page
+    assert "0.84" in page
+    assert "95 %: 0.77 to 0.91" in page
+    for title in ("ROC curve", "Calibration for", "Precision-recall curve"):
+        assert re.search(rf'role="img" aria-label="{title}', page)
+    assert page.count("Show as table") == 3
+    for said in (
+        "record only",
+        "logistic regression on the record",
+        "too few events",
+        "−0.05",
+        "Roll back ICU admission",
+    ):
+        assert said in page
+
+
+def test_a_report_with_holes_shows_holes(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    report = {
+        "outcomes": {"icu-admission": {"n": 9, "events": 0, "auroc": None, "calibration": {"bins": []}}}
+    }
+    ModelVersion.objects.filter(pk=ward.version.pk).update(report=report)
+    assert "not measured" in sign_in("admin").get(f"/models/{ward.version.pk}").content.decode()
+    ModelVersion.objects.filter(pk=ward.version.pk).update(report={})
+    assert "No report was stored" in sign_in("admin").get(f"/models/{ward.version.pk}").content.decode()
+    assert sign_in("admin").get("/models").status_code == 200
+
+
+def test_the_person_who_asked_cannot_approve(
+    ward: Clinic, candidate: ModelVersion, sign_in: Callable[[str], Client]
+) -> None:
+    from cds.patients import access
+
+    access.give_role(ward.people["admin"], access.Role.APPROVER)
+    client = sign_in("admin")
+    assert 'data-testid="approve"' not in client.get(f"/models/{candidate.pk}").content.decode()
+    waiting = Promotion.objects.get(approved=None)
+    answer = client.post(f"/models/promotions/{waiting.pk}/approve", {"password": PASSWORD})
+    assert answer.status_code == 403
+    assert ActiveModel.objects.get().version == ward.version
+
+
+def test_a_second_person_approves_with_their_password(
+    ward: Clinic, candidate: ModelVersion, sign_in: Callable[[str], Client]
+) -> None:
+    client, waiting = sign_in("approver"), Promotion.objects.get(approved=None)
+    assert "“Better on this year”" in client.get("/models").content.decode()
+    assert 'data-testid="approve"' in client.get(f"/models/{candidate.pk}").content.decode()
+    wrong = client.post(f"/models/promotions/{waiting.pk}/approve", {"password": "guess"})
+    assert (wrong.status_code, ActiveModel.objects.get().version) == (400, ward.version)
+    assert "Nothing was approved." in wrong.content.decode()
+    right = client.post(f"/models/promotions/{waiting.pk}/approve", {"password": PASSWORD})
+    assert right.status_code == 302
+    assert ActiveModel.objects.get().version == candidate
+
+
+def test_roll_back_needs_reason_and_password(
+    ward: Clinic, candidate: ModelVersion, sign_in: Callable[[str], Client]
+) -> None:
+    client = sign_in("approver")
+    ask = {"outcome": "icu-admission", "reason": "Too many alerts", "password": PASSWORD}
+    assert client.post("/models/rollback", {**ask, "password": "x"}).status_code == 400
+    assert client.post("/models/rollback", {**ask, "reason": " "}).status_code == 400
+    assert ActiveModel.objects.get().version.number == 2
+    assert client.post("/models/rollback", ask).status_code == 302
+    assert ActiveModel.objects.get().version.number == 1
+
+
+def test_a_run_is_checked_before_it_starts(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    client = sign_in("admin")
+    page = client.get("/models/runs/new?outcomes=icu-admission&check=1").content.decode()
+    assert 'data-testid="run-preview"' in page
+    assert "A run of this would fail." in page  # nobody was admitted in this ward
+    assert 'data-testid="start-run"' not in page
+    assert TrainingRun.objects.count() == 1
+    bad = client.post("/models/runs/new", {"outcomes": ["icu-admission"], "epochs": "-3"})
+    assert (bad.status_code, "must lie in 1 to 1000" in bad.content.decode()) == (400, True)
+    good = client.post(
+        "/models/runs/new", {"outcomes": ["icu-admission"], "epochs": "3", "note": "<b>monthly</b>"}
+    )
+    run = TrainingRun.objects.get(work_state=WorkState.QUEUED)
+    assert good["Location"] == f"/models/runs/{run.pk}"
+    page = client.get(good["Location"]).content.decode()
+    assert "&lt;b&gt;monthly&lt;/b&gt;" in page
+    assert "Waiting for a worker" in page
+
+
+def test_a_run_at_work_shows_where_it_is(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    run = clinic.training_run(ward.now, by=ward.people["admin"], state=WorkState.RUNNING, fraction=0.4)
+    client = sign_in("admin")
+    page = client.get(f"/models/runs/{run.pk}/progress").content.decode()
+    assert 'value="40"' in page
+    assert "Training the fusion head" in page
+    assert "min left" in page
+    assert "Loss over 16 epochs" in page
+    assert client.post(f"/models/runs/{run.pk}/cancel").status_code == 302
+    run.refresh_from_db()
+    assert run.cancel_requested
+    assert sign_in("approver").post(f"/models/runs/{run.pk}/cancel").status_code == 403
+
+
+def test_audit_page_lists_filters_and_verifies(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    sign_in("clinician").get(f"/patients/{ward.patients[0].pk}/risk")
+    client = sign_in("admin")
+    page = client.get("/audit?action=patient.view").content.decode()
+    assert page.count('data-testid="audit-row"') == 1
+    assert "Sommer" not in page
+    verified = client.get("/audit?verify=1").content.decode()
+    assert re.search(r"Verified: all \d+ events", verified)
+    assert client.get("/audit?since=nonsense&page=x&patient=zz").status_code == 200
