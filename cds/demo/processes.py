@@ -37,12 +37,14 @@ class Program:
 
     is_ready  answers whether the running process does its work yet
     grace_s   between SIGTERM and SIGKILL
+    serves_others  stopped only when all others have ended
     """
 
     name: str
     command: Sequence[str]
     is_ready: Callable[[], bool]
     grace_s: float = 10.0
+    serves_others: bool = False
 
 
 @dataclass(slots=True)
@@ -54,7 +56,7 @@ class _Child:
 
 
 class Supervisor:
-    """Starts programs in order, keeps them alive, stops them in reverse order."""
+    """Starts programs in order, keeps them alive, stops them."""
 
     def __init__(
         self,
@@ -103,13 +105,19 @@ class Supervisor:
         return self._logs / f"{name}.log"
 
     def stop(self) -> None:
-        """Stop everything, last started first. Safe to call twice."""
+        """Stop everything at once, but those who serve others after them. Safe to call twice."""
         self._stopping.set()
         if self._watcher is not None and self._watcher is not threading.current_thread():
             self._watcher.join(timeout=5)
-        children, self._children = self._children[::-1], []
-        for child in children:
-            _end(child.process, child.program.grace_s)
+        children, self._children = self._children, []
+        for serves_others in (False, True):
+            ending = [child for child in children if child.program.serves_others == serves_others]
+            for child in ending:
+                if child.process.poll() is None:
+                    child.process.terminate()
+            asked = time.monotonic()
+            for child in ending:
+                _end(child.process, asked + child.program.grace_s)
 
     def _spawn(self, program: Program) -> subprocess.Popen[bytes]:
         path = self.log_of(program.name)
@@ -159,7 +167,7 @@ def broker(*, port: int, folder: Path) -> Program:
         "maxmemory-policy": "noeviction",
     }
     command = [find_broker(), *(part for name, value in options.items() for part in (f"--{name}", value))]
-    return Program("broker", command, lambda: _answers_ping(port), grace_s=5)
+    return Program("broker", command, lambda: _answers_ping(port), grace_s=5, serves_others=True)
 
 
 def find_broker() -> str:
@@ -243,14 +251,12 @@ def _die_with_parent(parent: int) -> Callable[[], None] | None:
     return ask
 
 
-def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
-    """SIGTERM to the process; SIGKILL to what is left of its session after the grace."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            pass
+def _end(process: subprocess.Popen[bytes], deadline: float) -> None:
+    """Wait until the deadline (monotonic); then SIGKILL to what is left of the session."""
+    try:
+        process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        pass
     try:
         os.killpg(process.pid, signal.SIGKILL)  # its own group: it leads a session that we made
     except (ProcessLookupError, PermissionError):
