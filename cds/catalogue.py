@@ -67,7 +67,7 @@ class Genomic:
 
 
 # -- vital signs (LOINC panel 85353-1) and laboratory results ---------------------------------------
-HEART_RATE = Measurement("heart_rate", "Heart rate", ("8867-4", "8889-8", "69000-8"), "/min", 15, 300, 7)
+HEART_RATE = Measurement("heart_rate", "Heart rate", ("8867-4", "8889-8"), "/min", 15, 300, 7)
 RESPIRATORY_RATE = Measurement("respiratory_rate", "Respiratory rate", ("9279-1",), "/min", 2, 90, 7)
 SYSTOLIC = Measurement("systolic_bp", "Systolic blood pressure", ("8480-6", "8459-0"), "mm[Hg]", 40, 300, 30)
 DIASTOLIC = Measurement(

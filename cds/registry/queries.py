@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 
@@ -109,6 +111,13 @@ def get_promotion(promotion_id: object) -> Promotion:
     if found is None:
         raise NotFound("no such promotion request")
     return found
+
+
+def unused_modalities(metadata: Mapping[str, Any], outcomes: Sequence[str]) -> set[str]:
+    """Modalities the model says nothing from, for any outcome: too few patients had them in training."""
+    left_out = metadata.get("left_out", {})
+    named = {key.partition(", ")[0] for key in left_out}
+    return {name for name in named if all(f"{name}, {outcome}" in left_out for outcome in outcomes)}
 
 
 def bundle_folder(version: ModelVersion) -> Path:

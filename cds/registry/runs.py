@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -166,7 +167,7 @@ def note_progress(
 ) -> bool:
     """Store how far a run is and tell the screens; False when it should stop (cancelled, or not ours)."""
     if point is not None:
-        run.history = [*run.history, {**point, "at": now.isoformat()}][-KEEP_HISTORY:]
+        run.history = [*run.history, {**_known(point), "at": now.isoformat()}][-KEEP_HISTORY:]
     run.step, run.fraction = step, max(0.0, min(1.0, fraction))
     held = TrainingRun.objects.filter(pk=run.pk, work_state=WorkState.RUNNING, lease_owner=run.lease_owner)
     with transaction.atomic():
@@ -200,8 +201,8 @@ def succeed(
             path=path,
             digest=digest,
             encoders=dict(encoders),
-            metadata=dict(metadata),
-            report=dict(report),
+            metadata=_known(metadata),
+            report=_known(report),
             simulated=run.simulated,
             created_at=now,
         )
@@ -220,6 +221,15 @@ def succeed(
             digest=digest,
         )
     return version
+
+
+def _known(value: Any) -> Any:
+    """As JSON can hold it: what is not a number (nan, infinite) is not known, so None."""
+    if isinstance(value, Mapping):
+        return {str(key): _known(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def end(run: TrainingRun, state: WorkState, *, reason: str, by: recording.Actor, now: datetime) -> None:

@@ -24,7 +24,7 @@ from cds.errors import ClinicError
 from cds.jobs import leases
 from cds.jobs.models import WorkState
 from cds.patients.models import Note
-from cds.registry import bundles, cohorts, outcomes, runs
+from cds.registry import bundles, cohorts, outcomes, queries, runs
 from cds.registry.models import Cohort, CohortMember, TrainingRun
 from fusion import Example, FusionConfig, Modality, OutcomeSpec
 
@@ -79,11 +79,12 @@ def _train(run: TrainingRun, progress: Progress) -> None:
     progress.step("saving the model", 0.97)
     path = f"{'+'.join(run.outcomes)}/{run.pk}"
     digest = _save(bundle, path)
+    unused = queries.unused_modalities(bundle.metadata, run.outcomes)
     runs.succeed(
         run,
         path=path,
         digest=digest,
-        encoders=encoders,
+        encoders={name: key for name, key in encoders.items() if name not in unused},
         metadata={
             **bundle.metadata,
             "cohort_digest": cohort.digest,

@@ -30,8 +30,8 @@ def worklist(
 ) -> WorklistPage:
     """One page of the patients this person may see, for one outcome.
 
-    Sorted by category, then change over 24 h, then risk, then age of the score; patients without a number come after
-    all others, in their own group, never among the low ones.
+    Sorted by category, then change over 24 h, then risk, then age of the score; patients without a number
+    come after all others, in their own group, never among the low ones.
     """
     filters = filters or Filters()
     active = registry_queries.list_active()

@@ -55,7 +55,8 @@ MODALITY_WORDS = {
     "cine": "Cine",
 }
 __all__ = [
-    "banner", "find_assessment", "find_heat_map", "find_prediction", "find_response", "heat_map_values", "panel", "worklist",
+    "banner", "find_assessment", "find_heat_map", "find_prediction", "find_response", "heat_map_values", "panel",
+    "worklist",
 ]  # fmt: skip
 NEW_MODEL = timedelta(days=14)
 STRONG = 0.02  # a sentence that moves the estimate by two points or more
@@ -469,6 +470,10 @@ def _model_facts(
         auroc=auroc,
         correlation_id=assessment.correlation_id if assessment else "",
         basis=tuple((one["type"], one["id"]) for one in (assessment.basis if assessment else [])),
+        unused=tuple(
+            MODALITY_WORDS.get(name, name)
+            for name in sorted(registry_queries.unused_modalities(version.metadata, version.outcomes))
+        ),
         milliseconds=assessment.milliseconds if assessment else {},
     )
 

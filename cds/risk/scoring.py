@@ -191,6 +191,7 @@ def _compute(work: RiskAssessment) -> tuple[assessing.Result, frozenset[Modality
     read = time.perf_counter()
     said = fusion.predict(bundle, [built.inputs], explain=True)[0]
     predicted = time.perf_counter()
+    unused = registry_queries.unused_modalities(work.version.metadata, work.version.outcomes)
     wanted = assessing.scored_outcomes(work.patient, work.version.outcomes, work.as_of)
     nothing = "" if built.inputs.present() else "nothing is known about this patient yet"
     return (
@@ -199,7 +200,7 @@ def _compute(work: RiskAssessment) -> tuple[assessing.Result, frozenset[Modality
             inputs_digest=built.inputs.digest(),
             data_until=built.data_until,
             present=[modality.value for modality in said.present],
-            missing=[modality.value for modality in said.missing],
+            missing=[modality.value for modality in said.missing if modality.value not in unused],
             pending=sorted(modality.value for modality in built.inputs.pending),
             missing_fields=list(said.missing_fields),
             basis=built.basis,

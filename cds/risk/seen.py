@@ -218,6 +218,7 @@ class ModelFacts:
     auroc: tuple[float, float, float] | None  # value, low, high on held-out patients
     correlation_id: str
     basis: tuple[tuple[str, str], ...]  # (resource type, id)
+    unused: tuple[str, ...] = ()  # modalities it says nothing from: too few patients had them in training
     milliseconds: dict[str, float] = field(default_factory=dict)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 
@@ -15,7 +16,7 @@ from cds.jobs.models import WorkState
 from cds.patients.models import Patient
 from cds.studies import queries as studies_queries
 from cds.studies.models import Encoding
-from ehr.units import canonical_unit  # the one table of units, asked directly
+from ehr import canonical_unit
 from fusion import Modality, PatientInputs
 from tests.cds.registry.rows import make_series
 from tests.factories import NOW, condition, identity, make_patient, note, observation
@@ -119,7 +120,8 @@ class TestTime:
         assert seen.inputs.genomics == {"cardiomyopathy_variant": 1.0, "polygenic_risk": 1.5}
         assert [one.text for one in seen.inputs.notes] == ["Short of breath."]
         assert {one["type"] for one in seen.basis} == {
-            "Patient", "Observation", "Condition", "MedicationRequest", "DocumentReference", "FamilyMemberHistory"
+            "Patient", "Observation", "Condition", "MedicationRequest", "DocumentReference",
+            "FamilyMemberHistory",
         }  # fmt: skip
         assert seen.data_until == NOW
 
@@ -197,7 +199,7 @@ class TestValues:
         assert inputs(patient, NOW - 20 * DAY).fields["pneumonia"] is None
 
     def test_icd_10_codes_count_by_their_group(self) -> None:
-        patient = make_patient(conditions=[condition("x", code=ehr.Icd10("I50.9"))])
+        patient = make_patient(conditions=[replace(condition("84114007"), code=ehr.Icd10("I50.9"))])
         assert inputs(patient).fields["heart_failure"] == 1.0
 
     @pytest.mark.parametrize(

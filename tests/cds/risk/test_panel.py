@@ -1,4 +1,4 @@
-"""The panel: what is on the screen equals the stored prediction, with everything that must stand beside it."""
+"""The panel: what is on the screen equals the stored prediction, with all that must stand beside it."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def test_a_driver_leads_to_its_raw_values(nurse: User, version: ModelVersion) ->
         say(drivers=[
             {"modality": "tabular", "name": "age", "label": "Age", "points": 0.01, "value": 75.0, "unit": "a",
              "hours_before": None, "text": "", "key": ""},
-            {"modality": "series", "name": "heart_rate", "label": "Heart rate", "points": -0.05, "value": 90.0,
-             "unit": "/min", "hours_before": 0.0, "text": "", "key": ""},
+            {"modality": "series", "name": "heart_rate", "label": "Heart rate", "points": -0.05,
+             "value": 90.0, "unit": "/min", "hours_before": 0.0, "text": "", "key": ""},
         ]),
     )  # fmt: skip
     first, second = only(nurse, patient).drivers

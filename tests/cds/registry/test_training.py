@@ -1,0 +1,134 @@
+"""A run from request to candidate, with a real tiny model; killed, cancelled or refused, it ends in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+import fusion
+from cds import features
+from cds.jobs import leases
+from cds.jobs.models import LiveEvent, WorkState
+from cds.registry import bundles, queries, runs, training
+from cds.registry.models import ModelVersion, TrainingRun
+from tests.cds.registry import ward
+from tests.factories import TESTS
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def _stores(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "heartbeat", ward.still_heart)
+    settings.STUDY_STORE, settings.BUNDLE_STORE = tmp_path / "studies", tmp_path / "bundles"
+
+
+def test_a_run_makes_one_candidate_with_its_report_and_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    ward.fill()
+    asked = []
+    original = features.build_inputs
+
+    def spy(patient: Any, **given: Any) -> features.Built:
+        asked.append((str(patient.pk), given["as_of"]))
+        return original(patient, **given)
+
+    monkeypatch.setattr(features, "build_inputs", spy)
+    run = ward.retrain()
+    members = {(str(member.patient_id), member.as_of) for member in run.cohort.members.all()}
+    assert set(asked) == members  # inputs of training are built by the function that scoring uses
+    training.execute(run.pk)  # once more: nothing
+    assert ModelVersion.objects.count() == 1
+    assert (run.work_state, run.failure, run.fraction) == (WorkState.DONE, "", 1.0)
+    version = run.version
+    assert (version.label, version.stage, version.simulated) == ("icu-admission v1", "candidate", True)
+    said = version.report["outcomes"]["icu-admission"]
+    assert said["n"] == run.cohort.members.filter(split="held_out").count()
+    assert 0.0 <= said["auroc"]["value"] <= 1.0
+    assert version.metadata["cohort_digest"] == run.cohort.digest
+    bundles.check_unchanged(version)
+    loaded = fusion.Bundle.load(queries.bundle_folder(version), digest=version.digest)
+    assert {
+        key: features.split_pixel_key(kept)[0] if "@" in kept else kept
+        for key, kept in version.encoders.items()
+    } == (loaded.encoders)
+    json.dumps(version.metadata)
+    assert any(point["train_loss"] is not None for point in run.history)
+    assert LiveEvent.objects.filter(kind="run", subject=str(run.pk)).count() > 3
+
+
+def test_too_few_events_end_the_run_in_words() -> None:
+    for number in range(6):
+        ward.admit(number, sick=False)
+    run = ward.retrain()
+    assert run.work_state == WorkState.FAILED
+    assert run.failure
+    assert not ModelVersion.objects.exists()
+
+
+def test_cancelling_stops_it_between_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    ward.fill()
+    monkeypatch.setattr(training, "WRITE_EVERY_S", 0.0)
+    original = fusion.train
+
+    def cancel_first(*given: Any, **named: Any) -> fusion.Bundle:
+        TrainingRun.objects.update(cancel_requested=True)
+        return original(*given, **named)
+
+    monkeypatch.setattr(training.fusion, "train", cancel_first)
+    run = ward.retrain()
+    assert (run.work_state, ModelVersion.objects.count()) == (WorkState.CANCELLED, 0)
+
+
+def test_after_a_kill_it_starts_again_and_ends_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ward.learn_once(monkeypatch)
+    ward.fill()
+    run = runs.start(outcomes=["icu-admission"], config=ward.TINY, by=TESTS, user=None, now=timezone.now())
+
+    class Killed(BaseException):
+        """Stands for SIGKILL: nothing of the run's own code runs any more."""
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.fusion, "evaluate", die)
+        with pytest.raises(Killed):
+            training.execute(run.pk)
+    TrainingRun.objects.filter(pk=run.pk).update(lease_until=timezone.now() - leases.LEASE)
+    assert leases.sweep(timezone.now())["requeued"] == 1
+    training.execute(run.pk)
+    run = queries.get_run(run.pk)
+    assert (run.work_state, run.starts, ModelVersion.objects.count()) == (WorkState.DONE, 2, 1)
+
+
+def test_a_second_run_waits_for_the_first() -> None:
+    ward.fill(10)
+    first, second = (
+        runs.start(outcomes=["icu-admission"], config=ward.TINY, by=TESTS, user=None, now=timezone.now())
+        for _ in range(2)
+    )
+    leases.claim(TrainingRun, first.pk)
+    training.execute(second.pk)
+    second.refresh_from_db()
+    assert (second.work_state, second.starts) == (WorkState.QUEUED, 0)
+
+
+def test_a_disk_that_fails_for_a_moment_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    ward.learn_once(monkeypatch)
+    ward.fill()
+
+    def full(*_: Any) -> str:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "_save", full)
+        with pytest.raises(OSError, match="no space"):
+            ward.retrain()
+    run = TrainingRun.objects.get()
+    assert (run.work_state, run.starts) == (WorkState.QUEUED, 1)
+    training.execute(run.pk)
+    assert queries.get_run(run.pk).work_state == WorkState.DONE
