@@ -139,7 +139,9 @@ def _collect(
     names: Sequence[str], sources: Sequence[str], cutoff: datetime
 ) -> tuple[list[Moment], dict[str, Counter[str]]]:
     """Every labelled moment up to `cutoff`, and per outcome the reasons why others have no label."""
-    patients = Patient.objects.filter(studies__started_at__lte=cutoff).distinct().order_by("pk")
+    patients = (
+        Patient.objects.filter(replaced_by="", studies__started_at__lte=cutoff).distinct().order_by("pk")
+    )
     if sources:
         patients = patients.filter(source__slug__in=sources)
     moments: list[Moment] = []

@@ -55,8 +55,8 @@ MODALITY_WORDS = {
     "cine": "Cine",
 }
 __all__ = [
-    "banner", "find_assessment", "find_heat_map", "find_prediction", "find_response", "heat_map_values", "panel",
-    "worklist",
+    "banner", "find_assessment", "find_heat_map", "find_prediction", "find_response", "heat_map_values",
+    "panel", "worklist",
 ]  # fmt: skip
 NEW_MODEL = timedelta(days=14)
 STRONG = 0.02  # a sentence that moves the estimate by two points or more

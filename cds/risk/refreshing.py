@@ -31,7 +31,7 @@ def assess_all(*, now: datetime) -> int:
     """Fresh scores for everybody: another model answers from now on."""
     return sum(
         len(assessing.request_all(patient, by=SYSTEM, now=now))
-        for patient in Patient.objects.order_by("-changed_at").iterator(500)
+        for patient in Patient.objects.filter(replaced_by="").order_by("-changed_at").iterator(500)
     )
 
 
@@ -42,14 +42,21 @@ def refresh_stale(*, now: datetime) -> dict[str, int]:
         newest = RiskAssessment.objects.filter(patient=OuterRef("pk"), version=version).order_by(
             "-revision", "-as_of"
         )
-        due = Patient.objects.annotate(
-            held=Subquery(newest.values("revision")[:1]),
-            held_as_of=Subquery(newest.values("as_of")[:1]),
-            held_retrospective=Subquery(newest.values("retrospective")[:1]),
-        ).filter(
-            Q(held=None)
-            | Q(held__lt=F("revision"))
-            | Q(held_retrospective=False, held_as_of__lt=now - timedelta(seconds=settings.SCORE_INTERVAL_S))
+        due = (
+            Patient.objects.filter(replaced_by="")
+            .annotate(
+                held=Subquery(newest.values("revision")[:1]),
+                held_as_of=Subquery(newest.values("as_of")[:1]),
+                held_retrospective=Subquery(newest.values("retrospective")[:1]),
+            )
+            .filter(
+                Q(held=None)
+                | Q(held__lt=F("revision"))
+                | Q(
+                    held_retrospective=False,
+                    held_as_of__lt=now - timedelta(seconds=settings.SCORE_INTERVAL_S),
+                )
+            )
         )
         for patient in due.order_by("-changed_at")[:BATCH]:
             if not assessing.not_eligible(patient, version, assessing.moment(patient, now)[0]):
