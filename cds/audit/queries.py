@@ -1,4 +1,4 @@
-"""Reading the audit trail. Who may is decided by `cds.patients.access`; reading it is recorded by the caller."""
+"""Reading the audit trail. Who may: `cds.patients.access`; that it was read is recorded by the caller."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Messages that point up: `jobs.enqueue(Job.ASSESS, assessment_id=…)`, by name and with ids only.
 
-The database is the truth. A job's row (`LeasedWork`) says what is left to do; the broker only wakes a worker.
-So a lost message costs seconds (the sweeper sends it again) and a doubled one costs nothing (the claim fails).
+The database is the truth. A job's row (`LeasedWork`) says what is left to do; the broker only wakes a
+worker. So a lost message costs seconds (the sweeper sends it again) and a doubled one costs nothing (the
+claim fails).
 """
 
 from __future__ import annotations

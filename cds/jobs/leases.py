@@ -75,7 +75,7 @@ def check_still_ours(work: LeasedWork) -> None:
 
 
 def finish(work: LeasedWork, *, now: datetime, state: WorkState = WorkState.DONE, failure: str = "") -> None:
-    """End the work inside the caller's transaction, together with its result. Raises LeaseLost, storing nothing."""
+    """End the work inside the caller's transaction, with its result. Raises LeaseLost, storing nothing."""
     if state not in TRANSITIONS[WorkState.RUNNING]:
         raise ValueError(f"running work cannot become {state}")
     ended = _ours(work).update(
