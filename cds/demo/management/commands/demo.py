@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any
 
 from django.conf import settings
 from django.core.management import call_command
@@ -35,7 +35,7 @@ class Command(BaseCommand):
         "Simulate a cohort, take it in, train and promote a first model, score everyone, and serve it "
         "on 127.0.0.1 until Ctrl-C. Repeating it changes nothing that is there."
     )
-    requires_system_checks: ClassVar[list[str]] = []  # the web server checks itself
+    requires_system_checks = []  # the web server checks itself
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         environment.add_arguments(parser)
@@ -223,11 +223,11 @@ def _print_result(console: Console, logins: list[accounts.Login], *, seconds: fl
         said = active.version.report.get("outcomes", {}).get(active.outcome, {})
         area = said.get("auroc") or {}
         quality = f"AUROC {area['value']:.2f} ({area['low']:.2f} to {area['high']:.2f})" if area else ""
-        lines.append(
-            f"{active.outcome}: {active.version.label}, held-out {quality}, n = {said.get('n', '?')}"
-        )
-    lines.append(
-        f"{RiskAssessment.objects.filter(status='final').count()} final scores; all patients are simulated"
-    )
+        cases = f"on {said.get('n', '?')} held-out cases"
+        lines.append(f"{active.outcome}: {active.version.label}, {quality} {cases}")
+    scores = RiskAssessment.objects.filter(status="final").count()
+    lines.append(f"{scores} final scores; all patients are simulated")
+    if settings.HOOKS_OPEN:
+        lines.append(f"CDS Hooks, open to this machine only: {settings.PUBLIC_URL}/cds-services")
     console.print(Panel("\n".join(lines), title="Tessera is running", expand=False))
     console.print(table)
