@@ -178,6 +178,8 @@ def _observations(patient: Patient, *, as_of: datetime, series_hours: float) -> 
     )
     found: dict[str, list[_Point]] = {}
     for system, code, also, effective_at, available_at, value, unit, kind, identity in rows:
+        if value is None or available_at is None:
+            continue  # the query asked for neither
         measured = next((by_code[c] for c in _loinc_codes(system, code, also) if c in by_code), None)
         at = effective_at or available_at
         if (

@@ -4,9 +4,10 @@
     death          Patient.deceasedDateTime lies in (as_of, as_of + 30 days]
 
 A negative needs known follow-up: the stay around as_of finished without the event, or later data of the
-patient cover the horizon. Whoever has (or may already have had) the event at as_of is not at risk and is
-excluded. Death at an unknown time leaves `death` unlabelled; it says nothing about intensive care, which the
-stays tell (leaving these patients out would leave out the sickest).
+patient cover the horizon (unless the stay's own course is unknown). Whoever has, or has had, intensive care
+in the stay around as_of is not at risk of a first admission to it and is excluded. Death at an unknown time
+leaves `death` unlabelled; it says nothing about intensive care, which the stays tell (leaving these patients
+out would leave out the sickest).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from cds.patients.models import Encounter, Patient
 from cds.studies.models import Study
 
 INTENSIVE_CARE = "intensive-care"
+NOT_AT_RISK = "already in intensive care in this stay"
 STAYS = ("inpatient", "emergency", INTENSIVE_CARE)
 
 
@@ -121,10 +123,10 @@ def _intensive_care(outcome: Outcome, history: History, as_of: datetime) -> Labe
     stays = [encounter for encounter in history.encounters if encounter.kind == INTENSIVE_CARE]
     if any(stay.start is None for stay in stays):
         return Label(None, "start of intensive care not known")
-    starts = [(stay.start, stay.end) for stay in stays if stay.start is not None]
-    if any(start <= as_of and (end is None or end > as_of) for start, end in starts):
-        return Label(None, "already in intensive care")
-    if any(as_of < start <= as_of + outcome.horizon for start, _ in starts):
+    if been_in_intensive_care(history.encounters, as_of):
+        return Label(None, NOT_AT_RISK)
+    starts = [stay.start for stay in stays if stay.start is not None]
+    if any(as_of < start <= as_of + outcome.horizon for start in starts):
         return Label(1)
     if history.deceased_at is not None and history.deceased_at <= as_of + outcome.horizon:
         return Label(0)  # followed to death, without intensive care
@@ -132,11 +134,35 @@ def _intensive_care(outcome: Outcome, history: History, as_of: datetime) -> Labe
 
 
 def _negative(outcome: Outcome, history: History, as_of: datetime) -> Label:
+    if any(stay.status == "unknown" and _covers(stay, as_of) for stay in history.encounters):
+        return Label(None, "the course of the stay is not known")
     if history.known_until is not None and history.known_until >= as_of + outcome.horizon:
         return Label(0)
     if any(_finished_around(stay, as_of) for stay in history.encounters):
         return Label(0)
     return Label(None, "follow-up too short")
+
+
+def been_in_intensive_care(encounters: Sequence[Encounter], as_of: datetime) -> bool:
+    """In intensive care at `as_of`, or earlier in the same stay: not at risk of a first admission to it."""
+    before = [stay for stay in encounters if stay.kind == INTENSIVE_CARE and _began(stay, as_of)]
+    around = [stay for stay in encounters if stay.kind != INTENSIVE_CARE and _covers(stay, as_of)]
+    return any(
+        _covers(care, as_of) or any(_began(stay, care.start) for stay in around)
+        for care in before
+        if care.start is not None
+    )
+
+
+def _began(stay: Encounter, moment: datetime) -> bool:
+    return stay.start is not None and stay.start <= moment
+
+
+def _covers(stay: Encounter, moment: datetime) -> bool:
+    """Under way at `moment`, as far as is known: a finished stay without an end is not."""
+    if not _began(stay, moment):
+        return False
+    return stay.end > moment if stay.end is not None else stay.status != "finished"
 
 
 def _finished_around(stay: Encounter, as_of: datetime) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from django.contrib.auth.models import User
 from django.db import transaction
@@ -156,7 +157,7 @@ def cancel(run: TrainingRun, *, by: recording.Actor, user: User | None, now: dat
     return run
 
 
-def is_other_running(run_id: object, *, now: datetime) -> bool:
+def is_other_running(run_id: UUID | str, *, now: datetime) -> bool:
     """Whether another run is at work right now."""
     busy = TrainingRun.objects.filter(work_state=WorkState.RUNNING, lease_until__gte=now)
     return busy.exclude(pk=run_id).exists()

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import UUID
 
 from django.conf import settings
 from django.utils import timezone
@@ -33,7 +34,7 @@ WORKER = recording.system("worker-train")
 WRITE_EVERY_S = 0.5
 
 
-def execute(run_id: object) -> None:
+def execute(run_id: UUID | str) -> None:
     """Carry out a run: claim it, do it, end it. Done, cancelled or held elsewhere: nothing happens."""
     if runs.is_other_running(run_id, now=timezone.now()):
         return  # one at a time: the sweeper wakes it again

@@ -29,7 +29,7 @@ from cds.patients import access
 from cds.patients.models import Patient
 from cds.registry import queries as registry_queries
 from cds.registry.models import ModelVersion
-from cds.registry.outcomes import INTENSIVE_CARE, STAYS
+from cds.registry.outcomes import INTENSIVE_CARE, NOT_AT_RISK, STAYS, been_in_intensive_care
 from cds.risk import thresholds
 from cds.risk.models import AssessmentStatus, RiskAssessment, RiskPrediction
 
@@ -134,16 +134,14 @@ def _whole_stay(patient: Patient, start: datetime) -> tuple[datetime, datetime |
 def not_eligible(patient: Patient, version: ModelVersion, as_of: datetime) -> str:
     """Why this version has nothing to say about this patient at all, or ""."""
     if not scored_outcomes(patient, version.outcomes, as_of):
-        return "already in intensive care"
+        return NOT_AT_RISK
     return ""
 
 
 def scored_outcomes(patient: Patient, outcomes: Sequence[str], as_of: datetime) -> list[str]:
     """The outcomes the patient is still at risk of at `as_of`."""
-    in_care = patient.encounters.filter(kind=INTENSIVE_CARE, start__lte=as_of).filter(
-        Q(end=None) | Q(end__gt=as_of)
-    )
-    if "icu-admission" in outcomes and in_care.exclude(status="finished", end=None).exists():
+    stays = list(patient.encounters.filter(kind__in=STAYS).exclude(status__in=["planned", "cancelled"]))
+    if "icu-admission" in outcomes and been_in_intensive_care(stays, as_of):
         return [outcome for outcome in outcomes if outcome != "icu-admission"]
     return list(outcomes)
 

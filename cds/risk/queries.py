@@ -23,7 +23,7 @@ from cds.patients import access
 from cds.patients.models import Note, Observation, Patient
 from cds.registry import queries as registry_queries
 from cds.registry.models import ModelVersion
-from cds.registry.outcomes import OUTCOMES
+from cds.registry.outcomes import NOT_AT_RISK, OUTCOMES
 from cds.risk import assessing, thresholds
 from cds.risk.assessing import DataState
 from cds.risk.lists import age_years, full_name, record_number, worklist
@@ -158,7 +158,7 @@ def _outcome(patient: Patient, standing: assessing.Standing, outcome: str, *, no
     prediction = assessment.predictions.filter(outcome=outcome).first() if assessment else None
     state, reason = standing.state, standing.reason
     if assessment is not None and prediction is None and not assessment.abstained:
-        state, reason = DataState.NOT_ELIGIBLE, "already in intensive care"
+        state, reason = DataState.NOT_ELIGIBLE, NOT_AT_RISK
     said: dict[str, Any] = prediction.explanation if prediction else {}
     spec = OUTCOMES.get(outcome)
     as_of = assessment.as_of if assessment else None

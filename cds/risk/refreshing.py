@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
@@ -21,7 +22,7 @@ BATCH = 500  # patients a tick and version
 EXPLAIN_AFTER, EXPLAIN_UNTIL = timedelta(minutes=2), timedelta(hours=1)
 
 
-def assess(patient_id: object, *, now: datetime) -> int:
+def assess(patient_id: UUID | str, *, now: datetime) -> int:
     """Fresh scores for one patient whose record has changed. Returns how many were asked for."""
     patient = Patient.objects.filter(pk=patient_id).first()
     return len(assessing.request_all(patient, by=SYSTEM, now=now)) if patient is not None else 0

@@ -45,7 +45,7 @@ WORKER = recording.system("worker")
 
 
 # -- encoding: when pixels or notes arrive ----------------------------------------------------------------
-def encode(encoding_id: object) -> None:
+def encode(encoding_id: uuid.UUID | str) -> None:
     """Make the embeddings of a study that the active models need, then ask for fresh scores."""
     work = leases.claim(Encoding, encoding_id)
     if work is None:
@@ -119,7 +119,7 @@ def _finish_encoding(work: Encoding, failures: list[str]) -> None:
             assessing.request_all(study.patient, by=WORKER, now=now)
 
 
-def encode_notes(patient_id: object) -> None:
+def encode_notes(patient_id: uuid.UUID | str) -> None:
     """Embed a patient's notes that have no embedding yet, then ask for fresh scores. Safe to run twice."""
     patient = Patient.objects.filter(pk=patient_id).first()
     if patient is None:
@@ -155,7 +155,7 @@ def ask_encoding(
 
 
 # -- scoring ---------------------------------------------------------------------------------------------
-def score(assessment_id: object) -> None:
+def score(assessment_id: uuid.UUID | str) -> None:
     """Answer one request: claim it, compute outside any transaction, store once."""
     work = leases.claim(RiskAssessment, assessment_id)
     if work is None:
@@ -242,7 +242,7 @@ def warm_up() -> int:
 
 
 # -- explaining: heat maps, after the score ---------------------------------------------------------------
-def explain(assessment_id: object) -> int:
+def explain(assessment_id: uuid.UUID | str) -> int:
     """Where in its images the model looked, one HeatMap per outcome and image. Returns how many were made.
 
     Made from the very inputs that were scored: if the record has since changed what was known at `as_of`

@@ -54,8 +54,8 @@ def let_the_dead_expire(model: type[LeasedWork], pid: int) -> int:
     return held.update(lease_until=timezone.now() - timedelta(seconds=1))
 
 
-def kill_while_at_work(staff: workers.Workers, name: str, model: type[LeasedWork]) -> None:
-    """Wait until this worker holds a piece of work, and kill it right then."""
+def kill_while_at_work(staff: workers.Workers, name: str, model: type[LeasedWork]) -> bool:
+    """Wait until this worker holds a piece of work, and kill it right then; False when there is none left."""
     deadline = time.monotonic() + 40
     while time.monotonic() < deadline:
         pid = staff.pids[name]
@@ -66,9 +66,9 @@ def kill_while_at_work(staff: workers.Workers, name: str, model: type[LeasedWork
             wait_for_the_end(pid)
             let_the_dead_expire(model, pid)
             leases.sweep(timezone.now())
-            return
+            return True
         if not model._default_manager.filter(work_state__in=OPEN).exists():
-            return  # it was quicker than we were
+            return False  # it was quicker than we were
         leases.sweep(timezone.now())
         time.sleep(0.002)
     pytest.fail(f"{name} never took any work")
@@ -106,10 +106,7 @@ def test_killed_while_encoding_and_while_scoring(tmp_path: Path, monkeypatch: py
         for patient in patients:
             for study in patient.studies.all():
                 receiving.request_encoding(study, now=timezone.now())
-        kills = 0
-        for _ in range(KILLS):
-            kill_while_at_work(staff, "worker-batch", Encoding)
-            kills += 1
+        kills = sum(kill_while_at_work(staff, "worker-batch", Encoding) for _ in range(KILLS))
         kill_while_at_work(staff, "worker-interactive", RiskAssessment)
         drain(Encoding)
         drain(RiskAssessment)

@@ -6,25 +6,27 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
+from uuid import UUID
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connection
 from django.utils import timezone
+from redis import RedisError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from cds.audit import recording
 from cds.errors import ClinicError
-from cds.jobs import leases
+from cds.jobs import Queue, beats, leases
 from cds.jobs.models import WorkState
-from cds.registry import cohorts, queries, runs
+from cds.registry import cohorts, runs
 from cds.registry.models import TrainingRun
 
-NOBODY_AFTER_S = 30.0
+NOBODY_AFTER_S = 10.0  # a worker takes some seconds to start
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
 NO_WORKER = (
-    "No worker has taken the run after {seconds:.0f} s. It stays queued. Start one with\n"
+    "No worker answers on the train queue. The run stays queued. Start one with\n"
     "    celery -A cds worker --pool solo -Q train\n"
     "or train in this process with --here."
 )
@@ -100,7 +102,7 @@ def _train_here(run: TrainingRun, console: Console) -> None:
     work.result()
 
 
-def _execute(execute: Callable[[object], None], run_id: object) -> None:
+def _execute(execute: Callable[[UUID], None], run_id: UUID) -> None:
     try:
         execute(run_id)
     finally:
@@ -119,10 +121,17 @@ def watch(run: TrainingRun, console: Console) -> None:
                 return
             leases.sweep(timezone.now())  # nobody else may be sweeping; twice is harmless
             waited = time.monotonic() - started
-            is_next = queries.running_run() is None
-            if run.work_state == WorkState.QUEUED and run.starts == 0 and is_next and waited > NOBODY_AFTER_S:
-                raise CommandError(NO_WORKER.format(seconds=waited))
+            if run.work_state == WorkState.QUEUED and waited > NOBODY_AFTER_S and not _is_served():
+                raise CommandError(NO_WORKER)
             time.sleep(0.5)
+
+
+def _is_served() -> bool:
+    """Whether a worker beats for the train queue."""
+    try:
+        return beats.alive(beats.connect())[Queue.TRAIN]
+    except RedisError:
+        return False
 
 
 def _report(run: TrainingRun, console: Console) -> None:

@@ -31,10 +31,15 @@ COURSES: list[tuple[str, list[tuple[str, float | None, float | None]], int | Non
     ("home without it", [(WARD, -1, 5)], 0, ""),
     ("still on the ward, nothing later known", [(WARD, -1, None)], None, "follow-up too short"),
     ("seen again later", [(WARD, -1, None), ("emergency", 30, 31)], 0, ""),
-    ("already there", [(WARD, -2, 9), (ICU, -1, 4)], None, "already in intensive care"),
-    ("already there, and still", [(ICU, -1, None)], None, "already in intensive care"),
-    ("left it before, and went back", [(WARD, -9, 9), (ICU, -5, -2), (ICU, 2, 3)], 1, ""),
-    ("left it before, home", [(WARD, -9, 9), (ICU, -5, -2)], 0, ""),
+    ("already there", [(WARD, -2, 9), (ICU, -1, 4)], None, "already in intensive care in this stay"),
+    ("already there, and still", [(ICU, -1, None)], None, "already in intensive care in this stay"),
+    (
+        "left it before, in this stay",
+        [(WARD, -9, 9), (ICU, -5, -2)],
+        None,
+        "already in intensive care in this stay",
+    ),
+    ("left it in an earlier stay", [(WARD, -90, -60), (ICU, -80, -70), (WARD, -1, 9), (ICU, 2, 3)], 1, ""),
     ("nobody wrote when", [(WARD, -1, 9), (ICU, None, None)], None, "start of intensive care not known"),
     ("no stay at all", [], None, "follow-up too short"),
 ]
@@ -96,6 +101,13 @@ def test_dying_at_an_unknown_time_does_not_hide_what_the_stays_tell(icu_day: int
         make_stay(patient, ICU, NOW + icu_day * DAY, NOW + 8 * DAY)
     assert label(patient, "icu-admission") == outcomes.Label(value)
     assert label(patient, "death").reason == "date of death not known"
+
+
+def test_a_stay_of_unknown_course_is_no_negative_whatever_was_seen_later() -> None:
+    patient = make_patient()
+    make_stay(patient, WARD, NOW - DAY, None, status="unknown")
+    make_series(patient, NOW + 60 * DAY)
+    assert label(patient, "icu-admission") == outcomes.Label(None, "the course of the stay is not known")
 
 
 def test_nothing_after_the_cutoff_counts_as_follow_up() -> None:
