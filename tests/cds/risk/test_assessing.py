@@ -69,7 +69,7 @@ def test_who_is_in_intensive_care_is_not_told_the_risk_of_going_there(db: None) 
     patient, version = make_patient(), make_version("icu-admission")
     make_stay(patient, "intensive-care", NOW - HOUR, None)
     both = make_version("death", "icu-admission", active=False)
-    assert assessing.not_eligible(patient, version, NOW) == "already in intensive care"
+    assert assessing.not_eligible(patient, version, NOW) == "already in intensive care in this stay"
     assert assessing.scored_outcomes(patient, both.outcomes, NOW) == ["death"]
     assert assessing.request_all(patient, by=TESTS, now=NOW) == []
     assert assessing.stand(patient, version, now=NOW).state == DataState.NOT_ELIGIBLE
