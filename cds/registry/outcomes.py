@@ -148,9 +148,8 @@ def been_in_intensive_care(encounters: Sequence[Encounter], as_of: datetime) -> 
     before = [stay for stay in encounters if stay.kind == INTENSIVE_CARE and _began(stay, as_of)]
     around = [stay for stay in encounters if stay.kind != INTENSIVE_CARE and _covers(stay, as_of)]
     return any(
-        _covers(care, as_of) or any(_began(stay, care.start) for stay in around)
+        _covers(care, as_of) or any(care.end is None or _began(stay, care.end) for stay in around)
         for care in before
-        if care.start is not None
     )
 
 
