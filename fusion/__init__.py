@@ -1,7 +1,7 @@
 """The mathematics, in pure PyTorch: what is known of a patient in, a calibrated and explained risk out.
 
-The door of `fusion`: everything other rooms may use is named here. Knows no Django, no hospital, no clock; reads
-no files but bundles. `fusion.model` is the file to read first.
+The door of `fusion`: everything other rooms may use is named here. Knows no Django, no hospital, no clock;
+reads no files but bundles. `fusion.model` is the file to read first.
 """
 
 from fusion.backbones import (

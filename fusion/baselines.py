@@ -1,8 +1,8 @@
-"""What a fusion must be compared with: logistic regression and boosting on one concatenated row (the HAIM recipe).
+"""What a fusion is compared with: logistic regression and boosting on one concatenated row (the HAIM recipe).
 
 A row is: each pixel or text modality's mean embedding (reduced to principal components of the training rows),
-fields, genomic findings and series summaries. Missing values stay NaN for boosting; for the regression they are
-the training mean with an indicator beside them.
+fields, genomic findings and series summaries. Missing values stay NaN for boosting; for the regression they
+are the training mean with an indicator beside them.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ def compare(
     """
     fitted, asked = _rows(train, held_out, modalities)
     known = ~np.isnan(labels)
+    measured = ~np.isnan(fitted[known]).all(axis=0)  # boosting cannot bin a column nobody has
+    fitted, asked = fitted[:, measured], asked[:, measured]
     models = {
         "logistic regression": make_pipeline(
             SimpleImputer(add_indicator=True, keep_empty_features=True),

@@ -1,7 +1,7 @@
-"""PatientInputs → Batch: one `Tokens` per modality, with a mask of what is known. Axis letters: `fusion.inputs`.
+"""PatientInputs → Batch: one `Tokens` per modality, with a mask of what is known. Axis letters: see inputs.
 
 Every modality is a row of tokens: fields (tabular, genomics), channels (series), sentences (text),
-views (image), frames (cine). What is not known is False in `known` and zero in `values`: missing, never filled in.
+views (image), frames (cine). What is not known is False in `known` and zero in `values`: never filled in.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def shown_notes(inputs: PatientInputs, config: FusionConfig, embedder: Embedder)
 
 
 def summarise(points: Sequence[SeriesPoint]) -> list[float]:
-    """One channel's points → the seven numbers of SUMMARY (change per day: least squares; 0 for one point)."""
+    """One channel's points → the seven numbers of SUMMARY (change per day by least squares; 0 for one)."""
     ordered = sorted(points, key=lambda p: (-p.hours_before, p.value))
     values = np.array([p.value for p in ordered])
     days = -np.array([p.hours_before for p in ordered]) / 24
@@ -153,8 +153,9 @@ def is_plausible(value: float | None, spec: FieldSpec) -> bool:
     """Whether a value is known, finite and within its field's range."""
     if value is None or not math.isfinite(value):
         return False
-    low, high = (0.0, 1.0) if spec.kind == FieldKind.BINARY else (spec.low, spec.high)
-    return (low is None or value >= low) and (high is None or value <= high)
+    if spec.kind == FieldKind.BINARY:
+        return value in (0.0, 1.0)
+    return (spec.low is None or value >= spec.low) and (spec.high is None or value <= spec.high)
 
 
 _Row = tuple[FloatArray, "np.ndarray[tuple[int], np.dtype[np.bool_]]"]
@@ -222,8 +223,6 @@ def _stack(rows: Sequence[_Row], width: int) -> Tokens:
     values = np.zeros((len(rows), longest, width), np.float32)
     mask = np.zeros((len(rows), longest), bool)
     for i, (row, known) in enumerate(rows):
-        if row.shape[1] != width:
-            raise BadInput(f"an embedding is {row.shape[1]} wide where the model expects {width}")
         if not np.isfinite(row).all():
             raise BadInput("an input holds values that are not finite")
         values[i, : len(row)] = np.where(known[:, None], row, 0)

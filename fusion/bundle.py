@@ -1,4 +1,4 @@
-"""A model as a folder: `model.safetensors` and `metadata.json`, checked on load. Nothing is ever unpickled."""
+"""A model as a folder: `model.safetensors` and `metadata.json`, checked on load. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ REQUIRED = (
     "intended_use", "licence", "created_at", "torch_version", "weights_sha256",
 )  # fmt: skip
 INTENDED_USE = (
-    "Research and evaluation of risk estimates shown to clinicians beside the record. Not for diagnosis, not for "
-    "treatment decisions without a clinician's own judgement, not validated for use at any site but the one it "
-    "was trained at."
+    "Research and evaluation of risk estimates shown to clinicians beside the record. Not for diagnosis, "
+    "not for treatment decisions without a clinician's own judgement, not validated for use at any site but "
+    "the one it was trained at."
 )
 
 
@@ -200,7 +200,8 @@ def _check_versions(config: FusionConfig, declared: Mapping[Modality, str]) -> N
     for modality in sorted(here.keys() | declared.keys()):
         if here.get(modality) != declared.get(modality):
             raise BundleMismatch(
-                f"{modality.value} encoder: bundle declares {declared.get(modality)}, here is {here.get(modality)}"
+                f"{modality.value} encoder: the bundle declares {declared.get(modality)}, "
+                f"here is {here.get(modality)}"
             )
 
 

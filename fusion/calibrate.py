@@ -1,4 +1,4 @@
-"""Fused logits → risks: scale and shift per outcome, and per pattern of present modalities where data suffice.
+"""Fused logits → risks: scale and shift per outcome, and a shift per pattern where data suffice.
 
 A calibrated logit is base + scale x (logit - base) + shift: with scale → 0 it falls back to the base rate.
 Both are shrunk towards "leave as is", so that a small tuning split changes little. No modality present →
@@ -22,7 +22,7 @@ RIDGE = 2.0  # in patients' worth of log-likelihood
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """base, scale, shift: one per outcome. patterns: "image+tabular" → shift beyond the common one, per outcome."""
+    """base, scale, shift: one per outcome. patterns: "image+tabular" → further shift, per outcome."""
 
     base: tuple[float, ...]
     scale: tuple[float, ...]

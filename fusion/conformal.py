@@ -1,14 +1,15 @@
 """Split-conformal intervals for the event rate among patients scored alike.
 
 Patients not used to fit the weights are sorted by risk and cut into groups of `group_size`. A group's
-nonconformity is |observed rate - mean risk| / sqrt(mean (1 - mean)). With q the ceil((n + 1) level)-th smallest
-of the n groups' nonconformities, a patient's interval is risk ± q sqrt(risk (1 - risk)), cut to [0, 1].
+nonconformity is |observed rate - mean risk| / sqrt(mean (1 - mean)). With q the ceil((n + 1) level)-th
+smallest of the n groups' nonconformities, a patient's interval is risk ± q sqrt(risk (1 - risk)),
+cut to [0, 1].
 
 What it promises: the event rate in a further group of `group_size` patients scored alike lies within, with
 probability at least `level`, if they are exchangeable with those of calibration (same hospital, same time,
 same way of asking). What it does not promise: anything about one patient's fate, or about a subgroup. The
-groups are formed by rank, so exchangeability between old and new groups is approximate. Too few groups for the
-level → the interval is all of [0, 1]: nothing is known of its width.
+groups are formed by rank, so exchangeability between old and new groups is approximate. Too few groups for
+the level → the interval is all of [0, 1]: nothing is known of its width.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LARGEST, SMALLEST = 25, 5  # patients in a group
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """One outcome's interval: `q` (infinite = unknown), patients per group, and how many groups it rests on."""
+    """One outcome's interval: `q` (infinite = unknown), patients per group, and groups it rests on."""
 
     level: float
     q: float

@@ -80,14 +80,16 @@ class Embedder:
     def image(self, pixels: PixelInput) -> FloatArray:
         """float32 [T, D]."""
         held = pixels.embeddings.get(self.versions[Modality.IMAGE])
-        return (
-            held if held is not None else self._pixels(pixels, self.image_backbone, self._config.image_size)
-        )
+        if held is None:
+            held = self._pixels(pixels, self.image_backbone, self._config.image_size)
+        return _of_width(held, self.image_width)
 
     def cine(self, pixels: PixelInput) -> FloatArray:
         """float32 [T, D]."""
         held = pixels.embeddings.get(self.versions[Modality.CINE])
-        return held if held is not None else self._pixels(pixels, self.cine_backbone, self._config.cine_size)
+        if held is None:
+            held = self._pixels(pixels, self.cine_backbone, self._config.cine_size)
+        return _of_width(held, self.cine_width)
 
     def note(self, note: NoteInput) -> FloatArray:
         """float32 [L, D]."""
@@ -97,7 +99,7 @@ class Embedder:
             held = self._made.get((note.key, version, 0))
         if held is None:
             held = self._keep((note.key, version, 0), self.text_backbone.embed(note.text))
-        return held
+        return _of_width(held, self.text_width)
 
     def _pixels(self, pixels: PixelInput, backbone: ImageBackbone, size: int) -> FloatArray:
         key = (pixels.key, backbone.version, size)
@@ -128,6 +130,12 @@ def width_of(backbone: str) -> int:
     if backbone not in WIDTHS:
         raise BadInput(f"no backbone {backbone!r}; known: {', '.join(sorted(WIDTHS))}")
     return WIDTHS[backbone]
+
+
+def _of_width(held: FloatArray, width: int) -> FloatArray:
+    if held.ndim != 2 or held.shape[1] != width:
+        raise BadInput(f"an embedding has shape {list(held.shape)} where the model expects [n, {width}]")
+    return held
 
 
 def _load(name: str, wanted: str) -> ImageBackbone:

@@ -49,8 +49,8 @@ class Report:
 def evaluate(bundle: Bundle, held_out: Sequence[Example], *, comparison: bool = True) -> Report:
     """Score a bundle on held-out examples; intervals are 95 % bootstrap over patient groups.
 
-    comparison  also ablation, baselines and subgroups. Baselines are fitted on the bundle's training examples,
-                so only on a bundle that was just trained (a note says when they are left out)
+    comparison  also ablation, baselines and subgroups. Baselines are fitted on the bundle's training
+                examples, so only on a bundle that was just trained (a note says when they are left out)
     Also writes the headline figures to `bundle.metadata["metrics"]`.
     Raises NotEnoughData without a held-out example, BadInput when one of its groups was trained on.
     """
@@ -110,7 +110,7 @@ def _outcome(bundle: Bundle, r: int, risks: Array, labels: Array, groups: Sequen
 
 
 def _coverage(bundle: Bundle, r: int, risks: Array, labels: Array) -> dict[str, Any]:
-    """Share of groups of patients scored alike whose event rate lies within the interval of their mean risk."""
+    """Share of groups scored alike whose event rate lies within the interval of their mean risk."""
     interval = bundle.intervals[r]
     inside = []
     for mean, rate in grouped(risks, labels, interval.group_size):

@@ -1,8 +1,8 @@
 """Heat maps: Grad-CAM (Selvaraju 2017) of the fused logit through the image backbone, with a sanity check.
 
 The map shows where the feature maps move *this patient's fused estimate*, all other inputs held as they are.
-The check (Adebayo 2018) repeats it with the backbone's weights drawn at random: a map that hardly changes shows
-the picture, not the model, and is not to be trusted.
+The check (Adebayo 2018) repeats it with the backbone's weights drawn at random: a map that hardly changes
+shows the picture, not the model, and is not to be trusted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LONG_SIDE = 224  # pixels of a map
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ImageExplanation:
-    """values float32 [h, w] in [0, 1], stretched over the image; all zero when the image does not move the estimate.
+    """values float32 [h, w] in [0, 1], stretched over the image; all zero when it does not move the estimate.
 
     sanity  {"check", "correlation" with the map of a randomised backbone, "passed"}
     frame   index of the frame explained (0 for a still image)

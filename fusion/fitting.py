@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+LINEAR = 5.0  # the linear part of a trunk is convex: it may take larger steps
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
@@ -36,7 +38,11 @@ def fit(
     tuning_loss  None = too little to look at: then all epochs are run and the last state stands
     tell         called after each epoch with (epoch, epochs, training loss, tuning loss); may raise to stop
     """
-    optimiser = torch.optim.Adam(module.parameters(), lr=how.learning_rate)
+    linear = [p for name, p in module.named_parameters() if ".linear." in name]
+    bent = [p for name, p in module.named_parameters() if ".linear." not in name]
+    optimiser = torch.optim.Adam(
+        [{"params": bent, "lr": how.learning_rate}, {"params": linear, "lr": LINEAR * how.learning_rate}]
+    )
     generator = torch.Generator().manual_seed(how.seed)
     best, best_state, waited = math.inf, None, 0
     for epoch in range(how.epochs):

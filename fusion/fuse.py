@@ -1,7 +1,7 @@
 """Unimodal logits and masks → one fused logit per outcome, for any subset of modalities.
 
-Laws, held by construction: what an absent modality's place holds cannot matter; the empty subset gives the base
-rate. Fusions read out-of-fold *logits* (not embeddings: those of different folds share no axes).
+Laws, held by construction: what an absent modality's place holds cannot matter; the empty subset gives the
+base rate. Fusions read out-of-fold *logits* (not embeddings: those of different folds share no axes).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HEADS = 2
 
 
 class Fusion(nn.Module):
-    """Evidence [B, M, R] (unimodal logit minus base logit), present bool [B, M] → [B, R] shift of the base logit."""
+    """Evidence [B, M, R] (unimodal minus base logit), present bool [B, M] → [B, R], shift of the logit."""
 
     def penalty(self) -> Tensor:
         """How far the weights are from what would be believed without data."""

@@ -88,7 +88,7 @@ class SeriesPoint:
 class PatientInputs:
     """Everything a model may know about one patient as of one moment.
 
-    fields      tabular values by field name, in the unit of its FieldSpec; None or absent = missing, never filled in
+    fields      tabular values by field name, in the unit of its FieldSpec; None or absent = missing
     genomics    the same, for variants and scores
     series      irregular labs and vitals; any order
     notes, images, cines   newest first; empty = the modality is missing

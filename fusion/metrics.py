@@ -1,4 +1,4 @@
-"""Scores of risks against what happened, with bootstrap intervals over patients. What cannot be computed is None."""
+"""Scores of risks against what happened, with bootstrap intervals over patients. None: not computable."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def negative_log_likelihood(risks: Array, labels: Array) -> float:
 
 
 def calibration(risks: Array, labels: Array) -> dict[str, Any]:
-    """slope (1 is ideal) and intercept (0) of a logistic fit on the logit; ece, expected calibration error; bins."""
+    """slope (1 is ideal) and intercept (0) of a logistic fit on the logit; expected error (ece); bins."""
     bins = []
     error = 0.0
     for part in np.array_split(np.argsort(risks, kind="stable"), min(BINS, max(1, len(risks) // 5))):

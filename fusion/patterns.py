@@ -16,8 +16,8 @@ def all_subsets(modalities: int) -> Tensor:
 def sub_patterns(present: Tensor, dropout: float, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """What modality dropout would show, all at once instead of by chance.
 
-    present  bool [B, M] → (patient index [N], mask bool [N, M], weight float32 [N]): every non-empty subset of
-    each patient's modalities, weighted by its probability when each is hidden with chance `dropout`;
+    present  bool [B, M] → (patient index [N], mask bool [N, M], weight float32 [N]): every non-empty
+    subset of each patient's modalities, weighted by its chance when each is hidden with chance `dropout`;
     a patient's weights sum to 1. More than 40,000 rows are thinned by weight.
     """
     subsets = all_subsets(present.shape[1])[1:]

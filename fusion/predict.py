@@ -25,7 +25,7 @@ NOTHING_KNOWN = "none of the inputs this model reads is available"
 
 
 def predict(bundle: Bundle, inputs: Sequence[PatientInputs], *, explain: bool = True) -> list[Prediction]:
-    """Risks for each patient, in order. Reads no pixels when the embeddings of the bundle's backbones are there.
+    """Risks for each patient, in order. Reads no pixels whose embeddings are there.
 
     explain  also contributions, drivers and summary (some tens of milliseconds a patient)
     Raises BadInput.

@@ -24,7 +24,7 @@ class Contribution:
 @dataclass(frozen=True, slots=True)
 class Driver:
     """What one field, channel, variant or note sentence adds: its Owen value (Owen 1977), so that the drivers
-    of a modality sum to that modality's contribution. `value` is the latest known one; None = it is missing."""
+    of a modality sum to that modality's contribution. `value` is the latest known one."""
 
     modality: Modality
     name: str
@@ -43,7 +43,7 @@ class OutcomePrediction:
 
     risk        calibrated probability in [0, 1]
     low, high   conformal interval of the event rate among patients scored alike, at `level`
-    base_rate   event rate where the model was trained, in [0, 1]: what it says of a patient it knows nothing of
+    base_rate   event rate where the model was trained, in [0, 1]: what is said when nothing is known
     """
 
     outcome: str

@@ -1,6 +1,6 @@
 """Training: encoders out of fold, fusion on what they said, encoders again on everyone, then calibration.
 
-1. `folds` groups of patients; each encoder is trained on the others and speaks about the group it has not seen.
+1. `folds` groups of patients; each encoder is trained on the others and speaks about the one it has not seen.
 2. The fusion is fitted on that out-of-fold evidence, for every sub-pattern of each patient's modalities,
    weighted as modality dropout would meet them.
 3. Encoders are refitted on all training patients.
@@ -257,8 +257,8 @@ def _check(train: Sequence[Example], tuning: Sequence[Example], config: FusionCo
         raise BadInput("a model needs at least one modality, each named once")
     if config.finetune != "none":
         raise BadInput(
-            f"finetune={config.finetune!r} is not offered: backbones stay frozen so that stored embeddings serve; "
-            "use 'none'"
+            f"finetune={config.finetune!r} is not offered: backbones stay frozen so that stored embeddings "
+            "serve; use 'none'"
         )
     if shared := {e.group for e in train} & {e.group for e in tuning}:
         raise BadInput(f"{len(shared)} patient groups are in both the training and the tuning split")

@@ -1,4 +1,4 @@
-"""A paragraph in plain words, made from a prediction's numbers alone. Associative, never causal; no identifiers."""
+"""A paragraph in plain words, from a prediction's numbers alone. Associative, not causal; no identifiers."""
 
 from __future__ import annotations
 
@@ -46,15 +46,12 @@ def summarise_risk(
         f"interval {_percent(low)} to {_percent(high)} at level {_percent(level)}; "
         f"the average where the model was trained is {_percent(base_rate)}."
     ]
-    for sign, verb in ((1, "raises"), (-1, "lowers")):
+    for sign, words in ((1, "Raising the estimate"), (-1, "Lowering it")):
         told = sorted(
             (c for c in contributions if sign * c.points >= WORTH_SAYING), key=lambda c: -abs(c.points)
         )
         if told:
-            named = _joined([f"{NAMES[c.modality]} ({_points(c.points)})" for c in told])
-            parts.append(
-                f"{named[0].upper()}{named[1:]} {verb if len(told) == 1 else verb[:-1]} the estimate."
-            )
+            parts.append(f"{words}: {_joined([f'{NAMES[c.modality]} ({_points(c.points)})' for c in told])}.")
     told_drivers = sorted(
         (d for d in drivers if abs(d.points) >= WORTH_SAYING and not d.text), key=lambda d: -abs(d.points)
     )[:MOST]

@@ -1,4 +1,4 @@
-"""Networks that turn pixels and sentences into embeddings, by name. Frozen; used once, when the data arrive."""
+"""Networks that turn pixels and sentences into embeddings, by name. Frozen; used once, at arrival."""
 
 from fusion.backbones.image import ImageBackbone, image_backbone_names, image_version, load_backbone
 from fusion.backbones.text import (

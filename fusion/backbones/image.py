@@ -1,8 +1,8 @@
 """Image backbones by name: one frame → feature maps → one embedding.
 
 The version names what an embedding depends on: architecture, weights and the constants of preparation.
-Weights: `efficientnet_lite0` carries ImageNet weights in its package; the others start from a fixed seed unless
-a safetensors file is given (parameter names as in the published checkpoints).
+Weights: `efficientnet_lite0` carries ImageNet weights in its package; the others start from a fixed seed
+unless a safetensors file is given (parameter names as in the published checkpoints).
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def image_version(name: str) -> str:
 
 
 def _put(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
-    """Load weights by name; classifier heads of published checkpoints are left aside, anything else must fit."""
+    """Load weights by name; classifier heads in the file are left aside, anything else must fit."""
     own = network.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     wrong = [key for key in own if key in state and state[key].shape != own[key].shape]

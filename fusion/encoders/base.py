@@ -17,7 +17,7 @@ CLIP = 5.0  # standard deviations beyond which a standardised value tells nothin
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Encoded:
-    """embedding float32 [B, E]; logits float32 [B, R]; weights float32 [B, L] over tokens, sums to 1, or None."""
+    """embedding float32 [B, E]; logits float32 [B, R]; weights float32 [B, L] over tokens, sum 1, or None."""
 
     embedding: Tensor
     logits: Tensor

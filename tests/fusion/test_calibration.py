@@ -1,0 +1,89 @@
+"""Risks mean what they say: calibration and conformal coverage on simulated, exchangeable patients."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from fusion.calibrate import Calibration, fit_calibration, sigmoid
+from fusion.conformal import Interval, fit_interval, grouped
+from fusion.metrics import calibration, negative_log_likelihood
+
+NAMES = ("a", "b")
+
+
+def _overconfident(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits three times too large and shifted; the pattern "b alone" is shifted further."""
+    rng = np.random.default_rng(seed)
+    true = rng.normal(-1, 1.2, size=count)
+    present = np.ones((count, 2), bool)
+    present[: count // 2, 0] = False
+    said = -1 + 3 * (true + 1) + 0.8 + np.where(present[:, 0], 0, 2.0)
+    return said[:, None], (rng.random(count) < sigmoid(true)).astype(float)[:, None], present
+
+
+def _fit(said: np.ndarray, labels: np.ndarray, present: np.ndarray) -> Calibration:
+    return fit_calibration(
+        said, labels, present, base=np.array([-1.0]), modalities=NAMES, fitted_on="tuning split"
+    )
+
+
+def test_calibration_mends_held_out_risks() -> None:
+    fitted = _fit(*_overconfident(400, 1))
+    said, labels, present = _overconfident(4000, 2)
+    before, after = sigmoid(said)[:, 0], sigmoid(fitted.logits(said, present, NAMES))[:, 0]
+    y = labels[:, 0]
+    assert negative_log_likelihood(after, y) < negative_log_likelihood(before, y) - 0.1
+    assert calibration(after, y)["ece"] < 0.04 < calibration(before, y)["ece"]
+    assert 0.75 < calibration(after, y)["slope"] < 1.3
+    for pattern in (True, False):  # each pattern of present modalities by itself, too
+        rows = present[:, 0] == pattern
+        assert abs(after[rows].mean() - y[rows].mean()) < 0.05
+
+
+def test_little_data_change_little_and_one_class_changes_nothing() -> None:
+    said, labels, present = _overconfident(12, 3)
+    few = _fit(said, labels, present)
+    assert 0.2 < few.scale[0] < 1.5
+    assert not few.patterns
+    none = _fit(said, np.zeros_like(labels), present)
+    assert (none.scale, none.shift) == ((1.0,), (0.0,))
+
+
+def test_nothing_present_is_the_base_rate_whatever_was_fitted() -> None:
+    fitted = _fit(*_overconfident(400, 1))
+    at = fitted.logits(np.array([[5.0]]), np.zeros((1, 2), bool), NAMES)
+    assert at.tolist() == [[-1.0]]
+    assert Calibration.from_json(fitted.to_json()) == fitted
+
+
+@pytest.mark.parametrize("level", [0.8, 0.9])
+def test_intervals_cover_as_often_as_they_say(level: float) -> None:
+    """Against new exchangeable patients, over 60 draws; also when the risks themselves are off."""
+    for bias in (0.0, 0.5):
+        inside, total = 0, 0
+        for seed in range(60):
+            rng = np.random.default_rng(seed)
+            true = rng.normal(-0.5, 1, size=1000)
+            labels = (rng.random(1000) < sigmoid(true)).astype(float)
+            said = sigmoid(true + bias)
+            interval = fit_interval(said[:500], labels[:500], level=level)
+            for mean, rate in grouped(said[500:], labels[500:], interval.group_size):
+                low, high = interval.around(mean)
+                inside += low <= rate <= high
+                total += 1
+        assert inside / total >= level - 0.02, (bias, inside / total)
+        if bias == 0:
+            assert inside / total <= level + 0.09, "intervals wider than they need be"
+
+
+def test_an_interval_always_holds_its_risk_and_few_patients_give_the_widest() -> None:
+    few = fit_interval(np.array([0.1, 0.4, 0.7]), np.array([0.0, 1.0, 1.0]), level=0.9)
+    assert math.isinf(few.q)
+    assert few.around(0.3) == (0.0, 1.0)
+    assert Interval.from_json(few.to_json()) == few
+    for risk in (0.0, 1e-9, 0.3, 1.0):
+        low, high = Interval(0.9, 0.5, 10, 20).around(risk)
+        assert 0 <= low <= risk <= high <= 1

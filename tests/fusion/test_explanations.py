@@ -1,0 +1,149 @@
+"""Explanations add up, name what they mean, and never say why."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import fusion
+from fusion import Modality
+from fusion.attribution import shapley
+from fusion.wording import summarise_risk
+from tests.fusion import simulated
+
+
+def test_contributions_add_up_to_the_risk(bundle: fusion.Bundle) -> None:
+    for prediction in fusion.predict(bundle, [e.inputs for e in simulated.examples(6, 11)]):
+        for outcome in prediction.outcomes:
+            assert [c.modality for c in outcome.contributions] == list(prediction.present)
+            points = sum(c.points for c in outcome.contributions)
+            assert outcome.base_rate + points == pytest.approx(outcome.risk, abs=1e-9)
+            base_logit = math.log(outcome.base_rate / (1 - outcome.base_rate))
+            logit = sum(c.logit for c in outcome.contributions)
+            assert base_logit + logit == pytest.approx(outcome.logit, abs=1e-6)
+            assert 1 / (1 + math.exp(-outcome.logit)) == pytest.approx(outcome.risk, abs=1e-9)
+
+
+def test_drivers_add_up_to_their_modality(bundle: fusion.Bundle) -> None:
+    told = {Modality.TABULAR, Modality.SERIES, Modality.TEXT, Modality.GENOMICS}
+    for prediction in fusion.predict(bundle, [e.inputs for e in simulated.examples(6, 12)]):
+        for outcome in prediction.outcomes:
+            for share in outcome.contributions:
+                drivers = [d for d in outcome.drivers if d.modality == share.modality]
+                if share.modality not in told:
+                    assert not drivers
+                    continue
+                assert sum(d.points for d in drivers) == pytest.approx(share.points, abs=1e-6)
+
+
+def test_shapley_equals_the_definition_by_orderings() -> None:
+    """Against the average over all 4! orders of arrival, worked out by hand."""
+    from itertools import permutations
+
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(16, 1))
+
+    def worth(_: torch.Tensor, present: torch.Tensor) -> np.ndarray:
+        return table[(present.long() * torch.tensor([1, 2, 4, 8])).sum(1).numpy()]
+
+    found = shapley(torch.zeros(4, 1), torch.ones(4, dtype=torch.bool), worth)
+    expected = np.zeros(4)
+    for order in permutations(range(4)):
+        held = 0
+        for player in order:
+            expected[player] += (table[held | 1 << player, 0] - table[held, 0]) / 24
+            held |= 1 << player
+    assert found.logit[:, 0] == pytest.approx(expected)
+
+
+def test_drivers_carry_raw_values_units_and_times(
+    bundle: fusion.Bundle, patient: fusion.PatientInputs
+) -> None:
+    (prediction,) = fusion.predict(bundle, [patient])
+    drivers = {(d.modality, d.name): d for d in prediction.outcomes[0].drivers}
+    field = drivers[Modality.TABULAR, "f0"]
+    assert (field.value, field.unit, field.label) == (patient.fields["f0"], "mmol/L", "First field")
+    channel = drivers[Modality.SERIES, "c0"]
+    latest = min((p for p in patient.series if p.channel == "c0"), key=lambda p: p.hours_before)
+    assert (channel.value, channel.hours_before, channel.unit) == (latest.value, 0.5, "mm[Hg]")
+    sentences = [d for d in prediction.outcomes[0].drivers if d.modality == Modality.TEXT]
+    assert {d.text for d in sentences} == set(fusion.split_sentences(patient.notes[0].text))
+    assert {d.key for d in sentences} == {patient.notes[0].key}
+    points = [abs(d.points) for d in prediction.outcomes[0].drivers]
+    assert points == sorted(points, reverse=True)
+
+
+def test_what_matters_is_what_is_named(bundle: fusion.Bundle) -> None:
+    """f0 moves the outcome and f1 does not: on average over patients it must show."""
+    weight = {"f0": 0.0, "f1": 0.0}
+    for prediction in fusion.predict(bundle, [e.inputs for e in simulated.examples(20, 13)]):
+        for driver in prediction.outcomes[0].drivers:
+            if driver.name in weight:
+                weight[driver.name] += abs(driver.points)
+    assert weight["f0"] > 1.5 * weight["f1"]
+
+
+def test_frame_weights_name_kept_frames(bundle: fusion.Bundle, patient: fusion.PatientInputs) -> None:
+    (prediction,) = fusion.predict(bundle, [patient], explain=False)
+    (key,) = prediction.frame_weights
+    assert key == patient.cines[0].key
+    weights, kept = prediction.frame_weights[key], prediction.frame_indices[key]
+    assert len(weights) == len(kept) == 8
+    assert kept == sorted(set(kept))
+    assert kept[0] == 0
+    assert kept[-1] == 11
+    assert sum(weights) == pytest.approx(1, abs=1e-5)
+
+
+def test_without_explanation_nothing_is_explained(
+    bundle: fusion.Bundle, patient: fusion.PatientInputs
+) -> None:
+    (full,) = fusion.predict(bundle, [patient])
+    (bare,) = fusion.predict(bundle, [patient], explain=False)
+    assert [o.risk for o in bare.outcomes] == [o.risk for o in full.outcomes]
+    assert all(o.contributions == () and o.drivers == () and o.summary == "" for o in bare.outcomes)
+
+
+CAUSAL = ("because", "cause", "due to", "leads to", "results in", "therefore", "treat", "should")
+
+
+def test_the_summary_says_numbers_and_no_causes(bundle: fusion.Bundle) -> None:
+    patients = [e.inputs for e in simulated.examples(5, 14)]
+    for patient, prediction in zip(patients, fusion.predict(bundle, patients), strict=True):
+        for outcome in prediction.outcomes:
+            assert f"estimated at {100 * outcome.risk:.0f} %" in outcome.summary
+            assert f"model was trained is {100 * outcome.base_rate:.0f} %" in outcome.summary
+            assert not any(word in outcome.summary.lower() for word in CAUSAL)
+            assert patient.key not in outcome.summary
+            assert ("Not available" in outcome.summary) == bool(prediction.missing)
+
+
+def test_wording_of_one_estimate() -> None:
+    assert summarise_risk(
+        label="Death",
+        horizon_hours=720,
+        risk=0.23,
+        low=0.15,
+        high=0.33,
+        level=0.9,
+        base_rate=0.08,
+        contributions=[
+            fusion.Contribution(Modality.IMAGE, 0.12, 0.9),
+            fusion.Contribution(Modality.TABULAR, 0.04, 0.3),
+            fusion.Contribution(Modality.TEXT, -0.01, -0.1),
+        ],
+        drivers=[
+            fusion.Driver(Modality.TABULAR, "spo2", "Oxygen saturation", 0.05, 88.0, "%"),
+            fusion.Driver(Modality.TABULAR, "smoker", "Smoker", -0.01, 0.0),
+        ],
+        missing=[Modality.CINE, Modality.GENOMICS],
+        pending=[Modality.CINE],
+    ) == (
+        "Death within 30 days: estimated at 23 %, interval 15 % to 33 % at level 90 %; the average where the "
+        "model was trained is 8 %. Raising the estimate: the image (+12 points) and the record "
+        "(+4 points). Lowering it: the notes (−1 point). Most associated with it: Oxygen saturation 88 % (+5 points) and "
+        "Smoker no (−1 point). Still being processed: the cine. Not available: genomic findings."
+    )
