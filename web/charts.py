@@ -1,7 +1,7 @@
 """Geometry of the charts: numbers in, SVG coordinates out. Drawn by the templates in web/charts/.
 
-Every chart is made on the server, is an image with one sentence for those who do not see it, and has its numbers
-as a table beside it. A gap in the data stays a gap.
+Every chart is made on the server, is an image with one sentence for those who do not see it, and has its
+numbers as a table beside it. A gap in the data stays a gap.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 from django.utils import timezone
 
@@ -104,7 +105,7 @@ class TrendPoint:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The risk on a line from 0 to 100 %: zones of the categories, the interval, the base rate, the estimate."""
+    """The risk on a line from 0 to 100 %: zones of the categories, interval, base rate, estimate."""
 
     zones: tuple[Bar, ...]
     interval: Bar
@@ -137,7 +138,7 @@ def scale(risk: float, low: float, high: float, base_rate: float, cuts: Sequence
 
 
 def trend(points: Sequence[TrendPoint], cuts: Sequence[tuple[str, float]], *, gap: timedelta) -> Chart:
-    """Risk over time with its interval; points further apart than `gap`, or of different models, are not joined."""
+    """Risk over time with its interval; over a `gap`, or between two models, nothing is joined."""
     width, height = 640.0, 230.0
     plot = (56.0, 14.0, 628.0, 196.0)
     first, last = points[0].at, points[-1].at
@@ -169,7 +170,7 @@ def trend(points: Sequence[TrendPoint], cuts: Sequence[tuple[str, float]], *, ga
     marks = [
         Mark(x_of(p.at), y_of(p.risk), f"{_clock(p.at)}: {words.percent(p.risk)}", p.category) for p in points
     ]
-    for earlier, later in zip(points, points[1:], strict=False):
+    for earlier, later in pairwise(points):
         if earlier.label != later.label:
             x = x_of(later.at)
             lines.append(Line(path([(x, plot[1]), (x, plot[3])]), "model-change"))
@@ -272,23 +273,33 @@ def losses(history: Sequence[tuple[float, float | None, float | None]], *, title
         return plot[3] - (value - low) / (high - low) * (plot[3] - plot[1])
 
     lines = tuple(
-        Line(
-            path([(x_of(i), y_of(row[column])) for i, row in enumerate(history) if row[column] is not None]),
-            kind,
-        )  # type: ignore[arg-type]
-        for column, kind in ((1, "line train"), (2, "line tuning"))
+        Line(path([(x_of(i), y_of(value)) for i, value in enumerate(column) if value is not None]), kind)
+        for column, kind in (
+            ([row[1] for row in history], "line train"),
+            ([row[2] for row in history], "line tuning"),
+        )
     )
     step = max(1, math.ceil(len(history) / 8))
     return Chart(
-        width, height, plot, title, "Epoch", "Loss",
-        x_ticks=tuple(Tick(x_of(i), f"{history[i][0]:.0f}", i % (2 * step) != 0) for i in range(0, len(history), step)),
-        y_ticks=tuple(Tick(y_of(low + (high - low) * i / 4), f"{low + (high - low) * i / 4:.3f}", i % 2 == 1) for i in range(5)),
+        width,
+        height,
+        plot,
+        title,
+        "Epoch",
+        "Loss",
+        x_ticks=tuple(
+            Tick(x_of(i), f"{history[i][0]:.0f}", i % (2 * step) != 0) for i in range(0, len(history), step)
+        ),
+        y_ticks=tuple(
+            Tick(y_of(low + (high - low) * i / 4), f"{low + (high - low) * i / 4:.3f}", i % 2 == 1)
+            for i in range(5)
+        ),
         lines=tuple(line for line in lines if line.d),
         headings=("Epoch", "Training loss", "Tuning loss"),
         rows=tuple(
             (f"{epoch:.0f}", *("–" if v is None else f"{v:.4f}" for v in pair)) for epoch, *pair in history
         ),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,15 +333,21 @@ def _square(
 
     at = (0, 0.25, 0.5, 0.75, 1.0)
     chart = Chart(
-        360, 356, (left, top, right, bottom), title, x_label, y_label,
-        x_ticks=tuple(Tick(x_of(v), f"{v:g}") for v in at), y_ticks=tuple(Tick(y_of(v), f"{v:g}") for v in at),
-    )  # fmt: skip
+        360,
+        356,
+        (left, top, right, bottom),
+        title,
+        x_label,
+        y_label,
+        x_ticks=tuple(Tick(x_of(v), f"{v:g}") for v in at),
+        y_ticks=tuple(Tick(y_of(v), f"{v:g}") for v in at),
+    )
     return chart, x_of, y_of
 
 
 def _unbroken(points: Sequence[TrendPoint], gap: timedelta) -> list[list[TrendPoint]]:
     runs: list[list[TrendPoint]] = [[points[0]]]
-    for earlier, later in zip(points, points[1:], strict=False):
+    for earlier, later in pairwise(points):
         if later.at - earlier.at > gap or earlier.label != later.label:
             runs.append([])
         runs[-1].append(later)

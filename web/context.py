@@ -24,7 +24,7 @@ class NavigationItem:
 
 
 def page(request: HttpRequest) -> dict[str, Any]:
-    """The regulatory label, the CSP nonce under the name django-htmx reads, the menu and the models in use."""
+    """The regulatory label, the CSP nonce under the name django-htmx reads, the menu, the models in use."""
     return {
         "regulatory_label": settings.REGULATORY_LABEL,
         "csp_nonce": getattr(request, "csp_nonce", ""),

@@ -137,30 +137,74 @@ def _outcome(name: str, said: Mapping[str, Any], report: Mapping[str, Any]) -> O
         figures=_figures(said),
         coverage=_coverage(said.get("coverage")),
         roc=charts.unit_square(
-            roc, title=f"ROC curve for {title}: AUROC {_value(said.get('auroc'))}", x_label="False positive rate",
-            y_label="True positive rate", diagonal=True,
-        ) if roc else None,
+            roc,
+            title=f"ROC curve for {title}: AUROC {_value(said.get('auroc'))}",
+            x_label="False positive rate",
+            y_label="True positive rate",
+            diagonal=True,
+        )
+        if roc
+        else None,
         pr=charts.unit_square(
-            pr, title=f"Precision-recall curve for {title}: AUPRC {_value(said.get('auprc'))}", x_label="Recall",
-            y_label="Precision", level=base_rate,
-        ) if pr else None,
-        calibration=charts.calibration(bins, title=f"Calibration for {title}: observed against predicted") if bins else None,
+            pr,
+            title=f"Precision-recall curve for {title}: AUPRC {_value(said.get('auprc'))}",
+            x_label="Recall",
+            y_label="Precision",
+            level=base_rate,
+        )
+        if pr
+        else None,
+        calibration=charts.calibration(bins, title=f"Calibration for {title}: observed against predicted")
+        if bins
+        else None,
         ablation=_compared((report.get("ablation") or {}).get(name)),
         baselines=_compared((report.get("baselines") or {}).get(name)),
         subgroups=tuple(_subgroup(row) for row in (report.get("subgroups") or {}).get(name, ())),
-    )  # fmt: skip
+    )
 
 
 def _figures(said: Mapping[str, Any]) -> tuple[Figure, ...]:
     calibration = said.get("calibration") or {}
     return (
-        Figure("auroc", "AUROC", _value(said.get("auroc")), _range(said.get("auroc")), "0.5 is chance, 1 is perfect"),
-        Figure("auprc", "AUPRC", _value(said.get("auprc")), _range(said.get("auprc")), "chance is the share of events"),
-        Figure("brier", "Brier score", _value(said.get("brier"), 3), _range(said.get("brier"), 3), "0 is perfect"),
-        Figure("calibration-slope", "Calibration slope", _value(calibration.get("slope")), _range(calibration.get("slope")), "1 is perfect"),
-        Figure("calibration-intercept", "Calibration intercept", _value(calibration.get("intercept")), _range(calibration.get("intercept")), "0 is perfect"),
-        Figure("ece", "Calibration error", _value(calibration.get("ece"), 3), _range(calibration.get("ece"), 3), "expected, 0 is perfect"),
-    )  # fmt: skip
+        Figure(
+            "auroc",
+            "AUROC",
+            _value(said.get("auroc")),
+            _range(said.get("auroc")),
+            "0.5 is chance, 1 is perfect",
+        ),
+        Figure(
+            "auprc",
+            "AUPRC",
+            _value(said.get("auprc")),
+            _range(said.get("auprc")),
+            "chance is the share of events",
+        ),
+        Figure(
+            "brier", "Brier score", _value(said.get("brier"), 3), _range(said.get("brier"), 3), "0 is perfect"
+        ),
+        Figure(
+            "calibration-slope",
+            "Calibration slope",
+            _value(calibration.get("slope")),
+            _range(calibration.get("slope")),
+            "1 is perfect",
+        ),
+        Figure(
+            "calibration-intercept",
+            "Calibration intercept",
+            _value(calibration.get("intercept")),
+            _range(calibration.get("intercept")),
+            "0 is perfect",
+        ),
+        Figure(
+            "ece",
+            "Calibration error",
+            _value(calibration.get("ece"), 3),
+            _range(calibration.get("ece"), 3),
+            "expected, 0 is perfect",
+        ),
+    )
 
 
 def _compared(rows: object) -> tuple[Measured, ...]:

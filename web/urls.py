@@ -1,4 +1,4 @@
-"""Every address of the screens. Addresses carry random ids only: no name, no record number, no search word."""
+"""Every address of the screens. They carry random ids only: no name, no record number, no search word."""
 
 from __future__ import annotations
 

@@ -16,9 +16,19 @@ CATEGORIES = {"low": "Low", "moderate": "Moderate", "high": "High", "very-high":
 STEPS = {"tuning_loss": "Tuning loss", "train_loss": "Training loss"}
 ACRONYMS = {"icu": "ICU", "auroc": "AUROC", "auprc": "AUPRC"}
 UNITS = {
-    "1": "", "a": "years", "/min": "/min", "mm[Hg]": "mmHg", "Cel": "°C", "10*3/uL": "×10³/µL", "umol/L": "µmol/L",
-    "ug/L": "µg/L", "kg/m2": "kg/m²", "{score}": "", "h": "h", "d": "days",
-}  # fmt: skip
+    "1": "",
+    "a": "years",
+    "/min": "/min",
+    "mm[Hg]": "mmHg",
+    "Cel": "°C",
+    "10*3/uL": "×10³/µL",
+    "umol/L": "µmol/L",
+    "ug/L": "µg/L",
+    "kg/m2": "kg/m²",
+    "{score}": "",
+    "h": "h",
+    "d": "days",
+}
 
 
 def percent(value: float | None) -> str:

@@ -59,23 +59,33 @@ def progress(run_id: str, fraction: str) -> dict[str, str]:
 
 
 def finish(run_id: str) -> dict[str, str]:
-    """The run succeeds: its candidate is registered, with a bundle on disk that has the digest it says."""
+    """The run succeeds: its candidate is registered, with a file on disk that has the digest it says."""
+    from django.conf import settings
     from django.utils import timezone
 
     from cds.audit import recording
-    from cds.registry import queries, runs
+    from cds.registry import bundles, queries, runs
     from tests.web import clinic
 
     run = queries.get_run(run_id)
+    folder = settings.BUNDLE_STORE / "of-run"
+    folder.mkdir(parents=True)
+    (folder / "metadata.json").write_text("{}")
     made = runs.succeed(
-        run, path="of-run", digest="d" * 64, encoders={}, metadata={}, report=clinic.report(),
-        by=recording.system("test"), now=timezone.now(),
-    )  # fmt: skip
+        run,
+        path="of-run",
+        digest="d" * 64,
+        encoders={},
+        metadata={"files": bundles.file_digests(folder)},
+        report=clinic.report(),
+        by=recording.system("test"),
+        now=timezone.now(),
+    )
     return {"version": str(made.pk), "label": made.label}
 
 
 def rise(patient_id: str, risk: str) -> dict[str, str]:
-    """A fresh score arrives, as from `assessing.finalise`: row, prediction, and the event that tells of it."""
+    """A fresh score arrives, as from `assessing.finalise`: row, prediction, and the event of it."""
     from django.utils import timezone
 
     from cds.jobs import outbox

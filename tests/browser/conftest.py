@@ -59,9 +59,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     environment = {
-        **os.environ, "TESSERA_DATA_DIR": str(folder), "PUBLIC_URL": url, "DATABASE_URL": "", "OMP_NUM_THREADS": "1",
-        "LOG_LEVEL": "WARNING", "REDIS_URL": "redis://127.0.0.1:1/0",
-    }  # fmt: skip
+        **os.environ,
+        "TESSERA_DATA_DIR": str(folder),
+        "PUBLIC_URL": url,
+        "DATABASE_URL": "",
+        "OMP_NUM_THREADS": "1",
+        "LOG_LEVEL": "WARNING",
+        "REDIS_URL": "redis://127.0.0.1:1/0",
+    }
 
     def run(*command: str) -> str:
         done = subprocess.run(
@@ -78,9 +83,20 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     ids = act("build")
     log = (folder / "server.log").open("w")
     server = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "cds.asgi:application", "--host=127.0.0.1", f"--port={port}", "--log-level=warning"],
-        cwd=ROOT, env=environment, stdout=log, stderr=log,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            "cds.asgi:application",
+            "--host=127.0.0.1",
+            f"--port={port}",
+            "--log-level=warning",
+        ],
+        cwd=ROOT,
+        env=environment,
+        stdout=log,
+        stderr=log,
+    )
     try:
         _wait_for(url)
         yield Site(url, ids, act)

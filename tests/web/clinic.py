@@ -1,4 +1,4 @@
-"""A small clinic in rows, for looking at screens: people, patients, pixels, a model, scores. No model computes here."""
+"""A small clinic in rows, for looking at screens: people, patients, pixels, scores. No model runs here."""
 
 from __future__ import annotations
 
@@ -88,18 +88,35 @@ def observations(
     for i, value in enumerate(values):
         at = now - timedelta(hours=2 + 6 * (len(values) - 1 - i))
         Observation.objects.create(
-            patient=of, resource_type="Observation", resource_id=f"{code}-{i}", available_at=at, effective_at=at,
-            digest=f"{i}", code_system="http://loinc.org", code=code, value=value, unit=unit, low=low, high=high,
+            patient=of,
+            resource_type="Observation",
+            resource_id=f"{code}-{i}",
+            available_at=at,
+            effective_at=at,
+            digest=f"{i}",
+            code_system="http://loinc.org",
+            code=code,
+            value=value,
+            unit=unit,
+            low=low,
+            high=high,
             category="laboratory",
-        )  # fmt: skip
+        )
 
 
 def note(of: Patient, text: str, *, now: datetime) -> Note:
     """A note of yesterday."""
     return Note.objects.create(
-        patient=of, resource_type="DocumentReference", resource_id=uuid.uuid4().hex, digest="d", title="Progress note",
-        text=text, text_digest=uuid.uuid4().hex, author="Dr Winter", available_at=now - timedelta(hours=20),
-    )  # fmt: skip
+        patient=of,
+        resource_type="DocumentReference",
+        resource_id=uuid.uuid4().hex,
+        digest="d",
+        title="Progress note",
+        text=text,
+        text_digest=uuid.uuid4().hex,
+        author="Dr Winter",
+        available_at=now - timedelta(hours=20),
+    )
 
 
 def series(of: Patient, *, now: datetime, frames: int = 1, side: int = 256) -> Series:
@@ -121,11 +138,19 @@ def series(of: Patient, *, now: datetime, frames: int = 1, side: int = 256) -> S
             ring = np.exp(-(((np.hypot(x, y * 1.2) - radius) / 0.08) ** 2))
             pictures.append(np.clip(0.85 * ring * (np.abs(x) < 0.8 - 0.3 * y) + 0.05, 0, 1))
     kept = Series(
-        study=study, series_uid=f"{uid}.1", imaging_modality="CR" if frames == 1 else "US",
-        body_part="CHEST" if frames == 1 else "HEART", view="PA" if frames == 1 else "A4C", frames=frames, rows=side,
-        columns=side, frame_ms=None if frames == 1 else 42.0, pixels_digest=uuid.uuid4().hex,
-        spacing_row_mm=1.4 if frames == 1 else None, spacing_column_mm=1.4 if frames == 1 else None,
-    )  # fmt: skip
+        study=study,
+        series_uid=f"{uid}.1",
+        imaging_modality="CR" if frames == 1 else "US",
+        body_part="CHEST" if frames == 1 else "HEART",
+        view="PA" if frames == 1 else "A4C",
+        frames=frames,
+        rows=side,
+        columns=side,
+        frame_ms=None if frames == 1 else 42.0,
+        pixels_digest=uuid.uuid4().hex,
+        spacing_row_mm=1.4 if frames == 1 else None,
+        spacing_column_mm=1.4 if frames == 1 else None,
+    )
     kept.clip_path = f"{study.pk}/{kept.pk}/clip.npy"
     path = Path(settings.STUDY_STORE) / kept.clip_path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,35 +165,90 @@ def report() -> dict[str, Any]:
     fpr = np.linspace(0, 1, 60)
     roc = [[float(f), float(f**0.35)] for f in fpr]
     pr = [[float(r), float(0.92 - 0.6 * r**2.2)] for r in np.linspace(0.01, 1, 50)]
-    bins = [{"mean": m, "observed": o, "n": n} for m, o, n in [
-        (0.04, 0.03, 38), (0.11, 0.13, 30), (0.22, 0.19, 22), (0.41, 0.46, 14), (0.63, 0.6, 10), (0.82, 0.88, 8)]]  # fmt: skip
+    bins = [
+        {"mean": m, "observed": o, "n": n}
+        for m, o, n in [
+            (0.04, 0.03, 38),
+            (0.11, 0.13, 30),
+            (0.22, 0.19, 22),
+            (0.41, 0.46, 14),
+            (0.63, 0.6, 10),
+            (0.82, 0.88, 8),
+        ]
+    ]
 
     def measured(value: float, half: float) -> dict[str, float]:
         return {"value": value, "low": value - half, "high": min(1.0, value + half)}
 
     return {
         "held_out": {"n": 122, "patients": 98},
-        "outcomes": {OUTCOME: {
-            "n": 122, "events": 27, "base_rate": 27 / 122, "auroc": measured(0.84, 0.07), "auprc": measured(0.66, 0.12),
-            "brier": measured(0.121, 0.02), "calibration": {"slope": 0.94, "intercept": -0.05, "ece": 0.031, "bins": bins},
-            "roc": roc, "pr": pr, "coverage": {"level": 0.9, "observed": 0.92, "groups": 10},
-        }},
-        "ablation": {OUTCOME: [
-            {"name": "everything", "modalities": ["tabular", "series", "text", "image", "cine"], "auroc": measured(0.84, 0.07)},
-            {"name": "record only", "modalities": ["tabular", "series"], "auroc": measured(0.77, 0.08)},
-            {"name": "image only", "modalities": ["image"], "auroc": measured(0.71, 0.09)},
-            {"name": "cine only", "modalities": ["cine"], "auroc": measured(0.62, 0.11)},
-        ]},
-        "baselines": {OUTCOME: [
-            {"name": "logistic regression on the record", "auroc": measured(0.75, 0.08)},
-            {"name": "base rate", "auroc": measured(0.5, 0.0)},
-        ]},
-        "subgroups": {OUTCOME: [
-            {"attribute": "sex", "value": "female", "n": 60, "events": 14, "auroc": measured(0.83, 0.1), "mean_risk": 0.21, "observed": 0.233, "note": ""},
-            {"attribute": "sex", "value": "male", "n": 62, "events": 13, "auroc": measured(0.85, 0.1), "mean_risk": 0.23, "observed": 0.21, "note": ""},
-            {"attribute": "age", "value": "under 50", "n": 21, "events": 3, "auroc": None, "mean_risk": 0.1, "observed": 0.14, "note": "too few events"},
-        ]},
-    }  # fmt: skip
+        "outcomes": {
+            OUTCOME: {
+                "n": 122,
+                "events": 27,
+                "base_rate": 27 / 122,
+                "auroc": measured(0.84, 0.07),
+                "auprc": measured(0.66, 0.12),
+                "brier": measured(0.121, 0.02),
+                "calibration": {"slope": 0.94, "intercept": -0.05, "ece": 0.031, "bins": bins},
+                "roc": roc,
+                "pr": pr,
+                "coverage": {"level": 0.9, "observed": 0.92, "groups": 10},
+            }
+        },
+        "ablation": {
+            OUTCOME: [
+                {
+                    "name": "everything",
+                    "modalities": ["tabular", "series", "text", "image", "cine"],
+                    "auroc": measured(0.84, 0.07),
+                },
+                {"name": "record only", "modalities": ["tabular", "series"], "auroc": measured(0.77, 0.08)},
+                {"name": "image only", "modalities": ["image"], "auroc": measured(0.71, 0.09)},
+                {"name": "cine only", "modalities": ["cine"], "auroc": measured(0.62, 0.11)},
+            ]
+        },
+        "baselines": {
+            OUTCOME: [
+                {"name": "logistic regression on the record", "auroc": measured(0.75, 0.08)},
+                {"name": "base rate", "auroc": measured(0.5, 0.0)},
+            ]
+        },
+        "subgroups": {
+            OUTCOME: [
+                {
+                    "attribute": "sex",
+                    "value": "female",
+                    "n": 60,
+                    "events": 14,
+                    "auroc": measured(0.83, 0.1),
+                    "mean_risk": 0.21,
+                    "observed": 0.233,
+                    "note": "",
+                },
+                {
+                    "attribute": "sex",
+                    "value": "male",
+                    "n": 62,
+                    "events": 13,
+                    "auroc": measured(0.85, 0.1),
+                    "mean_risk": 0.23,
+                    "observed": 0.21,
+                    "note": "",
+                },
+                {
+                    "attribute": "age",
+                    "value": "under 50",
+                    "n": 21,
+                    "events": 3,
+                    "auroc": None,
+                    "mean_risk": 0.1,
+                    "observed": 0.14,
+                    "note": "too few events",
+                },
+            ]
+        },
+    }
 
 
 def version(
@@ -202,11 +282,21 @@ def training_run(
         for e in range(1, int(40 * fraction) + 1)
     ]
     return TrainingRun.objects.create(
-        cohort=cohort, outcomes=[OUTCOME], config={"epochs": 40}, note="Monthly retraining", requested_by=by,
-        step="training the fusion head" if state == WorkState.RUNNING else "done", fraction=fraction,
-        history=history, work_state=state, queued_at=now - timedelta(minutes=9), started_at=now - timedelta(minutes=8),
-        lease_owner="test", lease_until=now + timedelta(hours=1), simulated=True,
-    )  # fmt: skip
+        cohort=cohort,
+        outcomes=[OUTCOME],
+        config={"epochs": 40},
+        note="Monthly retraining",
+        requested_by=by,
+        step="training the fusion head" if state == WorkState.RUNNING else "done",
+        fraction=fraction,
+        history=history,
+        work_state=state,
+        queued_at=now - timedelta(minutes=9),
+        started_at=now - timedelta(minutes=8),
+        lease_owner="test",
+        lease_until=now + timedelta(hours=1),
+        simulated=True,
+    )
 
 
 def explanation(risk: float, base: float, note_of: Note | None, low: float, high: float) -> dict[str, Any]:
@@ -216,8 +306,18 @@ def explanation(risk: float, base: float, note_of: Note | None, low: float, high
     points = {name: total * share for name, share in shares.items()}
 
     def driver(modality: str, name: str, label: str, share: float, **more: Any) -> dict[str, Any]:
-        return {"modality": modality, "name": name, "label": label, "points": points[modality] * share, "value": None,
-                "unit": "", "hours_before": 2.0, "text": "", "key": "", **more}  # fmt: skip
+        return {
+            "modality": modality,
+            "name": name,
+            "label": label,
+            "points": points[modality] * share,
+            "value": None,
+            "unit": "",
+            "hours_before": 2.0,
+            "text": "",
+            "key": "",
+            **more,
+        }
 
     drivers = [
         driver("series", "lactate", "Lactate", 0.6, value=4.1, unit="mmol/L"),
@@ -237,11 +337,19 @@ def explanation(risk: float, base: float, note_of: Note | None, low: float, high
             driver("text", "note", "Note", 0.2, text="Mobilises with one person.", key=note_of.text_digest),
         ]
     return {
-        "outcome": OUTCOME, "label": LABEL, "horizon_hours": 336.0, "risk": risk, "low": low, "high": high, "level": 0.9,
-        "logit": 0.0, "base_rate": base, "drivers": drivers,
+        "outcome": OUTCOME,
+        "label": LABEL,
+        "horizon_hours": 336.0,
+        "risk": risk,
+        "low": low,
+        "high": high,
+        "level": 0.9,
+        "logit": 0.0,
+        "base_rate": base,
+        "drivers": drivers,
         "contributions": [{"modality": m, "points": p, "logit": 0.0} for m, p in points.items()],
-        "summary": "The estimate is above the base rate, mostly because of labs and vitals over time and the image.",
-    }  # fmt: skip
+        "summary": "The estimate is above the base rate, mostly because of labs over time and the image.",
+    }
 
 
 def assessment(
@@ -250,22 +358,44 @@ def assessment(
     """A finished assessment with its prediction; risk None: abstained."""
     at = more.pop("as_of", now - timedelta(minutes=12))
     made = RiskAssessment.objects.create(
-        patient=of, version=by_version, key=uuid.uuid4().hex, as_of=at, revision=more.pop("revision", of.revision),
+        patient=of,
+        version=by_version,
+        key=uuid.uuid4().hex,
+        as_of=at,
+        revision=more.pop("revision", of.revision),
         status=more.pop("status", AssessmentStatus.FINAL if risk is not None else AssessmentStatus.CANCELLED),
-        inputs_digest="e" * 64, data_until=at - timedelta(minutes=40), present=["tabular", "series", "text", "image", "cine"],
-        missing=more.pop("missing", ["genomics"]), missing_fields=["troponin_i", "bnp"], abstained=more.pop("abstained", ""),
-        basis=more.pop("basis", [{"type": "Observation", "id": "2524-7-3"}]), work_state=WorkState.DONE, queued_at=at, started_at=at,
-        finished_at=at + timedelta(seconds=2), correlation_id="0b7c2a9e", milliseconds={"build_inputs": 14.0, "model": 6.0},
-        frame_weights=more.pop("frame_weights", {}), retrospective=more.pop("retrospective", False), **{
-            k: v for k, v in more.items() if k in {"pending"}},
-    )  # fmt: skip
+        inputs_digest="e" * 64,
+        data_until=at - timedelta(minutes=40),
+        present=["tabular", "series", "text", "image", "cine"],
+        missing=more.pop("missing", ["genomics"]),
+        missing_fields=["troponin_i", "bnp"],
+        abstained=more.pop("abstained", ""),
+        basis=more.pop("basis", [{"type": "Observation", "id": "2524-7-3"}]),
+        work_state=WorkState.DONE,
+        queued_at=at,
+        started_at=at,
+        finished_at=at + timedelta(seconds=2),
+        correlation_id="0b7c2a9e",
+        milliseconds={"build_inputs": 14.0, "model": 6.0},
+        frame_weights=more.pop("frame_weights", {}),
+        retrospective=more.pop("retrospective", False),
+        **{k: v for k, v in more.items() if k in {"pending"}},
+    )
     if risk is not None:
         low, high = max(0.0, risk - 0.07), min(1.0, risk + 0.09)
         RiskPrediction.objects.create(
-            assessment=made, outcome=OUTCOME, label=LABEL, horizon_hours=336.0, risk=risk, low=low, high=high, level=0.9,
-            base_rate=0.2213, category=thresholds.category_of(OUTCOME, risk).value,
+            assessment=made,
+            outcome=OUTCOME,
+            label=LABEL,
+            horizon_hours=336.0,
+            risk=risk,
+            low=low,
+            high=high,
+            level=0.9,
+            base_rate=0.2213,
+            category=thresholds.category_of(OUTCOME, risk).value,
             explanation=explanation(risk, 0.2213, more.get("note"), low, high),
-        )  # fmt: skip
+        )
     return made
 
 
@@ -295,9 +425,14 @@ def build(now: datetime | None = None, *, patients: int = 30) -> Clinic:
     version(3, now=now, stage=Stage.CANDIDATE)
     ActiveModel.objects.create(outcome=OUTCOME, version=model, previous=first, since=now - timedelta(days=3))
     Promotion.objects.create(
-        version=model, reason="Better calibrated on this year's patients", requested_by=folk["admin"],
-        requested_at=now - timedelta(days=4), decided_by=folk["approver"], decided_at=now - timedelta(days=3), approved=True,
-    )  # fmt: skip
+        version=model,
+        reason="Better calibrated on this year's patients",
+        requested_by=folk["admin"],
+        requested_at=now - timedelta(days=4),
+        decided_by=folk["approver"],
+        decided_at=now - timedelta(days=3),
+        approved=True,
+    )
     made = [rich_patient(model, first, now)]
     random = np.random.default_rng(7)
     names = [
@@ -364,12 +499,23 @@ def rich_patient(model: ModelVersion, earlier: ModelVersion, now: datetime) -> P
             note=written,
         )
     latest = assessment(
-        who, model, now=now, risk=0.5234567, note=written,
-        basis=[{"type": "Observation", "id": "2524-7-4"}, {"type": "ImagingStudy", "id": still.study.study_uid},
-               {"type": "ImagingStudy", "id": moving.study.study_uid}],
-        frame_weights={moving.pixels_digest: {
-            "indices": list(range(0, 24, 2)), "weights": [0.04, 0.05, 0.06, 0.09, 0.14, 0.17, 0.13, 0.1, 0.08, 0.06, 0.05, 0.03]}},
-    )  # fmt: skip
+        who,
+        model,
+        now=now,
+        risk=0.5234567,
+        note=written,
+        basis=[
+            {"type": "Observation", "id": "2524-7-4"},
+            {"type": "ImagingStudy", "id": still.study.study_uid},
+            {"type": "ImagingStudy", "id": moving.study.study_uid},
+        ],
+        frame_weights={
+            moving.pixels_digest: {
+                "indices": list(range(0, 24, 2)),
+                "weights": [0.04, 0.05, 0.06, 0.09, 0.14, 0.17, 0.13, 0.1, 0.08, 0.06, 0.05, 0.03],
+            }
+        },
+    )
     heat_map(latest, still, now)
     return who
 

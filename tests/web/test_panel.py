@@ -91,8 +91,16 @@ def test_drivers_show_raw_values_units_and_times(ward: Clinic, sign_in: Callable
 
 def test_labels_of_caution(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
     page = text_of(sign_in("clinician"), ward.patients[0])
-    for said in ("Research use only", "simulated patient", "simulated data", "412 simulated patients only", "Not for primary diagnosis",
-                 "not a finding and not a boundary", "association, not cause", "This model is new"):  # fmt: skip
+    for said in (
+        "Research use only",
+        "simulated patient",
+        "simulated data",
+        "412 simulated patients only",
+        "Not for primary diagnosis",
+        "not a finding and not a boundary",
+        "association, not cause",
+        "This model is new",
+    ):
         assert said in page, said
 
 
@@ -138,7 +146,7 @@ def test_policy_headers(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert answer["Cache-Control"] == "no-store"
-    assert client.get("/patients/%s/risk/score" % ward.patients[0].pk)["Cache-Control"] == "no-store"
+    assert client.get(f"/patients/{ward.patients[0].pk}/risk/score")["Cache-Control"] == "no-store"
     page = answer.content.decode()
     assert not re.search(r"<[^>]+\sstyle=", page)
     assert not re.search(r"<[^>]+\son\w+=", page)

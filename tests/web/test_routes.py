@@ -74,10 +74,15 @@ def address(pattern: str, ward: Clinic) -> str:
     """The letters of the table as ids of the ward."""
     first = ward.patients[0]
     letters = {
-        "P": first.pk, "Q": ward.patients[1].pk, "S": Series.objects.filter(frames=1).get().pk, "U": uuid.UUID(int=7),
+        "P": first.pk,
+        "Q": ward.patients[1].pk,
+        "S": Series.objects.filter(frames=1).get().pk,
+        "U": uuid.UUID(int=7),
         "N": RiskPrediction.objects.filter(assessment__patient=first).order_by("-assessment__as_of")[0].pk,
-        "H": HeatMap.objects.get().pk, "V": ward.version.pk, "R": ward.version.run_id,
-    }  # fmt: skip
+        "H": HeatMap.objects.get().pk,
+        "V": ward.version.pk,
+        "R": ward.version.run_id,
+    }
     parts = [part.removesuffix(".png") for part in pattern.split("/")]
     made = "/".join(str(letters.get(part, part)) for part in parts)
     return made + ".png" if pattern.endswith(".png") else made
@@ -107,9 +112,32 @@ def test_the_table_names_every_route() -> None:
 
 def _shape(address: str) -> tuple[str, ...]:
     parts = address.strip("/").removesuffix(".png").split("/")
-    fixed = {"login", "logout", "stay", "help", "events", "worklist", "rows", "patients", "risk", "rescore", "responses",
-             "undo", "series", "frames", "heatmaps", "models", "rollback", "promotions", "runs", "new", "progress", "cancel",
-             "request", "audit"}  # fmt: skip
+    fixed = {
+        "login",
+        "logout",
+        "stay",
+        "help",
+        "events",
+        "worklist",
+        "rows",
+        "patients",
+        "risk",
+        "rescore",
+        "responses",
+        "undo",
+        "series",
+        "frames",
+        "heatmaps",
+        "models",
+        "rollback",
+        "promotions",
+        "runs",
+        "new",
+        "progress",
+        "cancel",
+        "request",
+        "audit",
+    }
     return tuple(part if part in fixed else "*" for part in parts if part)
 
 

@@ -1,4 +1,4 @@
-"""The worklist: order, groups, filters, rows that are replaced, and how many questions it asks the database."""
+"""The worklist: order, groups, filters, rows that are replaced, and how many queries it takes."""
 
 from __future__ import annotations
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.forms import AuthenticationForm
 from django.contrib.auth.views import LoginView, LogoutView
 from django.db import transaction
-from django.forms import BaseForm
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
@@ -24,17 +21,17 @@ START: dict[access.Role, str] = {
 }
 
 
-class SignInForm(AuthenticationForm):
-    """One text for every failure: it does not tell whether the person exists or is locked out for good."""
+NO_MATCH = "Name and password do not match. After five tries signing in is blocked for 15 minutes."
 
-    error_messages: ClassVar = {
-        "invalid_login": "Name and password do not match. After five tries signing in is blocked for 15 minutes.",
-        "inactive": "Name and password do not match. After five tries signing in is blocked for 15 minutes.",
-    }
+
+class SignInForm(AuthenticationForm):
+    """One text for every failure: it does not tell whether the person exists."""
+
+    error_messages = {"invalid_login": NO_MATCH, "inactive": NO_MATCH}
 
 
 class SignIn(LoginView):
-    """Local accounts. Every success and every failure is audited; a failure without the name that was typed."""
+    """Local accounts. Success and failure are audited; a failure without the name that was typed."""
 
     template_name = "web/login.html"
     form_class = SignInForm
@@ -45,7 +42,7 @@ class SignIn(LoginView):
         _record(self.request, "session.begin", "success")
         return response
 
-    def form_invalid(self, form: BaseForm) -> HttpResponse:
+    def form_invalid(self, form: AuthenticationForm) -> HttpResponse:
         _record(self.request, "session.begin", "refused")
         response = super().form_invalid(form)
         response.status_code = 200
@@ -55,7 +52,7 @@ class SignIn(LoginView):
 class SignOut(LogoutView):
     """By POST only; the end of a session is audited."""
 
-    http_method_names: ClassVar = ["post", "options"]
+    http_method_names = ["post", "options"]
 
     def post(self, request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse:
         if request.user.is_authenticated:

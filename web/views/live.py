@@ -20,7 +20,7 @@ async def events(request: HttpRequest) -> HttpResponseBase:
     if not user.is_authenticated or not isinstance(request, ASGIRequest):
         return HttpResponse(status=204)
     response = StreamingHttpResponse(
-        streams.events_for(user, _since(request)),  # type: ignore[arg-type]
+        streams.events_for(user, _since(request)),
         content_type="text/event-stream",
     )
     response["X-Accel-Buffering"] = "no"

@@ -11,12 +11,12 @@ from django.utils import timezone
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_POST, require_safe
 
-from cds.audit import recording
 from cds.errors import Conflict, Invalid
 from cds.patients import access
 from cds.registry import promoting, queries
 from cds.registry.models import Stage
 from web import reports, words
+from web.people import actor_of, user_of
 
 
 @require_safe
@@ -59,8 +59,8 @@ def request_promotion(request: HttpRequest, version_id: object) -> HttpResponse:
         promoting.request(
             version,
             reason=request.POST.get("reason", ""),
-            by=recording.person(request.user, request),
-            user=request.user,  # type: ignore[arg-type]
+            by=actor_of(request),
+            user=user_of(request),
             now=timezone.now(),
         )
     except Invalid as fault:
@@ -78,9 +78,9 @@ def decide(request: HttpRequest, promotion_id: object, answer: str) -> HttpRespo
         raise Http404
     access.check_view_models(request.user)
     promotion = queries.get_promotion(promotion_id)
-    by, now = recording.person(request.user, request), timezone.now()
+    by, now = actor_of(request), timezone.now()
     if answer == "reject":
-        promoting.reject(promotion, by=by, user=request.user, now=now)  # type: ignore[arg-type]
+        promoting.reject(promotion, by=by, user=user_of(request), now=now)
         messages.info(request, f"The promotion of {promotion.version.label} will not happen.")
         return redirect("model", version_id=promotion.version_id)
     may = access.can_approve_promotion(request.user) and promotion.requested_by_id != request.user.pk
@@ -91,7 +91,7 @@ def decide(request: HttpRequest, promotion_id: object, answer: str) -> HttpRespo
             decide_error="The password is not right. Nothing was approved.",
             status=400,
         )
-    version = promoting.approve(promotion, by=by, user=request.user, now=now)  # type: ignore[arg-type]
+    version = promoting.approve(promotion, by=by, user=user_of(request), now=now)
     messages.success(request, f"{version.label} is now in use. All patients are being scored again.")
     return redirect("model", version_id=version.pk)
 
@@ -114,8 +114,8 @@ def rollback(request: HttpRequest) -> HttpResponse:
         version = promoting.rollback(
             outcome,
             reason=request.POST.get("reason", ""),
-            by=recording.person(request.user, request),
-            user=request.user,  # type: ignore[arg-type]
+            by=actor_of(request),
+            user=user_of(request),
             now=timezone.now(),
         )
     except Invalid as fault:

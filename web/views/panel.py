@@ -10,12 +10,12 @@ from django.shortcuts import render
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
-from cds.audit import recording
 from cds.patients import access
 from cds.patients.models import Patient
 from cds.risk import queries
 from cds.risk.responding import OVERRIDE_REASONS
 from web import presenters
+from web.people import actor_of, user_of
 
 PARTS = {"score": "web/panel/score.html", "imaging": "web/panel/imaging.html", "act": "web/panel/act.html"}
 
@@ -45,7 +45,7 @@ def look(request: HttpRequest, patient_id: object, *, action: str) -> Patient:
     return access.get_patient(
         request.user,
         patient_id,
-        by=recording.person(request.user, request),
+        by=actor_of(request),
         now=timezone.now(),
         action=action,
     )
@@ -59,7 +59,7 @@ def context(request: HttpRequest, patient: Patient, **more: Any) -> dict[str, An
         seen,
         outcome=request.GET.get("outcome", "") or request.POST.get("outcome", ""),
         series_id=request.GET.get("series", ""),
-        viewer_name=request.user.get_full_name() or request.user.get_username(),  # type: ignore[union-attr]
+        viewer_name=user_of(request).get_full_name() or user_of(request).get_username(),
         now=now,
     )
     return {

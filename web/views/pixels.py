@@ -1,4 +1,4 @@
-"""Frames and heat maps as PNG. Access is checked for every one; looking at a Series is audited once in a while."""
+"""Frames and heat maps as PNG. Access is checked for every one; a look at a Series is audited once."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from cds.risk import queries as risk_queries
 from cds.studies import clips
 from cds.studies import queries as studies_queries
 from web import colours
+from web.people import actor_of
 
 LOOK = timedelta(minutes=10)  # frames of one Series within this time are one look
 HIDDEN_BELOW = 0.2  # the lowest fifth of a heat map is not drawn
@@ -29,7 +30,7 @@ HIDDEN_BELOW = 0.2  # the lowest fifth of a heat map is not drawn
 
 @require_safe
 @login_required
-def frame(request: HttpRequest, patient_id: object, series_id: UUID, number: int) -> HttpResponse:
+def frame(request: HttpRequest, patient_id: UUID, series_id: UUID, number: int) -> HttpResponse:
     """Frame `number` (from 0) of a Series of this patient, 8-bit grey, at its stored size."""
     _check_look(request, patient_id, "Series", series_id, action="image.view")
     series = studies_queries.find_series(patient_id, series_id)
@@ -62,7 +63,7 @@ def _check_look(
 ) -> None:
     """Raises NotFound, audited, for somebody else's patient; writes down the first look of a while."""
     access.check_view_patients(request.user)
-    by, now = recording.person(request.user, request), timezone.now()
+    by, now = actor_of(request), timezone.now()
     if not access.visible_patients(request.user).filter(pk=str(patient_id)).exists():
         access.get_patient(request.user, patient_id, by=by, now=now, action=action)  # audits the refusal
     if audit_queries.has_recent(

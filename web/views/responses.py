@@ -1,4 +1,4 @@
-"""What a person does with a score, and asking for a fresh one. Plain forms; with htmx only the card is replaced."""
+"""What a person does with a score, and asking for a fresh one. With htmx only the card is replaced."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from django.utils import timezone
 from django.utils.http import urlencode
 from django.views.decorators.http import require_POST
 
-from cds.audit import recording
 from cds.errors import Conflict, Invalid, NotFound
 from cds.patients import access
 from cds.patients.models import Patient
 from cds.risk import assessing, queries, responding
+from web.people import actor_of, user_of
 from web.views import panel
 
 SAID = {
@@ -36,19 +36,19 @@ def respond(request: HttpRequest, patient_id: object, prediction_id: int, kind: 
     prediction = queries.find_prediction(request.user, prediction_id)
     if prediction.assessment.patient_id != patient.pk:
         raise NotFound("no such score of this patient")
-    by, now, user = recording.person(request.user, request), timezone.now(), request.user
+    by, now, user = actor_of(request), timezone.now(), user_of(request)
     try:
         if kind == "acknowledge":
-            responding.acknowledge(prediction, by=by, user=user, now=now)  # type: ignore[arg-type]
+            responding.acknowledge(prediction, by=by, user=user, now=now)
         elif kind == "snooze":
-            responding.snooze(prediction, by=by, user=user, now=now)  # type: ignore[arg-type]
+            responding.snooze(prediction, by=by, user=user, now=now)
         else:
             responding.override(
                 prediction,
                 reason_code=request.POST.get("reason", ""),
                 comment=request.POST.get("comment", ""),
                 by=by,
-                user=user,  # type: ignore[arg-type]
+                user=user,
                 now=now,
             )
     except Invalid:
@@ -66,9 +66,7 @@ def undo(request: HttpRequest, patient_id: object, response_id: object) -> HttpR
     if response.prediction.assessment.patient_id != patient.pk:
         raise NotFound("no such answer about this patient")
     try:
-        responding.undo(
-            response, by=recording.person(request.user, request), user=request.user, now=timezone.now()
-        )  # type: ignore[arg-type]
+        responding.undo(response, by=actor_of(request), user=user_of(request), now=timezone.now())
     except Conflict as fault:
         return _answer(request, patient, error=f"{fault}."[:1].upper() + f"{fault}."[1:])
     return _answer(request, patient, said="Taken back.")
@@ -80,13 +78,13 @@ def rescore(request: HttpRequest, patient_id: object) -> HttpResponse:
     """Ask for a fresh score; one that failed is tried again."""
     access.check_run_score(request.user)
     patient = panel.look(request, patient_id, action="patient.rescore")
-    by, now = recording.person(request.user, request), timezone.now()
+    by, now = actor_of(request), timezone.now()
     failed = request.POST.get("failed", "")
     if failed:
         assessment = queries.find_assessment(request.user, failed)
         if assessment.patient_id != patient.pk:
             raise NotFound("no such score of this patient")
-        assessing.retry(assessment, by=by, user=request.user, now=now)  # type: ignore[arg-type]
+        assessing.retry(assessment, by=by, user=user_of(request), now=now)
         messages.info(request, "The score is being tried again.")
     else:
         before = {s.version.pk: s.state for s in assessing.current(patient, by=by, now=now)}

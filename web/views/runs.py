@@ -13,7 +13,6 @@ from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from cds.audit import recording
 from cds.errors import Invalid
 from cds.jobs.models import WorkState
 from cds.patients import access
@@ -21,6 +20,7 @@ from cds.patients.models import Source
 from cds.registry import cohorts, outcomes, queries, runs
 from cds.registry.models import TrainingRun
 from web import charts, words
+from web.people import actor_of, user_of
 
 OFFERED = ("fusion", "epochs", "seed")  # besides modalities; the rest is set from the command line
 
@@ -59,8 +59,8 @@ def new(request: HttpRequest) -> HttpResponse:
                 sources=form["sources"],
                 config=config,
                 note=form["note"],
-                by=recording.person(request.user, request),
-                user=request.user,  # type: ignore[arg-type]
+                by=actor_of(request),
+                user=user_of(request),
                 now=now,
             )
             return redirect("run", run_id=run.pk)
@@ -111,7 +111,7 @@ def cancel(request: HttpRequest, run_id: object) -> HttpResponse:
     """Stop a run. No model comes of it."""
     access.check_start_runs(request.user)
     found = queries.get_run(run_id)
-    runs.cancel(found, by=recording.person(request.user, request), user=request.user, now=timezone.now())  # type: ignore[arg-type]
+    runs.cancel(found, by=actor_of(request), user=user_of(request), now=timezone.now())
     messages.info(request, "The run is being stopped. No model will come of it.")
     return redirect("run", run_id=found.pk)
 

@@ -16,6 +16,7 @@ from cds.patients import access
 from cds.risk import lists, thresholds
 from cds.risk.assessing import DataState
 from cds.risk.seen import Filters, WorklistPage
+from web.people import actor_of
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -38,12 +39,15 @@ def worklist(request: HttpRequest) -> HttpResponse:
             "not_scored": [row for row in page.rows if row.risk is None],
             "filters": filters,
             "is_filtered": filters != Filters(outcome=filters.outcome),
-            "categories": [(c.value, thresholds.WORDS[c], page.by_category.get(c.value, 0)) for c in reversed(thresholds.Category)],
+            "categories": [
+                (c.value, thresholds.WORDS[c], page.by_category.get(c.value, 0))
+                for c in reversed(thresholds.Category)
+            ],
             "states": [state.value for state in DataState],
             "query": _query(asked),
             "can_run_score": access.can_run_score(request.user),
         },
-    )  # fmt: skip
+    )
 
 
 @require_safe
@@ -53,7 +57,7 @@ def row(request: HttpRequest, patient_id: object) -> HttpResponse:
     access.check_view_patients(request.user)
     now = timezone.now()
     patient = access.get_patient(
-        request.user, patient_id, by=recording.person(request.user, request), now=now, action="worklist.row"
+        request.user, patient_id, by=actor_of(request), now=now, action="worklist.row"
     )
     found = lists.find_row(request.user, patient, outcome=request.GET.get("outcome", ""), now=now)
     return render(
@@ -90,14 +94,14 @@ def _query(asked: QueryDict) -> str:
     kept = QueryDict(mutable=True)
     for name in ("outcome", "unit", "category", "state", "unacknowledged", "rising", "has_image"):
         if asked.get(name):
-            kept[name] = asked[name]
+            kept[name] = asked.get(name, "")
     return kept.urlencode()
 
 
 def _record(request: HttpRequest, page: WorklistPage, filters: Filters, now: Any) -> None:
     with transaction.atomic():
         recording.record(
-            by=recording.person(request.user, request),
+            by=actor_of(request),
             action="worklist.search" if filters.search else "worklist.view",
             object_type="Worklist",
             object_id=page.outcome or "none",
