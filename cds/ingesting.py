@@ -272,7 +272,8 @@ def _fetch_instances(
     for listed in client.studies():
         uid = str(_tag(listed, "0020000D") or "")
         expected = int(str(_tag(listed, "00201208") or 0))
-        held = Instance.objects.filter(series__study__study_uid=uid).count()
+        finished = Instance.objects.filter(series__study__study_uid=uid)  # a killed run left it open
+        held = finished.exclude(series__study__state=StudyState.ANNOUNCED).count()
         if uid and expected and held == expected:
             tally.instances["duplicate"] += held
             continue

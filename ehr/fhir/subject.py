@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ehr.errors import BadResource
 from ehr.fhir.elements import Json, get_text
 from ehr.fhir.scope import Scope, reference_of
 from ehr.records import SetAside
@@ -19,6 +20,25 @@ class Waiting(Exception):
 
 class Unused(Exception):
     """The resource is sound but says nothing Tessera reads; the message is what it is counted as."""
+
+
+# Required value sets of FHIR R4 (http://hl7.org/fhir/R4/{type}.html), less entered-in-error.
+STATUSES: dict[str, frozenset[str]] = {
+    kind: frozenset(codes.split())
+    for kind, codes in {
+        "Observation": "registered preliminary final amended corrected cancelled unknown",
+        "Encounter": "planned arrived triaged in-progress onleave finished cancelled unknown",
+        "MedicationRequest": "active on-hold cancelled completed stopped draft unknown",
+        "MedicationStatement": "active completed intended stopped on-hold unknown not-taken",
+        "MedicationAdministration": "in-progress not-done on-hold completed stopped unknown",
+        "Procedure": "preparation in-progress not-done on-hold stopped completed unknown",
+        "FamilyMemberHistory": "partial completed health-unknown",
+        "DiagnosticReport": "registered partial preliminary final amended corrected appended cancelled "
+        "unknown",
+        "DocumentReference": "current superseded",
+        "ImagingStudy": "registered available cancelled unknown",
+    }.items()
+}
 
 
 @dataclass(slots=True)
@@ -38,10 +58,13 @@ class About:
         self.set_aside.append(SetAside(self.where, self.kind, self.identity, reason[:500]))
 
     def status(self, name: str = "status", *, retracted: frozenset[str] = frozenset()) -> str:
-        """The status code. Raises Retraction when it is entered-in-error or one of `retracted`."""
+        """The status code, "" when there is none. Raises Retraction when it is entered-in-error or one of
+        `retracted`, BadResource when it is no code of the required value set (INTEROP 35)."""
         status = get_text(self.resource, name, self.kind)[:30]
         if status == "entered-in-error" or status in retracted:
             raise Retraction
+        if status and status not in STATUSES.get(self.kind, {status}):
+            raise BadResource(f"{self.kind}.{name} is not a code of its required value set")
         return status
 
     def id_of(self, name: str) -> str:

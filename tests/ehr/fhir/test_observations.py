@@ -167,3 +167,9 @@ def test_spellings_of_code_systems_and_displays() -> None:
     (found,) = read_one(observation(value=100, unit="umol/L", code=code)).observations
     assert (found.code.key, found.code.display) == ("http://loinc.org|2160-0", "Creatinine")
     assert found.unit == "mg/dL"
+
+
+def test_a_status_that_is_no_code_of_fhir_is_set_aside_with_its_element() -> None:
+    assert reasons(observation(status="final!")) == [
+        "Observation.status is not a code of its required value set"
+    ]
