@@ -48,23 +48,24 @@ def spline(points: Sequence[Point], *, closed: bool, steps: int = 16) -> list[Po
     return [(float(x), float(y)) for x, y in curve]
 
 
-def fill(points: Sequence[Point], side: int, *, soft: float = 0.0) -> Picture:
-    """A filled shape: 1 inside, 0 outside; `soft` blurs its edge (pixels)."""
-    canvas = Image.new("L", (2 * side, 2 * side))
-    ImageDraw.Draw(canvas).polygon([(x * 2 * side, y * 2 * side) for x, y in points], fill=255)
-    return _finish(canvas, side, soft)
+def fill(points: Sequence[Point], side: int, *, soft: float) -> Picture:
+    """A filled shape: 1 inside, 0 outside, with a blurred edge (`soft` pixels)."""
+    canvas = Image.new("L", (side, side))
+    ImageDraw.Draw(canvas).polygon([(x * side, y * side) for x, y in points], fill=255)
+    return _soften(canvas, soft)
 
 
-def strokes(
-    lines: Sequence[tuple[Sequence[Point], float, float]], side: int, *, soft: float = 0.0
-) -> Picture:
-    """Lines, each (points, width as a fraction of the side, brightness 0 to 1), on one picture."""
-    canvas = Image.new("L", (2 * side, 2 * side))
+Line = tuple[Sequence[Point], float, float]
+
+
+def strokes(lines: Sequence[Line], side: int, *, soft: float) -> Picture:
+    """Lines, each (points, width as a fraction of the side, brightness 0 to 1), on one picture, blurred."""
+    canvas = Image.new("L", (side, side))
     draw = ImageDraw.Draw(canvas)
     for points, width, value in lines:
-        pixels = [(x * 2 * side, y * 2 * side) for x, y in points]
-        draw.line(pixels, fill=round(255 * value), width=max(1, round(width * 2 * side)), joint="curve")
-    return _finish(canvas, side, soft)
+        pixels = [(x * side, y * side) for x, y in points]
+        draw.line(pixels, fill=round(255 * value), width=max(1, round(width * side)), joint="curve")
+    return _soften(canvas, soft)
 
 
 def write_mark(picture: Picture, text: str, at: Point, *, size: int, value: float) -> None:
@@ -77,8 +78,5 @@ def write_mark(picture: Picture, text: str, at: Point, *, size: int, value: floa
     picture[:] = picture * (1 - ink) + value * ink
 
 
-def _finish(canvas: Image.Image, side: int, soft: float) -> Picture:
-    small = canvas.resize((side, side), Image.Resampling.BOX)
-    if soft:
-        small = small.filter(ImageFilter.GaussianBlur(soft))
-    return np.asarray(small, dtype=np.float32) / 255
+def _soften(canvas: Image.Image, soft: float) -> Picture:
+    return np.asarray(canvas.filter(ImageFilter.GaussianBlur(soft)), dtype=np.float32) / 255

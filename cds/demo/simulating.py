@@ -3,7 +3,7 @@
 
 Every patient has independent causes of risk, and each kind of evidence shows some of them:
 
-    image     0.8 * lung + 0.6 * heart        opacities and heart size, seen only in the radiograph
+    image     0.9 * lung + 0.45 * heart       opacities and heart size, seen only in the radiograph
     record    0.85 * physiology + 0.5 * age   seen in age, labs and vitals, and in how they change
     cine      (0.50 - ejection fraction)/0.12 seen only in the echo
     words     frailty                         seen only in how the notes are worded
@@ -12,7 +12,7 @@ Every patient has independent causes of risk, and each kind of evidence shows so
 All are standard normal but the ejection fraction (normal around 0.50, sd 0.12, kept in 0.18 to 0.72) and the
 variant (1 in 8). The log-odds are then
 
-    z               = 1.6 image + 1.3 record + 1.1 cine + 0.6 words + 0.5 genomic + 0.5 image * record
+    z               = 2.0 image + 1.5 record + 1.2 cine + 0.4 words + 0.4 genomic + 0.4 image * record
     intensive care  = -0.6 + z                 within 14 days of the radiograph
     death           = -2.0 + 0.75 z + 0.4 age  within 30 days of it
 
@@ -108,7 +108,7 @@ class SimulatedPatient:
 def parts(causes: Causes) -> dict[str, float]:
     """What each kind of evidence shows, before weighting; see the module's formula."""
     return {
-        "image": 0.8 * causes.lung + 0.6 * causes.heart,
+        "image": 0.9 * causes.lung + 0.45 * causes.heart,
         "record": 0.85 * causes.physiology + 0.5 * causes.age,
         "cine": (0.50 - causes.ejection_fraction) / 0.12,
         "words": causes.frailty,
@@ -119,8 +119,8 @@ def parts(causes: Causes) -> dict[str, float]:
 def oracle(causes: Causes) -> Oracle:
     """The module's formula."""
     p = parts(causes)
-    z = 1.6 * p["image"] + 1.3 * p["record"] + 1.1 * p["cine"] + 0.6 * p["words"] + 0.5 * p["genomic"]
-    z += 0.5 * p["image"] * p["record"]
+    z = 2.0 * p["image"] + 1.5 * p["record"] + 1.2 * p["cine"] + 0.4 * p["words"] + 0.4 * p["genomic"]
+    z += 0.4 * p["image"] * p["record"]
     return Oracle(_sigmoid(-0.6 + z), _sigmoid(-2.0 + 0.75 * z + 0.4 * causes.age))
 
 
