@@ -162,7 +162,7 @@ def test_policy_headers(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
         (3, "Failed", "The worker ran out of memory three times."),
         (4, "Updating", "Not yet known: the first score is being computed."),
         (5, "Partial", "Still being read: image."),
-        (6, "Current", "looking back"),
+        (6, "Current", "Looking back: this is what the record said on"),
     ],
 )
 def test_each_state_says_what_it_is(

@@ -45,6 +45,7 @@ function isInUse(part) {
 
 // A row whose category has changed is in the wrong place: say so, never move rows under the pointer.
 function compare(fresh, old) {
+  refreshImaging();
   const row = fresh?.dataset?.patient ? document.getElementById(fresh.id) : null;
   if (!row || !row.matches("tr")) return;
   row.classList.add("just-changed");
@@ -56,6 +57,16 @@ function compare(fresh, old) {
       bar.querySelector("output").textContent = `${moved.size} ${moved.size === 1 ? "patient has" : "patients have"} changed category`;
       bar.hidden = false;
     }
+  }
+}
+
+// A fresh score may come with another heat map: the picture is fetched again only then.
+function refreshImaging() {
+  const imaging = document.getElementById("imaging");
+  const wanted = document.getElementById("score")?.dataset.imagingKey;
+  if (imaging && wanted !== undefined && wanted !== imaging.dataset.key && imaging.dataset.asked !== wanted) {
+    imaging.dataset.asked = wanted;
+    htmx.trigger(imaging, "changed");
   }
 }
 
