@@ -97,8 +97,8 @@ def _report(task: str, examples: list[Example], config: partial[FusionConfig], r
     for name, found in scores.items():
         aurocs, briers = np.array(found).T
         print(
-            f"{task} | {len(labels)} ({int(labels.sum())}) | {name} | {aurocs.mean():.3f} ± {aurocs.std():.3f} | "
-            f"{briers.mean():.3f} | {np.mean(spent):.1f}",
+            f"{task} | {len(labels)} ({int(labels.sum())}) | {name} | "
+            f"{aurocs.mean():.3f} ± {aurocs.std():.3f} | {briers.mean():.3f} | {np.mean(spent):.1f}",
             flush=True,
         )
 

@@ -41,7 +41,8 @@ def fit(
     linear = [p for name, p in module.named_parameters() if ".linear." in name]
     bent = [p for name, p in module.named_parameters() if ".linear." not in name]
     optimiser = torch.optim.Adam(
-        [{"params": bent, "lr": how.learning_rate}, {"params": linear, "lr": LINEAR * how.learning_rate}]
+        [{"params": bent, "lr": how.learning_rate}, {"params": linear, "lr": LINEAR * how.learning_rate}],
+        fused=True,
     )
     generator = torch.Generator().manual_seed(how.seed)
     best, best_state, waited = math.inf, None, 0

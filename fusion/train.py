@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fusion.batch import Batch, Tokens, collate
 from fusion.bundle import Bundle, describe
@@ -158,13 +158,14 @@ def _train_encoder(
     log_odds = -balance * model.base_logit
     generator = torch.Generator().manual_seed(config.seed)
     weight = config.weight_decay * 100 / max(1, len(rows))
+    penalised = [p for name, p in encoder.named_parameters() if "bias" not in name]
 
     def loss(index: Tensor) -> Tensor:
         part = tokens.rows(index)
         if modality != Modality.CINE:
             part = _thinned(part, config.modality_dropout, generator)
         said = model.base_logit + encoder(part).logits
-        return masked_bce(said, labels[index], log_odds=log_odds) + weight * _squares(encoder)
+        return masked_bce(said, labels[index], log_odds=log_odds) + weight * _squares(penalised)
 
     def tuning_loss() -> float | None:
         if len(watch) < LEAST_TUNING:
@@ -369,10 +370,8 @@ def _thinned(tokens: Tokens, rate: float, generator: torch.Generator) -> Tokens:
     return tokens.hiding(torch.where(kept.any(dim=1, keepdim=True), kept, tokens.known))
 
 
-def _squares(module: nn.Module) -> Tensor:
-    return torch.stack(
-        [p.square().sum() for name, p in module.named_parameters() if "bias" not in name]
-    ).sum()
+def _squares(parameters: Sequence[Tensor]) -> Tensor:
+    return torch.stack([p.square().sum() for p in parameters]).sum()
 
 
 def _named(values: NDArray[np.float64], config: FusionConfig) -> Iterator[tuple[str, float]]:

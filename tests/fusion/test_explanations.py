@@ -143,7 +143,7 @@ def test_wording_of_one_estimate() -> None:
         pending=[Modality.CINE],
     ) == (
         "Death within 30 days: estimated at 23 %, interval 15 % to 33 % at level 90 %; the average where the "
-        "model was trained is 8 %. Raising the estimate: the image (+12 points) and the record "
-        "(+4 points). Lowering it: the notes (−1 point). Most associated with it: Oxygen saturation 88 % (+5 points) and "
-        "Smoker no (−1 point). Still being processed: the cine. Not available: genomic findings."
+        "model was trained is 8 %. Raising the estimate: the image (+12 points) and the record (+4 points). "
+        "Lowering it: the notes (−1 point). Most associated with it: Oxygen saturation 88 % (+5 points) "
+        "and Smoker no (−1 point). Still being processed: the cine. Not available: genomic findings."
     )
