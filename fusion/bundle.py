@@ -130,7 +130,7 @@ class Bundle:
             model = FusionModel(config)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as fault:
             raise BundleMismatch(f"{METADATA} does not describe a model: {fault}") from fault
-        if not len(config.outcomes) == len(intervals) == len(calibration.base) == len(calibration.scale):
+        if not all(len(config.outcomes) == len(each) for each in (intervals, *calibration.per_outcome())):
             raise BundleMismatch(f"{METADATA} has intervals or calibration for another number of outcomes")
         if metadata["inputs"] != declared_inputs(config, metadata["encoders"]):
             raise BundleMismatch("declared inputs do not follow from the config")

@@ -3,6 +3,10 @@
 A calibrated logit is base + scale x (logit - base) + shift: with scale → 0 it falls back to the base rate.
 Both are shrunk towards "leave as is", so that a small tuning split changes little. No modality present →
 exactly the base rate.
+
+No model may be surer than the patients it was checked on allow: the risk is drawn back towards the base rate
+by `trust` = (k + 1) / (k + 2), k patients of the rarer kind among them: what Laplace's rule of succession
+believes after k out of k. So twenty events never end in "100 %".
 """
 
 from __future__ import annotations
@@ -22,11 +26,12 @@ RIDGE = 2.0  # in patients' worth of log-likelihood
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """base, scale, shift: one per outcome. patterns: "image+tabular" → further shift, per outcome."""
+    """base, scale, shift, trust: one per outcome. patterns: "image+tabular" → further shift, per outcome."""
 
     base: tuple[float, ...]
     scale: tuple[float, ...]
     shift: tuple[float, ...]
+    trust: tuple[float, ...]
     patterns: dict[str, tuple[float, ...]] = field(default_factory=dict)
     fitted_on: str = "nothing"
 
@@ -39,13 +44,20 @@ class Calibration:
                 wanted = np.array([m in names.split("+") for m in modalities])
                 shift[(present == wanted).all(axis=1)] += np.array(extra)
         calibrated = base + np.array(self.scale) * (fused.astype(np.float64) - base) + shift
-        return np.where(present.any(axis=1, keepdims=True), calibrated, base)
+        base_rate = sigmoid(base)
+        risk = base_rate + np.array(self.trust) * (sigmoid(calibrated) - base_rate)
+        return np.where(present.any(axis=1, keepdims=True), np.log(risk) - np.log1p(-risk), base)
+
+    def per_outcome(self) -> tuple[tuple[float, ...], ...]:
+        """The tuples that hold one number per outcome."""
+        return (self.base, self.scale, self.shift, self.trust)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "base_logit": list(self.base),
             "scale": list(self.scale),
             "shift": list(self.shift),
+            "trust": list(self.trust),
             "patterns": {name: list(extra) for name, extra in self.patterns.items()},
             "fitted_on": self.fitted_on,
         }
@@ -56,6 +68,7 @@ class Calibration:
             tuple(map(float, data["base_logit"])),
             tuple(map(float, data["scale"])),
             tuple(map(float, data["shift"])),
+            tuple(map(float, data["trust"])),
             {str(k): tuple(map(float, v)) for k, v in data["patterns"].items()},
             str(data["fitted_on"]),
         )
@@ -72,10 +85,13 @@ def fit_calibration(
 ) -> Calibration:
     """fused [B, R], labels [B, R] (NaN = unknown), present [B, M] → Calibration."""
     outcomes = fused.shape[1]
-    scale, shift = np.ones(outcomes), np.zeros(outcomes)
+    scale, shift, trust = np.ones(outcomes), np.zeros(outcomes), np.zeros(outcomes)
     usable = present.any(axis=1)
     for r in range(outcomes):
         rows = usable & ~np.isnan(labels[:, r])
+        events = labels[rows, r].sum()
+        rarer = float(min(events, rows.sum() - events))
+        trust[r] = (rarer + 1) / (rarer + 2)
         if rows.sum() >= 10 and 0 < labels[rows, r].sum() < rows.sum():
             scale[r], shift[r] = _fit(fused[rows, r] - base[r], labels[rows, r], base[r])
     patterns: dict[str, tuple[float, ...]] = {}
@@ -93,7 +109,12 @@ def fit_calibration(
                 map(float, extra)
             )
     return Calibration(
-        tuple(map(float, base)), tuple(map(float, scale)), tuple(map(float, shift)), patterns, fitted_on
+        tuple(map(float, base)),
+        tuple(map(float, scale)),
+        tuple(map(float, shift)),
+        tuple(map(float, trust)),
+        patterns,
+        fitted_on,
     )
 
 

@@ -59,6 +59,18 @@ def test_nothing_present_is_the_base_rate_whatever_was_fitted() -> None:
     assert Calibration.from_json(fitted.to_json()) == fitted
 
 
+@pytest.mark.parametrize(("patients", "events"), [(20, 5), (60, 20), (2000, 700)])
+def test_nobody_is_surer_than_the_patients_seen_allow(patients: int, events: int) -> None:
+    """Perfect separation of few patients: the risk stays as far from certain as Laplace's rule asks."""
+    labels = (np.arange(patients) < events).astype(float)[:, None]
+    said, present = np.where(labels == 1, 30.0, -30.0), np.ones((patients, 2), bool)
+    risks = sigmoid(_fit(said, labels, present).logits(said, present, NAMES))[:, 0]
+    base, trust = float(sigmoid(-1.0)), (events + 1) / (events + 2)
+    assert risks.max() <= base + trust * (1 - base) + 1e-9
+    assert risks.min() >= base * (1 - trust) - 1e-9
+    assert risks.max() > 0.5 > risks.min()
+
+
 @pytest.mark.parametrize("level", [0.8, 0.9])
 def test_intervals_cover_as_often_as_they_say(level: float) -> None:
     """Against new exchangeable patients, over 60 draws; also when the risks themselves are off."""
