@@ -210,6 +210,21 @@ GENOMICS: tuple[Genomic, ...] = (
 )
 
 
+YES_NO = frozenset(
+    [one.name for one in COMPUTED if one.is_binary]
+    + [flag.name for flag in CONDITIONS]
+    + [one.name for one in GENOMICS if one.genes]
+)
+UNIT_WORDS = {"1": "", "a": "years", "mm[Hg]": "mmHg", "Cel": "°C", "10*3/uL": "×10³/µL", "kg/m2": "kg/m²"}
+
+
+def value_in_words(name: str, value: float, unit: str) -> str:
+    """How a clinician writes a field's value: "yes", "72 years", "4.1 mmol/L"."""
+    if name in YES_NO:
+        return "yes" if value else "no"
+    return f"{value:.4g} {UNIT_WORDS.get(unit, unit)}".strip()
+
+
 def find_measurement(name: str) -> Measurement | None:
     """The measurement behind a field or channel, for whoever wants its raw values; None for other fields."""
     return _BY_NAME.get(name)

@@ -125,6 +125,7 @@ def build_inputs(
     A Series or note that is here but has no embedding of that key yet makes its modality `pending`.
     """
     used = _Used()
+    conditions = _known_conditions(patient, as_of)
     observations = _observations(patient, as_of=as_of, series_hours=series_hours)
     images, images_pending = _pixels(patient, as_of, encoders.get(Modality.IMAGE), is_cine=False, used=used)
     cines, cines_pending = _pixels(patient, as_of, encoders.get(Modality.CINE), is_cine=True, used=used)
@@ -133,9 +134,9 @@ def build_inputs(
     inputs = PatientInputs(
         key=str(patient.pk),
         fields={
-            **_computed(patient, as_of=as_of, used=used),
+            **_computed(patient, conditions, as_of=as_of, used=used),
             **_latest(observations, as_of=as_of, used=used),
-            **_flags(patient, as_of=as_of, used=used),
+            **_flags(conditions, used=used),
         },
         genomics=_genomics(patient, as_of=as_of, used=used),
         series=_series(observations, as_of=as_of, hours=series_hours, used=used),
@@ -227,16 +228,21 @@ def _series(
 
 
 # -- who the patient is and has been ------------------------------------------------------------------
-def _computed(patient: Patient, *, as_of: datetime, used: _Used) -> dict[str, float | None]:
+def _computed(
+    patient: Patient, conditions: list[_Condition] | None, *, as_of: datetime, used: _Used
+) -> dict[str, float | None]:
     rules: dict[str, Callable[[Patient, datetime, _Used], float | None]] = {
         "age": _age,
         "female": _female,
         "smoker": _smoker,
         "medications": _medications,
-        "conditions": _conditions,
         "family_cardiac": _family_cardiac,
     }
-    return {computed.name: rules[computed.how](patient, as_of, used) for computed in catalogue.COMPUTED}
+    counted = None if conditions is None else float(len({one.tokens[0] for one in conditions}))
+    return {
+        computed.name: counted if computed.how == "conditions" else rules[computed.how](patient, as_of, used)
+        for computed in catalogue.COMPUTED
+    }
 
 
 def _age(patient: Patient, as_of: datetime, used: _Used) -> float | None:
@@ -290,15 +296,17 @@ def _medications(patient: Patient, as_of: datetime, used: _Used) -> float | None
     return float(len({(row.code_system, row.code) for row in active}))
 
 
-def _conditions(patient: Patient, as_of: datetime, used: _Used) -> float | None:
-    rows = _known_conditions(patient, as_of)
-    if rows is None:
-        return None
-    return float(len({token for tokens, _, _, _ in rows for token in tokens[:1]}))
+@dataclass(frozen=True, slots=True)
+class _Condition:
+    """A condition active at as_of."""
+
+    tokens: tuple[str, ...]  # system|code, the main one first
+    resource: tuple[str, str]
+    known_at: datetime
 
 
-def _known_conditions(patient: Patient, as_of: datetime) -> list[tuple[list[str], str, str, datetime]] | None:
-    """(tokens, resource type, id, known at) of conditions active at as_of; None when none is known at all."""
+def _known_conditions(patient: Patient, as_of: datetime) -> list[_Condition] | None:
+    """Those active at as_of; None when none is known at all. Abated at an unknown time = not active."""
     rows = list(patient.conditions.filter(available_at__lte=as_of).exclude(verification_status__in=DOUBTFUL))
     if not rows:
         return None
@@ -308,21 +316,20 @@ def _known_conditions(patient: Patient, as_of: datetime) -> list[tuple[list[str]
             continue
         is_over = row.abated_at <= as_of if row.abated_at is not None else row.clinical_status in OVER
         if not is_over and row.available_at is not None:
-            tokens = [f"{row.code_system}|{row.code}", *row.also]
-            known.append((tokens, row.resource_type, row.resource_id, row.available_at))
+            tokens = (f"{row.code_system}|{row.code}", *row.also)
+            known.append(_Condition(tokens, (row.resource_type, row.resource_id), row.available_at))
     return known
 
 
-def _flags(patient: Patient, *, as_of: datetime, used: _Used) -> dict[str, float | None]:
-    rows = _known_conditions(patient, as_of)
-    if rows is None:
+def _flags(conditions: list[_Condition] | None, *, used: _Used) -> dict[str, float | None]:
+    if conditions is None:
         return {flag.name: None for flag in catalogue.CONDITIONS}
     flags: dict[str, float | None] = {}
     for flag in catalogue.CONDITIONS:
-        hits = [row for row in rows if _is_one_of(row[0], flag.snomed, flag.icd10)]
+        hits = [one for one in conditions if _is_one_of(one.tokens, flag.snomed, flag.icd10)]
         flags[flag.name] = float(bool(hits))
-        for _, kind, identity, known_at in hits:
-            used.add(kind, identity, known_at)
+        for one in hits:
+            used.add(*one.resource, one.known_at)
     return flags
 
 

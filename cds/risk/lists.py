@@ -8,6 +8,7 @@ from typing import Any
 
 from django.db.models import OuterRef, Q, QuerySet, Subquery
 
+from cds import catalogue
 from cds.jobs.models import WorkState
 from cds.patients import access
 from cds.patients.models import Patient, PatientIdentifier
@@ -246,11 +247,10 @@ def _top_driver(said: dict[str, Any]) -> str:
         return ""
     top = max(drivers, key=lambda one: abs(float(one["points"])))
     value = ""
-    if top.get("text"):
-        value = ""
-    elif top.get("value") is not None:
-        unit = "" if top.get("unit") in ("1", "", None) else f" {top['unit']}"
-        value = f" {float(top['value']):.4g}{unit}"
+    if top.get("value") is not None and not top.get("text"):
+        value = " " + catalogue.value_in_words(
+            str(top["name"]), float(top["value"]), str(top.get("unit") or "")
+        )
     points = float(top["points"]) * 100
     return f"{top['label']}{value} ({points:{'+.0f' if abs(points) >= 1 else '+.1f'}} points)"
 

@@ -217,7 +217,7 @@ def _freshness(assessment: RiskAssessment | None, version: ModelVersion) -> str:
     """ "Scored 14:05 from data to 13:58. 12 of 14 inputs present; missing: lactate."""
     if assessment is None or assessment.finished_at is None:
         return "Not scored yet."
-    known = len(version.metadata.get("fields", [])) or None
+    known = len(version.metadata.get("config", {}).get("fields", [])) or None
     missing = len(assessment.missing_fields)
     until = f"from data to {_clock(assessment.data_until)}" if assessment.data_until else "from no dated data"
     said = f"Scored {_clock(assessment.finished_at)} {until}"

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
@@ -52,7 +52,7 @@ def encode(encoding_id: uuid.UUID | str) -> None:
         return
     with leases.heartbeat(work) as lost:
         try:
-            failures = _encode_study(work.study, encoders_in_use(), lost_check=lost.is_set)
+            _, failures = _encode_study(work.study, encoders_in_use(), lost_check=lost.is_set)
             _finish_encoding(work, failures)
         except leases.LeaseLost:
             logger.warning("encoding %s is no longer ours; nothing stored", work.pk)
@@ -78,9 +78,11 @@ def encoders_in_use() -> list[tuple[Modality, str]]:
     return sorted(keys)
 
 
-def _encode_study(study: Study, keys: Iterable[tuple[Modality, str]], *, lost_check: Any) -> list[str]:
-    """Encode every usable Series; returns why some could not be."""
-    failures = []
+def _encode_study(
+    study: Study, keys: Iterable[tuple[Modality, str]], *, lost_check: Callable[[], bool]
+) -> tuple[bool, list[str]]:
+    """Encode every usable Series; whether anything was new, and why some could not be."""
+    made, failures = False, []
     for series in Series.objects.filter(study=study).order_by("series_uid"):
         for modality, key in keys:
             if modality not in _PIXELS or not features.is_usable(series, is_cine=modality == Modality.CINE):
@@ -90,10 +92,10 @@ def _encode_study(study: Study, keys: Iterable[tuple[Modality, str]], *, lost_ch
             version, size = features.split_pixel_key(key)
             try:
                 backbone = features.get_backbone(version.partition(":")[0])
-                features.encode_series(series, backbone, size=size, now=timezone.now())
+                made |= features.encode_series(series, backbone, size=size, now=timezone.now())
             except (ehr.Permanent, fusion.FusionError) as fault:
                 failures.append(f"series {series.pk}: {fault}")
-    return failures
+    return made, failures
 
 
 _PIXELS = frozenset({Modality.IMAGE, Modality.CINE})
@@ -124,6 +126,16 @@ def encode_notes(patient_id: uuid.UUID | str) -> None:
     patient = Patient.objects.filter(pk=patient_id).first()
     if patient is None:
         return
+    made = _embed_notes(patient)
+    now = timezone.now()
+    with transaction.atomic():
+        if made:
+            importing.touch(patient, now)
+        assessing.request_all(patient, by=WORKER, now=now)
+
+
+def _embed_notes(patient: Patient) -> bool:
+    """Whether there was anything left to embed."""
     made = False
     for modality, version in encoders_in_use():
         if modality != Modality.TEXT:
@@ -131,11 +143,18 @@ def encode_notes(patient_id: uuid.UUID | str) -> None:
         backbone = features.get_text_backbone(version.partition(":")[0])
         for note in Note.objects.filter(patient=patient, available_at__isnull=False):
             made |= features.encode_note(note.text, note.text_digest, backbone, now=timezone.now())
-    now = timezone.now()
-    with transaction.atomic():
-        if made:
-            importing.touch(patient, now)
-        assessing.request_all(patient, by=WORKER, now=now)
+    return made
+
+
+def encode_patient(patient: Patient) -> None:
+    """Everything of one patient that the active models need, here and now, without a worker."""
+    keys, made = encoders_in_use(), _embed_notes(patient)
+    for study in Study.objects.filter(patient=patient, series__clip_path__gt="").distinct():
+        new, failures = _encode_study(study, keys, lost_check=lambda: False)
+        receiving.mark_encoded(study, failures=failures, now=timezone.now())
+        made |= new
+    if made:
+        importing.touch(patient, timezone.now())
 
 
 def ask_encoding(

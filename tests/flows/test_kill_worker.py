@@ -26,7 +26,7 @@ from tests.cds.registry.rows import make_series
 from tests.factories import TESTS
 from tests.flows import workers
 
-PATIENTS, KILLS = 6, 3
+PATIENTS, KILLS = 6, 2
 OPEN = (WorkState.QUEUED, WorkState.RUNNING)
 
 

@@ -46,10 +46,7 @@ class Command(BaseCommand):
             for assessment in assessing.request_all(patient, by=BY, now=timezone.now())
         ]
         if options["here"]:
-            from cds.risk import scoring  # torch
-
-            for pk in track(asked, description="scoring", transient=True):
-                scoring.score(pk)
+            asked = _score_here(asked)
         elif options["wait"]:
             _wait(asked)
         counts = Counter(RiskAssessment.objects.filter(pk__in=asked).values_list("work_state", flat=True))
@@ -57,6 +54,24 @@ class Command(BaseCommand):
         self.stdout.write(f"{len(asked)} scores asked for: {said}.")
         if counts[WorkState.FAILED]:
             raise CommandError("some scores failed; the reason is shown beside each patient")
+
+
+def _score_here(asked: list[uuid.UUID]) -> list[uuid.UUID]:
+    """Encode what is not yet encoded, then score; returns the requests about the record as it is then."""
+    from cds.risk import scoring  # torch
+
+    patients = Patient.objects.filter(assessments__in=asked).distinct().order_by("-changed_at")
+    for patient in track(list(patients), description="encoding", transient=True):
+        scoring.encode_patient(patient)
+    asked = [
+        assessment.pk
+        for patient in patients
+        for assessment in assessing.request_all(patient, by=BY, now=timezone.now())
+    ]
+    for pk in track(asked, description="scoring", transient=True):
+        scoring.score(pk)
+        scoring.explain(pk)
+    return asked
 
 
 def _patients(given: str | None) -> list[Patient]:
