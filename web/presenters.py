@@ -5,6 +5,7 @@ Numbers are never changed on the way: what is rounded for reading is beside its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,17 +13,14 @@ from datetime import datetime, timedelta
 from django.conf import settings
 
 from cds import catalogue
+from cds.registry.outcomes import OUTCOMES
 from cds.risk import thresholds
 from cds.risk.assessing import DataState
 from cds.risk.responding import GRACE, UNDO_WITHIN
 from cds.risk.seen import DriverView, ImageView, NoteHit, OutcomePanel, Panel, ResponseView
 from web import charts, colours, words
 
-YES_NO = frozenset(
-    {field.name for field in catalogue.COMPUTED if field.is_binary}
-    | {flag.name for flag in catalogue.CONDITIONS}
-    | {finding.name for finding in catalogue.GENOMICS if finding.genes}
-)
+USES = {"tabular": "latest value", "series": "course"}
 TOP_UP, TOP_DOWN = 5, 3
 UNEXPLAINED = 0.0005  # a remainder of half a tenth of a point is rounding
 SCOREABLE = {
@@ -47,7 +45,10 @@ class ContributionRow:
 
 @dataclass(frozen=True, slots=True)
 class DriverRow:
-    """One driver with its source values."""
+    """One quantity with its source values. One that is used twice (latest value, course) is one row.
+
+    parts  how the two uses share the points, "" for one use
+    """
 
     label: str
     value: str
@@ -58,6 +59,7 @@ class DriverRow:
     bar: charts.Bar
     spark: str
     driver: DriverView
+    parts: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ class OutcomeView:
     title: str
     horizon: str
     level: str
+    sentence: str
     is_stale: bool
     scale: charts.Scale | None
     cuts: tuple[tuple[str, float], ...]
@@ -184,6 +187,7 @@ def _outcome(seen: OutcomePanel, series_id: str, viewer_name: str, now: datetime
         title=words.outcome(seen.outcome),
         horizon=words.horizon(seen.horizon_hours),
         level=f"{answer.level:.0%}".replace("%", " %") if answer else "",
+        sentence=_sentence(seen),
         is_stale=seen.state == DataState.STALE,
         scale=charts.scale(answer.risk, answer.low, answer.high, answer.base_rate, bounds)
         if answer
@@ -209,6 +213,18 @@ def _outcome(seen: OutcomePanel, series_id: str, viewer_name: str, now: datetime
     )
 
 
+def _sentence(seen: OutcomePanel) -> str:
+    """ "23 in 100 patients like this …": never "0 in 100" or "100 in 100", which would be certainty."""
+    if seen.answer is None:
+        return ""
+    spec = OUTCOMES.get(seen.outcome)
+    return (
+        f"{words.in_hundred(seen.answer.risk)} patients like this {spec.phrase}"
+        if spec
+        else seen.answer.sentence
+    )
+
+
 def _trend(seen: OutcomePanel, bounds: Sequence[tuple[str, float]]) -> charts.Chart | None:
     points = [
         charts.TrendPoint(
@@ -217,7 +233,7 @@ def _trend(seen: OutcomePanel, bounds: Sequence[tuple[str, float]]) -> charts.Ch
         for p in seen.trend
     ]
     gap = timedelta(seconds=3 * settings.SCORE_INTERVAL_S)
-    return charts.trend(points, bounds, gap=gap) if points else None
+    return charts.trend(points, bounds, gap=gap) if len(points) > 1 else None
 
 
 def _contributions(
@@ -247,20 +263,22 @@ def _contributions(
 def _drivers(
     seen: OutcomePanel,
 ) -> tuple[tuple[DriverRow, ...], tuple[DriverRow, ...], tuple[DriverRow, ...]]:
-    largest = max((abs(one.points) for one in seen.drivers), default=0.0)
-    moving = [one for one in seen.drivers if abs(one.points) >= UNEXPLAINED]
-    raising = [one for one in moving if one.points > 0]
-    lowering = [one for one in moving if one.points < 0]
-    top = {id(one) for one in raising[:TOP_UP] + lowering[:TOP_DOWN]}
-    rest = [one for one in seen.drivers if id(one) not in top]
-    up, down, more = (
-        tuple(_driver(one, largest, seen.as_of) for one in group)
-        for group in (raising[:TOP_UP], lowering[:TOP_DOWN], rest)
-    )
-    return up, down, more
+    """Top raising, top lowering, and the rest, strongest first."""
+    groups: dict[str, list[DriverView]] = {}
+    for one in seen.drivers:
+        groups.setdefault(one.name, []).append(one)
+    largest = max((abs(sum(one.points for one in group)) for group in groups.values()), default=0.0)
+    rows = [_driver(group, largest, seen.as_of) for group in groups.values()]
+    rows.sort(key=lambda row: -abs(row.exact))
+    up = [row for row in rows if row.exact >= UNEXPLAINED][:TOP_UP]
+    down = [row for row in rows if row.exact <= -UNEXPLAINED][:TOP_DOWN]
+    shown = {id(row) for row in (*up, *down)}
+    return tuple(up), tuple(down), tuple(row for row in rows if id(row) not in shown)
 
 
-def _driver(one: DriverView, largest: float, as_of: datetime | None) -> DriverRow:
+def _driver(group: Sequence[DriverView], largest: float, as_of: datetime | None) -> DriverRow:
+    one = next((part for part in group if part.value is not None), group[0])
+    total = sum(part.points for part in group)
     outside = ""
     if one.value is not None and one.reference_high is not None and one.value > one.reference_high:
         outside = "above"
@@ -270,18 +288,21 @@ def _driver(one: DriverView, largest: float, as_of: datetime | None) -> DriverRo
     spark = ""
     if origin is not None:
         spark = charts.sparkline([((origin - raw.at).total_seconds() / 3600, raw.value) for raw in one.raw])
+    parts = ", ".join(
+        f"{USES.get(p.modality, words.modality(p.modality))} {words.points(p.points)}" for p in group
+    )
     return DriverRow(
-        one.label, _value(one), _range(one), outside, words.points(one.points), one.points,
-        charts.signed_bar(one.points, largest), spark, one,
+        one.label, _value(one), _range(one), outside, words.points(total), total,
+        charts.signed_bar(total, largest), spark, one, parts if len(group) > 1 else "",
     )  # fmt: skip
 
 
 def _value(one: DriverView) -> str:
     if one.value is None:
         return "" if one.modality in {"image", "cine", "text"} else "not known"
-    if one.name in YES_NO and one.value in (0, 1):
-        return "yes" if one.value else "no"
-    return f"{words.figure(one.value)} {words.unit(one.unit)}".strip()
+    if one.unit == "a":
+        return f"{math.floor(one.value)} years"
+    return catalogue.value_in_words(one.name, one.value, one.unit)
 
 
 def _range(one: DriverView) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 from cds.registry.models import ModelVersion
 from web import charts, words
 
+FEW = 30  # of the rarer answer; below it, say so
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -59,6 +61,7 @@ class OutcomeReport:
     base_rate: float | None
     figures: tuple[Figure, ...]
     coverage: str
+    few: str  # a warning when there are too few events to be sure of anything
     roc: charts.Chart | None
     pr: charts.Chart | None
     calibration: charts.Chart | None
@@ -136,6 +139,7 @@ def _outcome(name: str, said: Mapping[str, Any], report: Mapping[str, Any]) -> O
         base_rate=base_rate,
         figures=_figures(said),
         coverage=_coverage(said.get("coverage")),
+        few=_few(int(said.get("n", 0)), int(said.get("events", 0))),
         roc=charts.unit_square(
             roc,
             title=f"ROC curve for {title}: AUROC {_value(said.get('auroc'))}",
@@ -161,6 +165,14 @@ def _outcome(name: str, said: Mapping[str, Any], report: Mapping[str, Any]) -> O
         baselines=_compared((report.get("baselines") or {}).get(name)),
         subgroups=tuple(_subgroup(row) for row in (report.get("subgroups") or {}).get(name, ())),
     )
+
+
+def _few(n: int, events: int) -> str:
+    rarer = min(events, n - events)
+    if rarer >= FEW:
+        return ""
+    what = "events" if events == rarer else "patients without the event"
+    return f"Only {rarer} {what}: every figure below is uncertain, and their intervals say how much."
 
 
 def _figures(said: Mapping[str, Any]) -> tuple[Figure, ...]:
@@ -212,7 +224,7 @@ def _compared(rows: object) -> tuple[Measured, ...]:
         return ()
     return tuple(
         Measured(
-            name=str(row.get("name", "")),
+            name=_model_name(str(row.get("name", ""))),
             detail=", ".join(words.modality(name) for name in row.get("modalities", ())),
             text=_value(row.get("auroc")),
             interval=_range(row.get("auroc")),
@@ -220,6 +232,15 @@ def _compared(rows: object) -> tuple[Measured, ...]:
         )
         for row in rows
     )
+
+
+def _model_name(name: str) -> str:
+    """`without image` is "Without image", `series only` is "Labs and vitals over time only"."""
+    if name.startswith("without "):
+        return f"Without {words.modality(name.removeprefix('without ')).lower()}"
+    if name.endswith(" only"):
+        return f"{words.modality(name.removesuffix(' only'))} only"
+    return "Everything" if name == "all" else name[:1].upper() + name[1:]
 
 
 def _subgroup(row: Mapping[str, Any]) -> Subgroup:
@@ -243,10 +264,10 @@ def _subgroup(row: Mapping[str, Any]) -> Subgroup:
 def _coverage(said: object) -> str:
     if not isinstance(said, Mapping) or said.get("observed") is None or said.get("level") is None:
         return ""
-    groups = f" in {said['groups']} groups" if isinstance(said.get("groups"), int) else ""
+    groups = f" of {said['groups']} groups" if isinstance(said.get("groups"), int) else " of groups"
     return (
-        f"Intervals stated to hold the event rate in {words.percent(said['level'])} of cases "
-        f"held it in {words.percent(said['observed'])}{groups}."
+        f"{words.percent(said['level'])} intervals: they held the observed share of events "
+        f"in {words.percent(said['observed'])}{groups} of patients scored alike."
     )
 
 

@@ -106,11 +106,11 @@ def span(past: timedelta) -> str:
 
 
 def in_hundred(risk: float) -> str:
-    """A risk as a natural frequency: "23 in 100", "4 in 1,000", "fewer than 1 in 1,000"."""
+    """A risk as a natural frequency: "23 in 100", "4 in 1,000", "Fewer than 1 in 1,000"."""
     if risk >= 0.995:
-        return "more than 99 in 100"
+        return "More than 99 in 100"
     if risk >= 0.01:
         return f"{risk * 100:.0f} in 100"
     if risk >= 0.001:
         return f"{risk * 1000:.0f} in 1,000"
-    return "fewer than 1 in 1,000"
+    return "Fewer than 1 in 1,000"

@@ -266,6 +266,30 @@ def test_trend_leaves_gaps_and_marks_another_model(ward: Clinic, sign_in: Callab
 @pytest.mark.parametrize(
     ("risk", "text"),
     [
+        (0.9991, "More than 99 in 100"),
+        (0.23, "23 in 100"),
+        (0.004, "4 in 1,000"),
+        (0.0, "Fewer than 1 in 1,000"),
+    ],
+)
+def test_in_words_there_is_no_certainty_either(risk: float, text: str) -> None:
+    assert words.in_hundred(risk) == text
+
+
+def test_a_quantity_used_twice_is_one_driver(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    stored = newest(ward.patients[0])
+    lactate = stored.explanation["drivers"][0]
+    stored.explanation["drivers"].append({**lactate, "modality": "tabular", "points": 0.011})
+    stored.save()
+    page = text_of(sign_in("clinician"), ward.patients[0])
+    assert page.count('<div class="driver-name">Lactate') == 1
+    assert f'<data class="value-right" value="{lactate["points"] + 0.011}"' in page
+    assert "course +8.3, latest value +1.1" in page
+
+
+@pytest.mark.parametrize(
+    ("risk", "text"),
+    [
         (0.0, "0 %"),
         (0.0004, "< 0.1 %"),
         (0.004, "0.4 %"),

@@ -39,9 +39,10 @@ def test_a_report_is_shown_with_its_tables(ward: Clinic, sign_in: Callable[[str]
         assert re.search(rf'role="img" aria-label="{title}', page)
     assert page.count("Show as table") == 3
     for said in (
-        "record only",
-        "logistic regression on the record",
+        "Record only",
+        "Logistic regression on the record",
         "too few events",
+        "Only 27 events",
         "−0.05",
         "Roll back ICU admission",
     ):
@@ -125,7 +126,7 @@ def test_a_run_at_work_shows_where_it_is(ward: Clinic, sign_in: Callable[[str], 
     assert 'value="40"' in page
     assert "Training the fusion head" in page
     assert "min left" in page
-    assert "Loss over 16 epochs" in page
+    assert "Loss of training over 16 epochs" in page
     assert client.post(f"/models/runs/{run.pk}/cancel").status_code == 302
     run.refresh_from_db()
     assert run.cancel_requested

@@ -26,6 +26,18 @@ OFFERED = ("fusion", "epochs", "seed")  # besides modalities; the rest is set fr
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """One part of a run that learned something. points: (epoch, training loss, tuning loss)."""
+
+    name: str
+    points: tuple[tuple[float, float | None, float | None], ...]
+
+    @property
+    def has_tuning(self) -> bool:
+        return any(tuning is not None for _, _, tuning in self.points)
+
+
+@dataclass(frozen=True, slots=True)
 class RunView:
     """A run as it is shown. `left` is a guess from the time used so far."""
 
@@ -33,8 +45,13 @@ class RunView:
     percent: int
     text: str
     is_open: bool
-    curve: charts.Chart | None
+    curve: charts.Chart | None  # of the newest step that learns
+    steps: tuple[Step, ...]
     config: tuple[tuple[str, str], ...]
+
+    @property
+    def has_tuning(self) -> bool:
+        return bool(self.steps) and self.steps[-1].has_tuning
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -128,18 +145,30 @@ def _context(request: HttpRequest, run_id: object) -> dict[str, Any]:
 
 def _view(found: TrainingRun) -> RunView:
     is_open = found.work_state in {WorkState.QUEUED, WorkState.RUNNING}
-    points = [
-        (float(row["epoch"]), row.get("train_loss"), row.get("tuning_loss"))
-        for row in found.history
-        if row.get("epoch") is not None
-        and (row.get("train_loss") is not None or row.get("tuning_loss") is not None)
-    ]
-    curve = charts.losses(points, title=f"Loss over {len(points)} epochs") if len(points) > 1 else None
+    steps = _steps(found)
+    curve = None
+    if steps and len(steps[-1].points) > 1:
+        at = steps[-1]
+        curve = charts.losses(at.points, title=f"Loss of {at.name} over {len(at.points)} epochs")
     config = tuple(
         (runs.OVERRIDES[name].label if name in runs.OVERRIDES else name, _as_text(value))
         for name, value in sorted(found.config.items())
     )
-    return RunView(found, round(found.fraction * 100), _text(found), is_open, curve, config)
+    return RunView(found, round(found.fraction * 100), _text(found), is_open, curve, steps, config)
+
+
+def _steps(found: TrainingRun) -> tuple[Step, ...]:
+    """The history, part by part: losses of different parts are not one curve."""
+    parts: list[tuple[str, list[tuple[float, float | None, float | None]]]] = []
+    for row in found.history:
+        train, tuning = row.get("train_loss"), row.get("tuning_loss")
+        if row.get("epoch") is None or (train is None and tuning is None):
+            continue
+        name = str(row.get("step", ""))
+        if not parts or parts[-1][0] != name:
+            parts.append((name, []))
+        parts[-1][1].append((float(row["epoch"]), train, tuning))
+    return tuple(Step(name, tuple(points)) for name, points in parts)
 
 
 def _text(found: TrainingRun) -> str:
