@@ -274,6 +274,20 @@ def explain(assessment_id: uuid.UUID | str) -> int:
     missing = [one for one in predictions if not one.heat_maps.exists()]
     if not missing:
         return 0
+    try:
+        made = _draw(assessment, missing)
+    except (fusion.FusionError, ClinicError) as fault:
+        logger.warning(
+            "no heat map of assessment %s: %s", assessment.pk, fault
+        )  # the score stands without one
+        return 0
+    if made:
+        with transaction.atomic():
+            outbox.tell("assessment", assessment.pk, now=timezone.now(), patient_id=assessment.patient_id)
+    return made
+
+
+def _draw(assessment: RiskAssessment, missing: list[RiskPrediction]) -> int:
     bundle = get_bundle(assessment.version)
     built = features.build_inputs(
         assessment.patient,
@@ -289,9 +303,6 @@ def explain(assessment_id: uuid.UUID | str) -> int:
         for prediction in missing if series is not None else []:
             map_ = fusion.explain_image(bundle, built.inputs, pixels, outcome=prediction.outcome)
             made += _keep_heat_map(prediction, series, map_)
-    if made:
-        with transaction.atomic():
-            outbox.tell("assessment", assessment.pk, now=timezone.now(), patient_id=assessment.patient_id)
     return made
 
 

@@ -160,6 +160,8 @@ def test_a_model_whose_files_changed_fails_with_a_reason(version: ModelVersion) 
     assert not held.predictions.exists()
     standing = assessing.stand(patient, version, now=timezone.now())
     assert (standing.state, standing.reason) == (DataState.FAILED, held.failure)
+    RiskAssessment.objects.filter(pk=held.pk).update(work_state=WorkState.DONE)
+    assert scoring.explain(held.pk) == 0
 
 
 def test_a_fault_that_may_pass_is_tried_three_times(
