@@ -30,6 +30,7 @@ class Moment:
     """One member to be."""
 
     patient_id: str
+    place: str  # of the patient in the seeded order: the same wherever the same record is held
     as_of: datetime
     labels: dict[str, int]
 
@@ -140,7 +141,10 @@ def _collect(
 ) -> tuple[list[Moment], dict[str, Counter[str]]]:
     """Every labelled moment up to `cutoff`, and per outcome the reasons why others have no label."""
     patients = (
-        Patient.objects.filter(replaced_by="", studies__started_at__lte=cutoff).distinct().order_by("pk")
+        Patient.objects.filter(replaced_by="", studies__started_at__lte=cutoff)
+        .select_related("source")
+        .distinct()
+        .order_by("pk")
     )
     if sources:
         patients = patients.filter(source__slug__in=sources)
@@ -157,13 +161,19 @@ def _collect(
                     excluded[name][labelled.reason] += 1
             labels = {name: labelled.value for name, labelled in found.items() if labelled.value is not None}
             if labels:
-                moments.append(Moment(str(patient.pk), as_of, labels))
+                moments.append(Moment(str(patient.pk), place_of(patient), as_of, labels))
     return moments, excluded
+
+
+def place_of(patient: Patient) -> str:
+    """A digest of who the patient is at the source: equal at every import of the same data, as our ids are not."""
+    return hashlib.sha256(f"{patient.source.slug}|{patient.resource_id}".encode()).hexdigest()
 
 
 def _split(moments: Sequence[Moment], names: Sequence[str], seed: int) -> dict[str, str]:
     """patient id → split."""
     happened: dict[str, set[str]] = defaultdict(set)
+    places = {moment.patient_id: moment.place for moment in moments}
     for moment in moments:
         happened[moment.patient_id].update(name for name, value in moment.labels.items() if value)
     groups: dict[tuple[bool, ...], list[str]] = defaultdict(list)
@@ -171,7 +181,7 @@ def _split(moments: Sequence[Moment], names: Sequence[str], seed: int) -> dict[s
         groups[tuple(name in events for name in names)].append(patient_id)
     splits: dict[str, str] = {}
     for members in groups.values():
-        members.sort(key=lambda patient_id: hashlib.sha256(f"{seed}:{patient_id}".encode()).digest())
+        members.sort(key=lambda who: hashlib.sha256(f"{seed}:{places[who]}".encode()).digest())
         for place, patient_id in enumerate(members):
             share = (place + 0.5) / len(members)
             splits[patient_id] = next(

@@ -176,7 +176,9 @@ def build_examples(
     """split → examples, each from `features.build_inputs`: the function that scoring uses too."""
     examples: dict[str, list[Example]] = {split: [] for split in cohorts.SPLITS}
     members = list(
-        cohort.members.select_related("patient", "patient__source").order_by("patient_id", "as_of")
+        cohort.members.select_related("patient", "patient__source").order_by(
+            "patient__source__slug", "patient__resource_id", "as_of"
+        )
     )
     for done, member in enumerate(members):
         built = features.build_inputs(
@@ -184,7 +186,9 @@ def build_examples(
         )
         inputs = dataclasses.replace(built.inputs, key=f"{member.patient_id}:{member.pk}")
         examples[member.split].append(
-            Example(inputs, member.labels, group=str(member.patient_id), attributes=_attributes(member))
+            Example(
+                inputs, member.labels, group=cohorts.place_of(member.patient), attributes=_attributes(member)
+            )
         )
         progress.step("reading records", low + (high - low) * (done + 1) / len(members))
     return examples

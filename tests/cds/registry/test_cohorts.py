@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from datetime import timedelta
 
@@ -94,3 +95,14 @@ def test_drawing_from_named_sources_only() -> None:
         cohorts.draw(outcomes=["icu-admission"], sources=["nowhere"], now=CUTOFF)
     with pytest.raises(Invalid):
         cohorts.draw(outcomes=[], now=CUTOFF)
+
+
+def test_the_same_data_are_split_alike_wherever_they_are_imported() -> None:
+    """Our own ids are random; the split follows who the patient is at the source."""
+    moments = [
+        cohorts.Moment(str(uuid.uuid4()), f"place-{n}", NOW, {"icu-admission": int(n % 3 == 0)})
+        for n in range(40)
+    ]
+    elsewhere = [cohorts.Moment(str(uuid.uuid4()), m.place, m.as_of, m.labels) for m in moments]
+    here, there = (cohorts._split(each, ["icu-admission"], 7) for each in (moments, elsewhere))
+    assert [here[m.patient_id] for m in moments] == [there[m.patient_id] for m in elsewhere]
