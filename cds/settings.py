@@ -252,7 +252,8 @@ CSRF_COOKIE_HTTPONLY = True
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
 
 # -- the browser -----------------------------------------------------------------------------------
-SECURE_REFERRER_POLICY = "same-origin"  # "no-referrer" makes browsers send "Origin: null" with every form: refused
+# "no-referrer" makes browsers send "Origin: null" with every form, which Django's CSRF check refuses.
+SECURE_REFERRER_POLICY = "same-origin"
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"  # for browsers that do not know frame-ancestors; the others obey that instead

@@ -166,7 +166,7 @@ def _collect(
 
 
 def place_of(patient: Patient) -> str:
-    """A digest of who the patient is at the source: unlike our ids, equal at every import of the same data."""
+    """A digest of who the patient is at the source: unlike our ids, equal wherever the same data are."""
     return hashlib.sha256(f"{patient.source.slug}|{patient.resource_id}".encode()).hexdigest()
 
 
