@@ -40,7 +40,7 @@ def worklist(
     outcome, version = (chosen.outcome, chosen.version) if chosen else ("", None)
     visible = access.visible_patients(viewer)
     rows = [_row(found, version, outcome, now=now) for found in _find(visible, filters, version, outcome)]
-    changes = _changes(visible, outcome, rows) if version else {}
+    changes = _changes(visible, version, outcome, rows) if version else {}
     listed = [(row, changes.get(str(row["id"]))) for row in rows]
     kept = [(row, change) for row, change in listed if _passes(row, change, filters)]
     kept.sort(key=lambda one: _order(*one))
@@ -135,34 +135,36 @@ def _row(row: dict[str, Any], version: ModelVersion | None, outcome: str, *, now
     return row
 
 
-def _changes(visible: QuerySet[Patient], outcome: str, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """patient id → change of the risk, in points, against the oldest score of the 24 h before."""
+def _changes(
+    visible: QuerySet[Patient], version: ModelVersion, outcome: str, rows: list[dict[str, Any]]
+) -> dict[str, float]:
+    """patient id → change of the risk, in points, against the oldest score of the 24 h before.
+
+    By the same model, about an earlier moment: another model, or the same moment scored again, is no change.
+    """
     newest = {
-        str(row["id"]): row["done"].as_of
-        for row in rows
-        if row["done"] is not None and row["risk"] is not None
+        row["id"]: row["done"].as_of for row in rows if row["done"] is not None and row["risk"] is not None
     }
     if not newest:
         return {}
-    earliest = min(newest.values()) - DAY
     earlier = (
         RiskPrediction.objects.filter(
-            assessment__patient__in=visible, outcome=outcome, assessment__as_of__gte=earliest
+            assessment__patient__in=visible,
+            assessment__version=version,
+            assessment__as_of__gte=min(newest.values()) - DAY,
+            outcome=outcome,
         )
-        .order_by("-assessment__as_of", "-assessment__revision")
+        .order_by("-assessment__as_of", "assessment__revision")
         .values_list("assessment__patient_id", "assessment__as_of", "risk")
     )
-    oldest: dict[str, float] = {}
-    counted: Counter[str] = Counter()
+    oldest: dict[Any, float] = {}
     for patient_id, as_of, risk in earlier:
-        key = str(patient_id)
-        if key in newest and newest[key] - DAY <= as_of <= newest[key]:
-            oldest[key] = risk
-            counted[key] += 1
+        if patient_id in newest and newest[patient_id] - DAY <= as_of < newest[patient_id]:
+            oldest[patient_id] = risk
     return {
-        str(row["id"]): (row["risk"] - oldest[str(row["id"])]) * 100
+        str(row["id"]): (row["risk"] - oldest[row["id"]]) * 100
         for row in rows
-        if counted[str(row["id"])] > 1 and row["risk"] is not None
+        if row["id"] in oldest and row["risk"] is not None
     }
 
 
@@ -292,11 +294,6 @@ def latest_any(version: ModelVersion | None) -> QuerySet[RiskAssessment]:
     )
 
 
-def first_of(rows: QuerySet[RiskAssessment], column: str) -> Subquery:
-    """One column of the first row."""
-    return Subquery(rows.values(column)[:1])
-
-
 def find_row(viewer: access.Viewer, patient: Patient, *, outcome: str, now: datetime) -> WorklistRow | None:
     """The row of one patient as it stands now; None when this person may not see them."""
     active = registry_queries.list_active()
@@ -304,5 +301,5 @@ def find_row(viewer: access.Viewer, patient: Patient, *, outcome: str, now: date
     name, version = (chosen.outcome, chosen.version) if chosen else ("", None)
     visible = access.visible_patients(viewer).filter(pk=patient.pk)
     rows = [_row(found, version, name, now=now) for found in _find(visible, Filters(), version, name)]
-    changes = _changes(visible, name, rows) if version else {}
+    changes = _changes(visible, version, name, rows) if version else {}
     return next(iter(_finish([(row, changes.get(str(row["id"]))) for row in rows])), None)

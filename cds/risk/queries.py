@@ -267,11 +267,16 @@ def _trend(patient: Patient, outcome: str, now: datetime) -> tuple[TrendPoint, .
     )
     points: list[TrendPoint] = []
     newest: datetime | None = None
+    seen: set[tuple[datetime, object]] = set()
     for row in rows[:TREND_POINTS]:
         at = row.assessment.as_of
         newest = newest or at
         if at < newest - timedelta(days=7):
             break
+        said = (at, row.assessment.version_id)
+        if said in seen:
+            continue  # the same moment scored again: the newest record of it counts
+        seen.add(said)
         answered = max(row.responses.all(), key=lambda response: response.at, default=None)
         points.append(
             TrendPoint(

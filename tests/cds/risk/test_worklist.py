@@ -129,6 +129,20 @@ def test_pages_of_25_in_at_most_a_dozen_queries(nurse: User) -> None:
     assert shown(nurse, page=99).page == 2
 
 
+def test_the_same_moment_scored_again_or_another_model_is_no_change(nurse: User) -> None:
+    first, patient = make_version(), here()
+    score_by_hand(patient, first, say(risk=0.1), now=NOW - timedelta(hours=5))
+    second = make_version(number=2)
+    score_by_hand(patient, second, say(risk=0.2))
+    importing.touch(patient, NOW)
+    patient.refresh_from_db()
+    score_by_hand(patient, second, say(risk=0.5))
+    [row] = shown(nurse).rows
+    assert (row.risk, row.change_points) == (0.5, None)
+    [outcome] = queries.panel(nurse, patient, now=SOON).outcomes
+    assert [point.risk for point in outcome.trend] == [0.1, 0.5]
+
+
 def test_without_an_active_model_it_says_so(nurse: User) -> None:
     here()
     page = shown(nurse)
