@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 IMAGES = Path(__file__).parent / "images"
@@ -66,6 +67,7 @@ def picture(
     go(page)
     page.wait_for_timeout(400)
     page.screenshot(path=path, full_page=True)
+    Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
     context.close()
     sys.stdout.write(f"{path}\n")
 
