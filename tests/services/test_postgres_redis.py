@@ -1,4 +1,4 @@
-"""The clinic and its flows again, on PostgreSQL and Redis: the same tests, in a process with other addresses."""
+"""The clinic and its flows again, on PostgreSQL and Redis: the same tests, with other addresses."""
 
 from __future__ import annotations
 
