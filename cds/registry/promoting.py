@@ -97,7 +97,7 @@ def rollback(outcome: str, *, reason: str, by: recording.Actor, user: User, now:
         raise Invalid("say why the model is rolled back")
     with transaction.atomic():
         held = (
-            ActiveModel.objects.select_for_update()
+            ActiveModel.objects.select_for_update(of=("self",))
             .filter(pk=outcome)
             .select_related("previous", "version")
             .first()
