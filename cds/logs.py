@@ -5,6 +5,7 @@ Nothing that identifies a patient is ever logged: ids of rows, counts and durati
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import structlog
@@ -15,6 +16,12 @@ _SHARED: list[Any] = [
     structlog.stdlib.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """An event stream that ends because somebody left the page is no warning."""
+    said = record.msg.get("event") if isinstance(record.msg, dict) else record.msg
+    return said != "streaming_cancelled"
 
 
 def logging_config(level: str, *, as_json: bool) -> dict[str, Any]:
@@ -39,12 +46,14 @@ def logging_config(level: str, *, as_json: bool) -> dict[str, Any]:
                 ],
             }
         },
+        "filters": {"pages_left": {"()": lambda: _is_news}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"handlers": ["stderr"], "level": level},
         "loggers": {
             "httpx": {"level": "WARNING"},
             "pydicom": {"level": "ERROR"},
             "django_structlog": {"level": "WARNING"},
+            "django_structlog.middlewares.request": {"filters": ["pages_left"]},
             "axes": {"level": "WARNING"},
         },
     }

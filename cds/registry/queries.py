@@ -13,6 +13,7 @@ from django.conf import settings
 from cds.errors import NotFound
 from cds.jobs.models import WorkState
 from cds.registry.models import ActiveModel, ModelVersion, Promotion, TrainingRun
+from cds.registry.outcomes import OUTCOMES
 
 
 def active_version(outcome: str) -> ModelVersion | None:
@@ -30,7 +31,8 @@ def active_versions() -> list[ModelVersion]:
 
 def active_outcomes(version: ModelVersion) -> list[str]:
     """The outcomes this version answers for now."""
-    return sorted(ActiveModel.objects.filter(version=version).values_list("outcome", flat=True))
+    names = ActiveModel.objects.filter(version=version).values_list("outcome", flat=True)
+    return sorted(names, key=_place)
 
 
 def active_since(outcome: str) -> datetime | None:
@@ -40,8 +42,15 @@ def active_since(outcome: str) -> datetime | None:
 
 
 def list_active() -> list[ActiveModel]:
-    """What is active for each outcome, with its version and the one before."""
-    return list(ActiveModel.objects.select_related("version", "previous").order_by("outcome"))
+    """What is active for each outcome, with its version and the one before; outcomes in their own order."""
+    held = ActiveModel.objects.select_related("version", "previous")
+    return sorted(held, key=lambda active: _place(active.outcome))
+
+
+def _place(outcome: str) -> tuple[int, str]:
+    """Outcomes come as `OUTCOMES` lists them: the one a ward acts on first."""
+    known = list(OUTCOMES)
+    return (known.index(outcome) if outcome in known else len(known), outcome)
 
 
 def list_versions(*, stage: str = "") -> list[ModelVersion]:

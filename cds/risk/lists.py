@@ -254,7 +254,8 @@ def _top_driver(said: dict[str, Any]) -> str:
             str(top["name"]), float(top["value"]), str(top.get("unit") or "")
         )
     points = float(top["points"]) * 100
-    return f"{top['label']}{value} ({points:{'+.0f' if abs(points) >= 1 else '+.1f'}} points)"
+    label = "A sentence in the notes" if top.get("text") else top["label"]
+    return f"{label}{value} ({points:{'+.0f' if abs(points) >= 1 else '+.1f'}} points)"
 
 
 def full_name(patient: Patient) -> str:
