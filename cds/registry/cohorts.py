@@ -23,6 +23,9 @@ from cds.registry.models import Cohort, CohortMember
 
 SPLITS = ("train", "tuning", "held_out")
 SHARES = (0.6, 0.8, 1.0)  # upper bound of each split
+LEAST_EVENTS = (
+    5  # with and without the event, in training: fusion.train refuses fewer (a test keeps them equal)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +53,15 @@ class Counts:
     def problem(self) -> str:
         """Why a model cannot be trained on this, or ""."""
         for split, held in self.by_split.items():
-            if held["events"] == 0 or held["events"] == held["n"]:
-                which = "events" if held["events"] == 0 else "members without the event"
+            others = held["n"] - held["events"]
+            if not held["events"] or not others:
+                which = "members without the event" if held["events"] else "events"
                 return f"the {split.replace('_', '-')} split has no {which}"
+            if split == "train" and min(held["events"], others) < LEAST_EVENTS:
+                return (
+                    f"the train split has {held['events']} with the event and {others} without; "
+                    f"at least {LEAST_EVENTS} of each are needed"
+                )
         return ""
 
 

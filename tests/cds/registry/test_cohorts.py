@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import uuid
 from collections import Counter
 from datetime import timedelta
@@ -106,3 +107,13 @@ def test_the_same_data_are_split_alike_wherever_they_are_imported() -> None:
     elsewhere = [cohorts.Moment(str(uuid.uuid4()), m.place, m.as_of, m.labels) for m in moments]
     here, there = (cohorts._split(each, ["icu-admission"], 7) for each in (moments, elsewhere))
     assert [here[m.patient_id] for m in moments] == [there[m.patient_id] for m in elsewhere]
+
+
+def test_preview_refuses_what_training_would_refuse() -> None:
+    """Events in every split, yet too few to learn from: said before a run is started, not by its failure."""
+    assert importlib.import_module("fusion.train").LEAST_EVENTS == cohorts.LEAST_EVENTS
+    by_split = {split: {"n": 40, "events": 2} for split in cohorts.SPLITS}
+    few = cohorts.Counts("death", "Death", 120, 6, by_split, {})
+    assert "the train split has 2 with the event and 38 without" in few.problem
+    enough = cohorts.Counts("death", "Death", 120, 9, by_split | {"train": {"n": 40, "events": 5}}, {})
+    assert enough.problem == ""
