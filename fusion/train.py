@@ -30,6 +30,7 @@ from fusion.fitting import Fit, fit
 from fusion.inputs import Modality, PatientInputs
 from fusion.losses import masked_bce
 from fusion.model import FusionModel
+from fusion.numerics import without_denormals
 from fusion.patterns import sub_patterns
 
 LEAST_EVENTS = 5  # events, and others, an outcome needs in training
@@ -329,10 +330,9 @@ def assign_folds(
 def settled(config: FusionConfig) -> Iterator[None]:
     """Torch threads and seed of the config for a while; the caller's are put back."""
     threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), without_denormals():
         torch.manual_seed(config.seed)
         torch.set_num_threads(max(1, config.threads))
-        torch.set_flush_denormal(True)
         try:
             yield
         finally:

@@ -75,7 +75,6 @@ def warm_up(**_: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     from cds.risk import scoring
     from fusion import FusionError
 

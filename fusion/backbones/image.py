@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from fusion.backbones import networks
 from fusion.errors import BadInput, UnknownEncoder
 from fusion.inputs import FloatArray
+from fusion.numerics import without_denormals
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, of intensities in [0, 1]
 SCALE = (0.229, 0.224, 0.225)
@@ -61,7 +62,6 @@ class ImageBackbone:
         self.width = int(network.width)  # type: ignore[arg-type]
         self._mean = torch.tensor(MEAN).view(1, 3, 1, 1)
         self._scale = torch.tensor(SCALE).view(1, 3, 1, 1)
-        torch.set_flush_denormal(True)  # denormals slow CNNs many times over
 
     def prepare(self, values: FloatArray, size: int) -> Tensor:
         """Grey frames float32 [T, H, W] in [0, 1] → what the network takes, float32 [T, 3, size, size]."""
@@ -86,7 +86,7 @@ class ImageBackbone:
     def embed(self, values: FloatArray, size: int) -> FloatArray:
         """Frames float32 [T, H, W] in [0, 1] → embeddings float32 [T, D]. Raises BadInput."""
         parts = []
-        with torch.inference_mode():
+        with torch.inference_mode(), without_denormals():
             for start in range(0, len(values), FRAMES_AT_ONCE):
                 parts.append(self.pool(self.maps(self.prepare(values[start : start + FRAMES_AT_ONCE], size))))
         if not parts:

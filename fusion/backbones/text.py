@@ -15,6 +15,7 @@ import torch
 
 from fusion.errors import UnknownEncoder
 from fusion.inputs import FloatArray
+from fusion.numerics import without_denormals
 
 MAX_TOKENS = 256  # of one sentence
 SENTENCES_AT_ONCE = 32
@@ -80,7 +81,6 @@ class MiniLm:
         self._model: Any = AutoModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True
         ).eval()
-        torch.set_flush_denormal(True)
 
     def embed(self, text: str) -> FloatArray:
         """A note → float32 [L, D]."""
@@ -94,7 +94,7 @@ class MiniLm:
                 max_length=MAX_TOKENS,
                 return_tensors="pt",
             )
-            with torch.inference_mode():
+            with torch.inference_mode(), without_denormals():
                 hidden = self._model(**tokens).last_hidden_state
                 is_token = tokens["attention_mask"][..., None].float()
                 mean = (hidden * is_token).sum(1) / is_token.sum(1)
