@@ -7,6 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from django.core.management import get_commands
+
+from cds.hooks import views
+from cds.registry.outcomes import OUTCOMES
 
 ROOT = Path(__file__).parents[2]
 LARGEST = 500_000  # bytes
@@ -62,3 +66,15 @@ def test_links_between_documents_lead_somewhere() -> None:
             ):
                 broken.append(f"{page.relative_to(ROOT)}: {target}")
     assert broken == []
+
+
+def test_commands_named_in_the_documents_exist() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    named = {name for page in pages for name in re.findall(r"manage\.py ([a-z_]+)", page.read_text())}
+    assert named <= get_commands().keys()
+
+
+def test_the_guides_service_id_is_one_we_serve() -> None:
+    guide = (ROOT / "docs" / "guides" / "integrator.md").read_text()
+    served = {views.service_id_of(outcome) for outcome in OUTCOMES}
+    assert set(re.findall(r"tessera-[a-z-]+-patient-view", guide)) <= served

@@ -16,6 +16,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import connection
+from kombu import pools
 
 from cds.celery import app
 from cds.demo import processes
@@ -78,8 +79,8 @@ def wait_until(is_so: Callable[[], bool], *, seconds: float = 30.0) -> None:
 
 
 def _speak_to(url: str, options: dict[str, Any]) -> None:
+    pools.reset()  # connections to the one before, for good: a closed pool of the same address stays closed
     app.conf.update(broker_url=url, broker_transport_options=options)
-    app.pool.force_close_all()  # connections to the one before
     app._pool = None
     app.amqp._producer_pool = None
     if url.startswith("redis"):

@@ -26,8 +26,8 @@ def test_one_patient_view_service_per_active_outcome(call: Call, version: ModelV
     ActiveModel.objects.create(outcome="death", version=version, since=version.created_at)
     services = list_services(call)
     assert [one["id"] for one in services] == [
-        "tessera-death-patient-view",
         "tessera-icu-admission-patient-view",
+        "tessera-death-patient-view",
     ]
     for one in services:
         assert one["hook"] == "patient-view"
