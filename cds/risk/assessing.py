@@ -225,10 +225,9 @@ def current(patient: Patient, *, by: recording.Actor, now: datetime, wait_s: flo
     deadline = time.monotonic() + wait_s
     patient.refresh_from_db(fields=["revision", "deceased_at", "deceased"])
     versions = registry_queries.active_versions()
-    waiting = []
-    for version in versions:
-        if stand(patient, version, now=now).state not in _SETTLED:
-            waiting.append(request(patient, version, by=by, now=now).pk)
+    found = {version.pk: stand(patient, version, now=now) for version in versions}
+    unsettled = [version for version in versions if found[version.pk].state not in _SETTLED]
+    waiting = [request(patient, version, by=by, now=now).pk for version in unsettled]
     while waiting and time.monotonic() < deadline:
         open_ = RiskAssessment.objects.filter(
             pk__in=waiting, work_state__in=[WorkState.QUEUED, WorkState.RUNNING]
@@ -236,7 +235,8 @@ def current(patient: Patient, *, by: recording.Actor, now: datetime, wait_s: flo
         if not open_.exists():
             break
         time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
-    return [stand(patient, version, now=now) for version in versions]
+    found |= {version.pk: stand(patient, version, now=now) for version in unsettled}
+    return [found[version.pk] for version in versions]
 
 
 _SETTLED = frozenset({DataState.CURRENT, DataState.PARTIAL, DataState.ABSTAINED, DataState.NOT_ELIGIBLE})
