@@ -6,6 +6,7 @@ loopback only. Set DATABASE_URL and REDIS_URL and the same code runs on PostgreS
 
 from __future__ import annotations
 
+import json
 import secrets
 from pathlib import Path
 from typing import Any, Literal
@@ -109,6 +110,13 @@ def _refuse_unsafe_production() -> None:
         raise ImproperlyConfigured("Refusing to start in production: " + "; ".join(problems) + ".")
 
 
+def _embedded_broker() -> str:
+    """The broker `manage.py demo` runs in this data directory, so that other commands reach its workers."""
+    kept = DATA_DIR / "demo.json"
+    port = json.loads(kept.read_text()).get("broker_port") if kept.exists() else None
+    return f"redis://127.0.0.1:{port or 6399}/0"
+
+
 SECRET_KEY = _secret_key()
 if PRODUCTION:
     _refuse_unsafe_production()
@@ -199,7 +207,7 @@ STUDY_STORE = (ENV.study_store or DATA_DIR / "studies").resolve()
 BUNDLE_STORE = (ENV.bundle_store or DATA_DIR / "bundles").resolve()
 
 # -- tasks -----------------------------------------------------------------------------------------
-REDIS_URL = ENV.redis_url or "redis://127.0.0.1:6399/0"
+REDIS_URL = ENV.redis_url or _embedded_broker()
 CELERY_BROKER_URL = REDIS_URL
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_SERIALIZER = "json"

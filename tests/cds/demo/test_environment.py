@@ -77,3 +77,13 @@ def test_children_use_one_thread_and_no_model_hub():
     assert child["OMP_NUM_THREADS"] == "1"
     assert child["HF_HUB_OFFLINE"] == "1"
     assert child["PATH"] == "/bin"
+
+
+def test_other_commands_speak_to_the_broker_of_the_demo_beside_them(tmp_path: Path) -> None:
+    environment.write_state(tmp_path, broker_port=49_152)
+    beside = {**os.environ, "TESSERA_DATA_DIR": str(tmp_path), "REDIS_URL": ""}
+    said = subprocess.run(
+        [sys.executable, "-c", "from cds import settings; print(settings.REDIS_URL)"],
+        env=beside, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert said.stdout.strip() == "redis://127.0.0.1:49152/0"
