@@ -22,9 +22,9 @@ EXPIRES_MS = 4500
 _stop = threading.Event()
 
 
-def connect(timeout_s: float = 1.0) -> redis.Redis[bytes]:
+def connect(timeout_s: float = 1.0) -> redis.Redis:
     """The broker's Redis, for one quick question: no retries."""
-    client: redis.Redis[bytes] = redis.Redis.from_url(
+    client: redis.Redis = redis.Redis.from_url(
         settings.REDIS_URL,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
@@ -33,7 +33,7 @@ def connect(timeout_s: float = 1.0) -> redis.Redis[bytes]:
     return client
 
 
-def beat(client: redis.Redis[bytes], queues: list[str]) -> None:
+def beat(client: redis.Redis, queues: list[str]) -> None:
     """Say that somebody works on these queues."""
     with client.pipeline(transaction=False) as pipe:
         for queue in queues:
@@ -41,7 +41,7 @@ def beat(client: redis.Redis[bytes], queues: list[str]) -> None:
         pipe.execute()
 
 
-def alive(client: redis.Redis[bytes]) -> dict[Queue, bool]:
+def alive(client: redis.Redis) -> dict[Queue, bool]:
     """Which queues somebody works on. Raises redis.RedisError when the broker is out of reach."""
     answers = client.mget([_key(queue) for queue in Queue])
     return {queue: answer is not None for queue, answer in zip(Queue, answers, strict=True)}
