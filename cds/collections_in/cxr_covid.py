@@ -8,9 +8,10 @@ when:
   any further one without an offset stays undated, and so is never used in a prediction.
 - Temperature, saturation and blood counts are Observations at the time of their picture. Values that
   cannot be what their column says (a saturation above 100 %) are left out and counted.
-- Notes are the leak-reduced ones (`clinical_notes_masked`), dated at the first picture. The unmasked ones
-  are never read. Oxygen, intubation, ARDS and severity never become facts: they are, or tell, the
-  outcome.
+- Notes are the leak-reduced ones (`clinical_notes_masked`). They are case reports, and even masked they tell
+  of later treatment, so they are dated a day after the last thing known: there to read, never in a
+  prediction about a picture. The unmasked ones are never read.
+- Oxygen, intubation, ARDS and severity never become facts: they are, or tell, the outcome.
 - The hospital stay is an inpatient Encounter from an hour before the first dated picture. It has finished
   a day after the last thing known where intensive care is known to have happened or not; else its status
   is `unknown` and it has no end.

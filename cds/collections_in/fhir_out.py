@@ -143,7 +143,7 @@ def _note(case: Case) -> list[Resource]:
                 "text": "Clinical notes",
             },
             "subject": _subject(case),
-            "date": _time(case.first_at),
+            "date": _time(case.last_at + DAY),  # a case report is written when the case is over
             "content": [
                 {
                     "attachment": {
