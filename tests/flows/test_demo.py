@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).parents[2]
-PATIENTS = 24
+PATIENTS = 44  # fewer hold too few events to learn from
 GROWS = {  # what every run may add to: the queue's memory, the audit trail, heat maps still being drawn
     "jobs_outboxmessage",
     "jobs_liveevent",
