@@ -1,4 +1,4 @@
-"""Keeps each study's table in its own part of docs/experiments.md, so that a rerun replaces just that part."""
+"""Keeps each study's table in its own part of docs/experiments.md, so that a rerun replaces only it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Research collections as examples: for studies and for `python -m fusion.evaluate`, never for the clinic.
 
-A collection is a folder of tables and pictures laid out as its publishers (or a sealed part of it) lay them out.
-Each reader turns one into tasks: the same patients, one outcome each, with everything a model may know of them.
-Nothing is chosen here by looking at outcomes, and what tells the outcome (later treatment, source names) is left out.
-The one part of fusion that reads files other than bundles; nothing outside studies and the command line imports it.
+A collection is a folder of tables and pictures laid out as its publishers (or a sealed part of it) lay them
+out. Each reader turns one into tasks: the same patients, one outcome each, with everything a model may know of
+them. Nothing is chosen here by looking at outcomes, and what tells the outcome (later treatment, source names)
+is left out. The one part of fusion that reads files other than bundles; only studies and the command line use it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Task:
     """One question asked of a collection.
 
     name      the outcome's name, as in `Example.labels` and in `FusionConfig.outcomes`
-    examples  one row each; `group` is the split unit (patient, lesion, stay, clip group), `attributes` hold what
-              reports and leave-one-source-out are broken down by (sex, age band, view, location, site)
+    examples  one row each; `group` is the split unit (patient, lesion, stay, clip group), `attributes` hold
+              what reports and leave-one-source-out are broken down by (sex, age band, view, location, site)
     """
 
     name: str
@@ -38,8 +38,8 @@ class Task:
 class Collection:
     """A folder that was read.
 
-    settings  arguments of FusionConfig that its inputs ask for (fields, genomics, channels, modalities, sizes …);
-              outcomes are added per task
+    settings  arguments of FusionConfig that its inputs ask for (fields, genomics, channels, modalities,
+              sizes …); outcomes are added per task
     caveats   what a reader of its results must know, one sentence each
     """
 
