@@ -1,9 +1,9 @@
 """Research collections as examples: for studies and for `python -m fusion.evaluate`, never for the clinic.
 
 A collection is a folder of tables and pictures laid out as its publishers (or a sealed part of it) lay them
-out. Each reader turns one into tasks: the same patients, one outcome each, with everything a model may know of
+out. Each reader turns one into tasks: the same patients, one outcome each, with all that a model may know of
 them. Nothing is chosen here by looking at outcomes, and what tells the outcome (later treatment, source names)
-is left out. The one part of fusion that reads files other than bundles; only studies and the command line use it.
+is left out. The one part of fusion that reads files other than bundles, for studies and the command line.
 """
 
 from __future__ import annotations
