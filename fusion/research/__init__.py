@@ -2,8 +2,8 @@
 
 A collection is a folder of tables and pictures laid out as its publishers (or a sealed part of it) lay them
 out. Each reader turns one into tasks: the same patients, one outcome each, with all that a model may know of
-them. Nothing is chosen here by looking at outcomes, and what tells the outcome (later treatment, source names)
-is left out. The one part of fusion that reads files other than bundles, for studies and the command line.
+them. Nothing is chosen here by looking at outcomes; what tells the outcome (later treatment, source names) is
+left out. The one part of fusion that reads files other than bundles, for studies and the command line.
 """
 
 from __future__ import annotations
