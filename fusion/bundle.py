@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from fusion.calibrate import Calibration
 from fusion.config import FusionConfig
@@ -23,11 +24,13 @@ from fusion.embedding import Embedder, backbone_versions
 from fusion.errors import BundleMismatch, UnknownEncoder
 from fusion.inputs import Modality
 from fusion.model import FusionModel
+from fusion.scope import Scope
 
 if TYPE_CHECKING:
     from fusion.train import Example
 
 FORMAT = 1
+SCOPE = "scope."  # prefix of the tensors that `Scope` keeps
 WEIGHTS, METADATA = "model.safetensors", "metadata.json"
 REQUIRED = (
     "format", "config", "inputs", "outputs", "encoders", "calibration", "intervals", "cohort", "metrics",
@@ -46,6 +49,7 @@ class Bundle:
 
     versions  modality → version of the backbone whose embeddings it reads
     examples  the training examples while in memory (baselines are fitted on them); never saved
+    scope     what it must not judge; None when that was not asked of the training
     """
 
     config: FusionConfig
@@ -56,6 +60,7 @@ class Bundle:
     metadata: dict[str, Any] = field(default_factory=dict)
     embedder: Embedder = None  # type: ignore[assignment]
     examples: tuple[Example, ...] = ()
+    scope: Scope | None = None
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
@@ -80,7 +85,9 @@ class Bundle:
         created_at  ISO 8601 moment, given by the caller: fusion has no clock
         """
         folder.mkdir(parents=True, exist_ok=True)
-        weights = save_tensors({k: v.contiguous() for k, v in self.model.state_dict().items()})
+        beside = {f"{SCOPE}{k}": v for k, v in self.scope.tensors().items()} if self.scope else {}
+        state = {**self.model.state_dict(), **beside}
+        weights = save_tensors({k: v.contiguous() for k, v in state.items()})
         created = created_at or str(self.metadata.get("created_at", ""))
         self.metadata.update(self._declared(hashlib.sha256(weights).hexdigest(), created))
         (folder / WEIGHTS).write_bytes(weights)
@@ -104,6 +111,7 @@ class Bundle:
             "licence": self.metadata.get("licence", "Apache-2.0"),
             "created_at": created_at,
             "torch_version": str(torch.__version__),
+            "scope": self.scope.to_json() if self.scope else {},
             "weights_sha256": weights_sha256,
         }
 
@@ -135,8 +143,9 @@ class Bundle:
         if metadata["inputs"] != declared_inputs(config, metadata["encoders"]):
             raise BundleMismatch("declared inputs do not follow from the config")
         _check_versions(config, versions)
-        _load_weights(model, weights)
-        return cls(config, model, calibration, intervals, versions, metadata)
+        beside = _load_weights(model, weights)
+        scope = _read_scope(metadata.get("scope", {}), beside)
+        return cls(config, model, calibration, intervals, versions, metadata, scope=scope)
 
 
 def folder_digest(folder: Path) -> str:
@@ -205,11 +214,13 @@ def _check_versions(config: FusionConfig, declared: Mapping[Modality, str]) -> N
             )
 
 
-def _load_weights(model: FusionModel, weights: bytes) -> None:
+def _load_weights(model: FusionModel, weights: bytes) -> dict[str, Tensor]:
+    """Fill the model; the tensors that are kept beside it."""
     try:
         state = load_tensors(weights)
     except SafetensorError as fault:
         raise BundleMismatch(f"{WEIGHTS} is not a safetensors file") from fault
+    beside = {name: state.pop(name) for name in list(state) if name.startswith(SCOPE)}
     own = model.state_dict()
     if differ := sorted(own.keys() ^ state.keys()):
         raise BundleMismatch(f"tensors do not fit the config: {', '.join(differ[:3])}")
@@ -222,3 +233,14 @@ def _load_weights(model: FusionModel, weights: bytes) -> None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise BundleMismatch(f"tensor {name} holds values that are not finite")
     model.load_state_dict(state)
+    return beside
+
+
+def _read_scope(said: Mapping[str, Any], beside: Mapping[str, Tensor]) -> Scope | None:
+    """What the model must not judge; None for bundles that do not say."""
+    if not said:
+        return None
+    try:
+        return Scope.from_json(said, {name.removeprefix(SCOPE): tensor for name, tensor in beside.items()})
+    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+        raise BundleMismatch(f"scope of {METADATA} does not fit {WEIGHTS}: {fault}") from fault

@@ -80,4 +80,7 @@ class FusionConfig:
     seed: int = 0
     threads: int = 1
     finetune: str = "none"  # none | head | all: what of the image backbone is trained
+    scope_pictures: int = 0  # training pictures read to learn which pictures are out of scope; 0: none are
+    scope_fields: tuple[str, ...] = ()  # fields whose range in training bounds whom the model may judge
+    scope_false_alarms: float = 0.02  # chance that a picture like those of training is called out of scope
     extra: dict[str, float] = field(default_factory=dict)

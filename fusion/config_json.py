@@ -33,6 +33,7 @@ def config_from_json(data: Mapping[str, Any]) -> FusionConfig:
         settled[name] = tuple(FieldSpec(**{**spec, "kind": FieldKind(spec["kind"])}) for spec in data[name])
     settled["modalities"] = tuple(Modality(name) for name in data["modalities"])
     settled["fusion"] = FusionKind(data["fusion"])
+    settled["scope_fields"] = tuple(data.get("scope_fields", ()))
     return FusionConfig(**settled)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,6 +19,7 @@ from fusion.calibrate import sigmoid
 from fusion.inputs import Modality, PatientInputs
 from fusion.model import Evidence
 from fusion.prediction import Contribution, Driver, OutcomePrediction, Prediction
+from fusion.scope import Screened, screen
 from fusion.train import settled
 from fusion.wording import summarise_risk
 
@@ -33,12 +35,28 @@ def predict(bundle: Bundle, inputs: Sequence[PatientInputs], *, explain: bool = 
     if not inputs:
         return []
     with settled(bundle.config), torch.no_grad():
-        batch = collate(inputs, bundle.config, bundle.embedder)
+        screened = [screen(bundle.scope, one, bundle.config, bundle.embedder) for one in inputs]
+        batch = collate([one.inputs for one in screened], bundle.config, bundle.embedder)
         evidence = bundle.model.encode(batch)
         logits = calibrated(bundle, evidence.logits, evidence.present)
         return [
-            _one(bundle, patient, batch, evidence, logits[i], i, explain) for i, patient in enumerate(inputs)
+            _within_scope(_one(bundle, one.inputs, batch, evidence, logits[i], i, explain), one, inputs[i])
+            for i, one in enumerate(screened)
         ]
+
+
+def _within_scope(prediction: Prediction, screened: Screened, inputs: PatientInputs) -> Prediction:
+    """The prediction with what was left out and why; it stands for all of the inputs that were given."""
+    reason = screened.reason
+    if not reason and prediction.out_of_scope and screened.left_out:
+        why = next(iter(screened.left_out.values()))
+        reason = f"the picture cannot be judged ({why}) and nothing else is known"
+    return replace(
+        prediction,
+        inputs_digest=inputs.digest(),
+        out_of_scope=reason or prediction.out_of_scope,
+        left_out=screened.left_out,
+    )
 
 
 def risks(bundle: Bundle, batch: Batch, *, only: Sequence[Modality] | None = None) -> NDArray[np.float64]:

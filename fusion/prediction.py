@@ -75,6 +75,7 @@ class Prediction:
     )  # cine key -> weight per kept frame, sums to 1
     frame_indices: dict[str, list[int]] = field(default_factory=dict)  # cine key -> index of each kept frame
     out_of_scope: str = ""  # why the model abstains, else ""
+    left_out: dict[str, str] = field(default_factory=dict)  # pixel key -> why that picture was not used
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for storage."""

@@ -32,6 +32,7 @@ from fusion.losses import masked_bce
 from fusion.model import FusionModel
 from fusion.numerics import without_denormals
 from fusion.patterns import sub_patterns
+from fusion.scope import fit_scope
 
 LEAST_EVENTS = 5  # events, and others, an outcome needs in training
 LEAST_PER_MODALITY = 3  # events, and others, among patients who have the modality
@@ -126,6 +127,7 @@ def train(
             describe(bundle, train=train, tuning=tuning, left_out=left_out, base=dict(_named(base, config)))
         )
         bundle.examples = tuple(train)
+        bundle.scope = fit_scope([e.inputs for e in train], [e.group for e in train], config, embedder)
         teller.tell(Progress("done", 1.0))
     return bundle
 

@@ -1,0 +1,370 @@
+"""Out of scope: what a model must not judge, found from stored embeddings and the record alone.
+
+Pictures. Two scores, both linear or nearly so in the embedding, so that serving takes microseconds:
+
+    distance   1 - cosine to the mean direction of training pictures: other body parts, other modalities,
+               photographs, noise, text, blank pictures
+    wrongness  -log chance of "as trained" in a linear classifier of training pictures against the same
+               pictures upside-down, flipped, turned, with inverted grey scale, cut up in another order
+               (self-supervised: no other pictures and no labels are needed)
+
+Each is compared with what training pictures score when their patient was left out of the fit. A picture is
+out of scope when the conformal p-value of either is at most half the stated rate of false alarms (Vovk 2005;
+Bonferroni over the two). The kept numbers are a mean, weights and thresholds: no picture of a patient.
+
+Record. A patient whose named fields (age, say) lie outside the range met in training, or whose whole record
+holds fewer known values than any training patient's, is out of scope. Exchangeable patients meet each
+boundary with chance at most 1 / (n + 1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fusion.batch import is_plausible
+from fusion.config import FusionConfig
+from fusion.embedding import Embedder
+from fusion.inputs import FloatArray, Modality, PatientInputs, PixelInput
+
+Array = NDArray[np.float64]
+LEAST_PICTURES = 30  # training pictures needed to fit the detector, and to know its threshold
+LEAST_PATIENTS = 30  # training patients with a known value, for a range of it
+FOLDS = 4  # for scores of pictures whose patient was left out
+COMPONENTS = 64  # of the classifier's inputs
+STRENGTH = 0.05  # inverse penalty of the classifier (scikit-learn's C)
+UNLIKE = "it does not look like the pictures the model was trained on"
+
+
+def _cut_up(picture: FloatArray) -> FloatArray:
+    """A 4 x 4 mosaic of the picture in another order, always the same."""
+    side = [n // 4 * 4 for n in picture.shape[-2:]]
+    whole = picture[..., : side[0], : side[1]]
+    tiles = [t for rows in np.split(whole, 4, axis=-2) for t in np.split(rows, 4, axis=-1)]
+    order = np.random.default_rng(4).permutation(16)
+    return np.concatenate(
+        [np.concatenate([tiles[order[4 * r + c]] for c in range(4)], axis=-1) for r in range(4)], axis=-2
+    )
+
+
+WRONG: dict[str, tuple[str, Callable[[FloatArray], FloatArray]]] = {  # name → words, how it is made
+    "upside_down": ("it seems to be upside-down", lambda x: x[..., ::-1, ::-1]),
+    "flipped": ("it seems to be flipped top to bottom", lambda x: x[..., ::-1, :]),
+    "turned_left": ("it seems to be turned by a quarter", lambda x: np.rot90(x, 1, axes=(-2, -1))),
+    "turned_right": ("it seems to be turned by a quarter", lambda x: np.rot90(x, 3, axes=(-2, -1))),
+    "inverted": ("its grey scale seems to be inverted", lambda x: 1 - x),
+    "cut_up": (UNLIKE, _cut_up),
+}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ImageScope:
+    """Which embeddings are those of pictures the model may judge.
+
+    centre       float32 [D], unit length
+    weights      float32 [D, 1 + kinds], bias float32 [1 + kinds]: classifier, "as trained" first
+    kinds        names in WRONG, in the classifier's order
+    distance, wrongness   largest scores that are in scope
+    false_alarms   chance, at most, that a picture like those of training is called out of scope
+    pictures     training pictures the thresholds come from
+    """
+
+    centre: Tensor
+    weights: Tensor
+    bias: Tensor
+    kinds: tuple[str, ...]
+    distance: float
+    wrongness: float
+    false_alarms: float
+    pictures: int
+
+    def scores(self, embeddings: FloatArray) -> Array:
+        """Embeddings [N, D] → (distance, wrongness) float64 [N, 2]."""
+        logs = _log_softmax(embeddings.astype(np.float64) @ self.weights.double().numpy() + self._bias())
+        return np.stack([_distances(embeddings, self.centre.double().numpy()), -logs[:, 0]], axis=1)
+
+    def reasons(self, embeddings: FloatArray) -> list[str]:
+        """Why each embedding [N, D] is out of scope, in words for people; "" where it is not."""
+        found = self.scores(embeddings)
+        logs = _log_softmax(embeddings.astype(np.float64) @ self.weights.double().numpy() + self._bias())
+        said = []
+        for (distance, wrongness), row in zip(found, logs, strict=True):
+            if distance > self.distance:
+                said.append(UNLIKE)
+            elif wrongness > self.wrongness:
+                said.append(WRONG[self.kinds[int(row[1:].argmax())]][0])
+            else:
+                said.append("")
+        return said
+
+    def _bias(self) -> Array:
+        return self.bias.double().numpy()  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Lowest and highest value of one field among training patients, in its unit."""
+
+    label: str
+    unit: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class RecordScope:
+    """Whose record the model may judge.
+
+    ranges  field → Range
+    least   fewest known values a training patient's record held; most, how many there are to know
+    """
+
+    ranges: dict[str, Range] = field(default_factory=dict)
+    least: int = 0
+    most: int = 0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Scope:
+    """What a bundle knows of its own limits. Either part may be missing: then it is not asked."""
+
+    image: ImageScope | None = None
+    record: RecordScope | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is kept beside the model's weights."""
+        if self.image is None:
+            return {}
+        return {"centre": self.image.centre, "weights": self.image.weights, "bias": self.image.bias}
+
+    def to_json(self) -> dict[str, Any]:
+        """What is kept in the metadata, for people too."""
+        said: dict[str, Any] = {}
+        if self.image is not None:
+            said["image"] = {
+                "kinds": list(self.image.kinds),
+                "distance": self.image.distance,
+                "wrongness": self.image.wrongness,
+                "false_alarms": self.image.false_alarms,
+                "pictures": self.image.pictures,
+            }
+        if self.record is not None:
+            said["record"] = asdict(self.record)
+        return said
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Scope:
+        """The inverse of `to_json` and `tensors`. Raises KeyError, TypeError or ValueError."""
+        image, record = None, None
+        if "image" in said:
+            kept = dict(said["image"])
+            kinds = tuple(str(kind) for kind in kept.pop("kinds"))
+            if unknown := set(kinds) - set(WRONG):
+                raise ValueError(f"unknown kinds of wrong pictures: {', '.join(sorted(unknown))}")
+            image = ImageScope(
+                **{name: tensors[name] for name in ("centre", "weights", "bias")}, kinds=kinds, **kept
+            )
+        if "record" in said:
+            kept = dict(said["record"])
+            record = RecordScope(
+                {name: Range(**one) for name, one in kept["ranges"].items()}, kept["least"], kept["most"]
+            )
+        return cls(image, record)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Screened:
+    """A patient's inputs without what is out of scope.
+
+    left_out  pixel key → why, in words
+    reason    why the patient is not to be judged at all, or ""
+    """
+
+    inputs: PatientInputs
+    left_out: dict[str, str]
+    reason: str = ""
+
+
+def screen(scope: Scope | None, inputs: PatientInputs, config: FusionConfig, embedder: Embedder) -> Screened:
+    """Leave out pictures that are out of scope, and say whether the record is. Reads no pixels whose
+    embeddings are there."""
+    if scope is None:
+        return Screened(inputs, {})
+    left_out: dict[str, str] = {}
+    if scope.image is not None and Modality.IMAGE in config.modalities:
+        looked_at = inputs.images[: config.max_images]
+        for pixels in looked_at:
+            (why,) = scope.image.reasons(embedder.image(pixels)[:1])
+            if why:
+                left_out[pixels.key] = why
+    kept = replace(inputs, images=tuple(p for p in inputs.images if p.key not in left_out))
+    return Screened(kept, left_out, _record_reason(scope.record, kept, config))
+
+
+def _record_reason(scope: RecordScope | None, inputs: PatientInputs, config: FusionConfig) -> str:
+    if scope is None:
+        return ""
+    specs = {spec.name: spec for spec in config.fields}
+    for name, range_ in scope.ranges.items():
+        value = inputs.fields.get(name)
+        if value is not None and is_plausible(value, specs[name]) and not range_.low <= value <= range_.high:
+            unit = {"1": "", "a": " years"}.get(range_.unit, f" {range_.unit}")
+            return (
+                f"{range_.label.lower()} is outside the range of the patients the model was trained on "
+                f"({range_.low:g} to {range_.high:g}{unit})"
+            )
+    others = {Modality.TEXT, Modality.IMAGE, Modality.CINE, *inputs.pending} & set(config.modalities)
+    if inputs.present() & others or inputs.pending & others:
+        return ""
+    known = known_values(inputs, config)
+    if 0 < known < scope.least:
+        return (
+            f"too little is known: {known} of the {scope.most} values of the record that the model reads; "
+            f"no patient it was trained on had fewer than {scope.least}"
+        )
+    return ""
+
+
+def known_values(inputs: PatientInputs, config: FusionConfig) -> int:
+    """How many fields, genomic findings and channels of the model hold a plausible value."""
+    count = 0
+    if Modality.TABULAR in config.modalities:
+        count += sum(is_plausible(inputs.fields.get(spec.name), spec) for spec in config.fields)
+    if Modality.GENOMICS in config.modalities:
+        count += sum(is_plausible(inputs.genomics.get(spec.name), spec) for spec in config.genomics)
+    if Modality.SERIES in config.modalities:
+        count += len({p.channel for p in inputs.series} & {spec.name for spec in config.channels})
+    return count
+
+
+# -- fitting -------------------------------------------------------------------------------------------
+def fit_scope(
+    inputs: Sequence[PatientInputs], groups: Sequence[str], config: FusionConfig, embedder: Embedder
+) -> Scope | None:
+    """What training patients say about the model's limits; None when the config asks for neither part.
+
+    Reads the pixels of at most `config.scope_pictures` training pictures, to embed them wrong in six ways.
+    """
+    image = None
+    if config.scope_pictures > 0 and Modality.IMAGE in config.modalities:
+        held = {p.key: (p, group) for i, group in zip(inputs, groups, strict=True) for p in i.images[:1]}
+        image = _fit_image([p for p, _ in held.values()], [g for _, g in held.values()], config, embedder)
+    record = _fit_record(inputs, config) if config.scope_fields else None
+    return Scope(image, record) if image is not None or record is not None else None
+
+
+def _fit_image(
+    pictures: Sequence[PixelInput], groups: Sequence[str], config: FusionConfig, embedder: Embedder
+) -> ImageScope | None:
+    if len(pictures) < LEAST_PICTURES:
+        return None
+    rng = np.random.default_rng(config.seed)
+    right = np.concatenate([embedder.image(p)[:1] for p in pictures])
+    chosen = np.sort(rng.permutation(len(pictures))[: config.scope_pictures])
+    wrong = np.stack([_embed_wrong(pictures[i], config, embedder) for i in chosen])  # [N, kinds, D]
+    names = sorted(set(groups))
+    dealt = dict(zip(names, rng.permutation(len(names)) % FOLDS, strict=True))
+    fold = np.array([dealt[group] for group in groups])
+    scores = np.zeros((len(right), 2))
+    for number in range(FOLDS):
+        out = fold == number
+        if out.any() and (~out[chosen]).sum() >= 2:
+            fitted = _Fitted.of(right[~out], wrong[~out[chosen]])
+            scores[out] = fitted.scores(right[out])
+    whole = _Fitted.of(right, wrong)
+    allowed = max(1, math.floor(config.scope_false_alarms / 2 * (len(right) + 1)))
+    distance, wrongness = np.sort(scores, axis=0)[-allowed]
+    return ImageScope(
+        torch.from_numpy(whole.centre).float(),
+        torch.from_numpy(whole.weights).float(),
+        torch.from_numpy(whole.bias).float(),
+        tuple(WRONG),
+        float(distance),
+        float(wrongness),
+        min(1.0, 2 * allowed / (len(right) + 1)),
+        len(right),
+    )
+
+
+def _embed_wrong(pixels: PixelInput, config: FusionConfig, embedder: Embedder) -> FloatArray:
+    """The picture wrong in every way: float32 [kinds, D]."""
+    picture = pixels.read().values[:1]
+    return np.concatenate(
+        [
+            embedder.image_backbone.embed(np.ascontiguousarray(make(picture)), config.image_size)
+            for _, make in WRONG.values()
+        ]
+    )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Fitted:
+    centre: Array
+    weights: Array
+    bias: Array
+
+    @classmethod
+    def of(cls, right: FloatArray, wrong: FloatArray) -> _Fitted:
+        """right float32 [N, D], wrong float32 [n, kinds, D]."""
+        from sklearn.decomposition import PCA
+        from sklearn.linear_model import LogisticRegression
+
+        kinds, width = wrong.shape[1:]
+        rows = np.concatenate([right, wrong.transpose(1, 0, 2).reshape(-1, width)]).astype(np.float64)
+        which = np.concatenate([np.zeros(len(right)), np.repeat(np.arange(1, kinds + 1), len(wrong))])
+        components = PCA(min(COMPONENTS, *rows.shape), random_state=0).fit(rows)
+        parts = components.transform(rows)
+        scale = np.maximum(parts.std(axis=0), 1e-9)
+        share = np.where(which == 0, len(wrong) / len(right), 1.0)  # every kind weighs the same
+        model = LogisticRegression(C=STRENGTH, max_iter=300).fit(parts / scale, which, sample_weight=share)
+        weights = (components.components_.T / scale) @ model.coef_.T
+        bias = model.intercept_ - components.mean_ @ weights
+        unit = right / np.maximum(np.linalg.norm(right, axis=1, keepdims=True), 1e-9)
+        centre = unit.mean(axis=0).astype(np.float64)
+        return cls(centre / max(float(np.linalg.norm(centre)), 1e-9), weights, bias)
+
+    def scores(self, embeddings: FloatArray) -> Array:
+        logs = _log_softmax(embeddings.astype(np.float64) @ self.weights + self.bias)
+        return np.stack([_distances(embeddings, self.centre), -logs[:, 0]], axis=1)
+
+
+def _distances(embeddings: FloatArray, centre: Array) -> Array:
+    """1 - cosine to the centre, in [0, 2]; 1 for an embedding without length."""
+    length = np.linalg.norm(embeddings.astype(np.float64), axis=1)
+    return np.asarray(1 - embeddings.astype(np.float64) @ centre / np.maximum(length, 1e-9))
+
+
+def _log_softmax(logits: Array) -> Array:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+def _fit_record(inputs: Sequence[PatientInputs], config: FusionConfig) -> RecordScope:
+    specs = {spec.name: spec for spec in config.fields}
+    ranges = {}
+    for name in config.scope_fields:
+        spec = specs[name]
+        values = [v for i in inputs if (v := i.fields.get(name)) is not None and is_plausible(v, spec)]
+        if len(values) >= LEAST_PATIENTS:
+            ranges[name] = Range(
+                spec.label, spec.unit, float(math.floor(min(values))), float(math.ceil(max(values)))
+            )
+    counts = [known_values(i, config) for i in inputs]
+    known = [count for count in counts if count]
+    most = sum(
+        len(specs_)
+        for modality, specs_ in (
+            (Modality.TABULAR, config.fields),
+            (Modality.GENOMICS, config.genomics),
+            (Modality.SERIES, config.channels),
+        )
+        if modality in config.modalities
+    )
+    return RecordScope(ranges, min(known) if len(known) >= LEAST_PATIENTS else 0, most)
