@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    RLELossless,
+)
 
 from ehr import BadInstance, pixel_digest, read_clip, read_header, value_digest
 from tests.ehr.dicom.making import make_dataset, make_file, save
@@ -400,3 +405,32 @@ def test_study_begins_in_its_own_zone(tmp_path: Path) -> None:
     at = read_header(make_file(tmp_path, RAMP, TimezoneOffsetFromUTC="-0530")).started_at
     assert at is not None
     assert at.utcoffset() == -timedelta(hours=5, minutes=30)
+
+
+def _smooth(rows: int, columns: int, dtype: type, top: int) -> np.ndarray:
+    y, x = np.mgrid[0:rows, 0:columns]
+    return ((np.sin(y / 40) * np.cos(x / 50) + 1) / 2 * top).astype(dtype)
+
+
+@pytest.mark.parametrize(("dtype", "top", "bits"), [(np.uint8, 255, 8), (np.uint16, 4095, 12)])
+def test_a_large_jpeg_2000_is_decoded_at_the_resolution_that_is_needed(
+    tmp_path: Path, dtype: type, top: int, bits: int
+) -> None:
+    picture = _smooth(400, 300, dtype, top)
+    data = make_dataset(picture, BitsStored=bits, HighBit=bits - 1, WindowCenter=top / 2, WindowWidth=top + 1)
+    whole = read_clip([save(data, tmp_path / "raw.dcm")], max_side=100)
+    data.compress(JPEG2000Lossless, generate_instance_uid=False)
+    small = read_clip([save(data, tmp_path / "j2k.dcm")], max_side=100)
+    assert small.frames.shape == whole.frames.shape == (1, 100, 75)
+    assert np.abs(small.frames - whole.frames).max() < 0.03  # a quarter of a pixel to the side, no more
+    assert "JPEG 2000 decoded at a lower resolution level" in small.notes
+    full = read_clip([tmp_path / "j2k.dcm"], max_side=400)
+    assert np.array_equal(full.frames, read_clip([tmp_path / "raw.dcm"], max_side=400).frames)
+
+
+def test_a_damaged_jpeg_2000_is_still_a_reason_in_words(tmp_path: Path) -> None:
+    data = make_dataset(_smooth(400, 300, np.uint8, 255))
+    data.compress(JPEG2000Lossless, generate_instance_uid=False)
+    data.PixelData = data.PixelData[:60] + bytes(len(data.PixelData) - 60)
+    with pytest.raises(BadInstance, match="damaged"):
+        read_clip([save(data, tmp_path / "cut.dcm")], max_side=100)
