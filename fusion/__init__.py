@@ -18,6 +18,7 @@ from fusion.config import FieldKind, FieldSpec, FusionConfig, FusionKind, Outcom
 from fusion.errors import BadInput, BundleMismatch, Cancelled, FusionError, NotEnoughData, UnknownEncoder
 from fusion.evaluate import Report, evaluate
 from fusion.explain import ImageExplanation, explain_image, frames_explained
+from fusion.heat_maps import HeatMapMethod
 from fusion.inputs import Frames, Modality, NoteInput, PatientInputs, PixelInput, SeriesPoint
 from fusion.predict import predict
 from fusion.prediction import Contribution, Driver, OutcomePrediction, Prediction
@@ -37,6 +38,7 @@ __all__ = [
     "FusionConfig",
     "FusionError",
     "FusionKind",
+    "HeatMapMethod",
     "ImageBackbone",
     "ImageExplanation",
     "Modality",

@@ -20,6 +20,7 @@ from fusion.bundle import Bundle
 from fusion.errors import BadInput
 from fusion.heat_maps import HeatMapMethod, Look, cascade, curves, draw, mean_of
 from fusion.inputs import FloatArray, Modality, PatientInputs, PixelInput
+from fusion.scope import screen
 from fusion.train import settled
 
 ALIKE = 0.5  # correlation with the randomised map from which on the map fails its check
@@ -68,6 +69,10 @@ def explain_image(
     if outcome not in names:
         raise BadInput(f"the model has no outcome {outcome!r}; it has {', '.join(names)}")
     with settled(bundle.config):
+        screened = screen(bundle.scope, inputs, bundle.config, bundle.embedder)
+        if pixels.key in screened.left_out:
+            raise BadInput(f"this picture was left out: {screened.left_out[pixels.key]}")
+        inputs = screened.inputs
         batch = collate([inputs], bundle.config, bundle.embedder)
         place, row, index, backbone, size = _find(bundle, inputs, pixels, batch, frame)
         values = pixels.read().values

@@ -32,6 +32,7 @@ from torch import Tensor
 from fusion.batch import is_plausible
 from fusion.config import FusionConfig
 from fusion.embedding import Embedder
+from fusion.errors import BadInput
 from fusion.inputs import FloatArray, Modality, PatientInputs, PixelInput
 
 Array = NDArray[np.float64]
@@ -348,6 +349,8 @@ def _log_softmax(logits: Array) -> Array:
 
 def _fit_record(inputs: Sequence[PatientInputs], config: FusionConfig) -> RecordScope:
     specs = {spec.name: spec for spec in config.fields}
+    if unknown := [name for name in config.scope_fields if name not in specs]:
+        raise BadInput(f"scope_fields names {', '.join(unknown)}, which the config's fields do not hold")
     ranges = {}
     for name in config.scope_fields:
         spec = specs[name]

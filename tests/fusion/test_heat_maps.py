@@ -1,4 +1,4 @@
-"""Grad-CAM finds what moves the estimate, and its sanity check tells model from picture."""
+"""Heat maps find what moves the estimate, and their checks tell a map of the model from a map of anything."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 import fusion
-from fusion import Modality
+from fusion import HeatMapMethod, Modality
+from fusion.batch import collate
+from fusion.heat_maps import GRID, Look, attributions, blurred, curves, half_random, rank_correlation
 from tests.fusion import simulated
 
 
@@ -41,14 +44,25 @@ def trained() -> tuple[fusion.Bundle, list[tuple[fusion.Example, tuple[slice, sl
     return bundle, data[80:]
 
 
-def test_the_map_finds_a_planted_bright_patch(trained) -> None:
+def look_at(bundle: fusion.Bundle, example: fusion.Example) -> Look:
+    """The picture's place in the estimate of the first outcome."""
+    backbone = bundle.embedder.image_backbone
+    batch = collate([example.inputs], bundle.config, bundle.embedder)
+    prepared = backbone.prepare(example.inputs.images[0].read().values, bundle.config.image_size)
+    return Look(bundle, batch, Modality.IMAGE, 0, 0, backbone, prepared)
+
+
+@pytest.mark.parametrize("method", list(HeatMapMethod))
+def test_the_map_finds_a_planted_bright_patch(trained, method: HeatMapMethod) -> None:
     bundle, held = trained
     hits = []
     for example, (rows, columns) in held:
         if not example.labels["icu"]:
             continue
         (pixels,) = example.inputs.images
-        found = fusion.explain_image(bundle, example.inputs, pixels, outcome="icu")
+        found = fusion.explain_image(bundle, example.inputs, pixels, outcome="icu", method=method)
+        assert found.method == method.value
+        assert found.sanity["direction"] == "raises"
         assert found.values.shape == (224, 224)
         assert found.values.dtype == np.float32
         assert found.values.min() >= 0
@@ -68,10 +82,99 @@ def test_every_map_carries_its_sanity_check(trained) -> None:
     found = fusion.explain_image(bundle, example.inputs, example.inputs.images[0], outcome="icu")
     assert found.method == "Grad-CAM"
     assert -1 <= found.sanity["correlation"] <= 1
-    assert found.sanity["passed"] is (abs(found.sanity["correlation"]) < 0.5)
+    passed = abs(found.sanity["correlation"]) < 0.5 and found.sanity["faithful"]
+    assert found.sanity["passed"] is passed
+    assert (found.sanity["why"] == "") is passed
+    for name in ("deletion", "insertion", "random_deletion", "random_insertion"):
+        assert 0 <= found.sanity[name] <= 1
     again = fusion.explain_image(bundle, example.inputs, example.inputs.images[0], outcome="icu")
     assert np.array_equal(found.values, again.values)
     assert found.sanity == again.sanity
+
+
+def test_integrated_gradients_sum_to_what_the_picture_adds(trained) -> None:
+    """Completeness (Sundararajan 2017): exact in the limit, so finer steps leave a smaller gap."""
+    bundle, held = trained
+    for example, _ in held[:4]:
+        look = look_at(bundle, example)
+        with_it, without = look.logits(torch.cat([look.prepared, blurred(look.prepared)])).tolist()
+        gaps = [abs(float(attributions(look, points).sum()) - (with_it - without)) for points in (4, 64)]
+        assert gaps[1] <= 0.05 * max(1.0, abs(with_it - without))
+        assert gaps[1] <= gaps[0] + 1e-3
+    found = fusion.explain_image(
+        bundle,
+        example.inputs,
+        example.inputs.images[0],
+        outcome="icu",
+        method=HeatMapMethod.INTEGRATED_GRADIENTS,
+    )
+    assert 0 <= found.sanity["completeness_gap"] < 0.25
+
+
+def test_a_pixel_that_does_not_differ_from_the_baseline_gets_no_share(trained) -> None:
+    bundle, held = trained
+    look = look_at(bundle, held[0][0])
+    flat = dataclasses.replace(look, prepared=blurred(look.prepared))
+    same = dataclasses.replace(flat, prepared=torch.full_like(look.prepared, 0.3))
+    assert float(attributions(same).abs().max()) < 1e-4
+
+
+def test_a_true_map_beats_random_orders_and_an_empty_or_reversed_one_does_not(trained) -> None:
+    """Deletion and insertion (Petsiuk 2018): the patch carries the estimate, the rest does not."""
+    bundle, held = trained
+    won = []
+    for example, (rows, columns) in [one for one in held if one[0].labels["icu"]][:6]:
+        look = look_at(bundle, example)
+        truth = torch.zeros(64, 64)
+        truth[rows, columns] = 1
+        grid = torch.nn.functional.adaptive_avg_pool2d(truth[None, None], GRID)[0, 0]
+        right, wrong = curves(look, grid, 1.0), curves(look, -grid, 1.0)
+        won.append(right.beats_random)
+        assert right.insertion - right.deletion > wrong.insertion - wrong.deletion
+        assert not wrong.beats_random
+        assert right.random == wrong.random, "the same random orders for every map"
+    assert np.mean(won) >= 0.8
+
+
+def test_weights_are_randomised_from_the_last_layer_on(trained) -> None:
+    bundle, _ = trained
+    backbone = bundle.embedder.image_backbone
+    own = backbone.network.state_dict()
+    changed = [
+        [name for name, value in half_random(backbone, share, 0).network.state_dict().items()
+         if not torch.equal(value, own[name])]
+        for share in (0.0, 0.5, 1.0)
+    ]  # fmt: skip
+    names = list(own)
+    assert changed[0] == []
+    assert changed[1]
+    assert all(names.index(name) >= len(names) // 2 for name in changed[1])
+    assert set(changed[2]) > set(changed[1])
+
+
+def test_rank_correlation_is_one_with_itself_and_zero_with_nothing() -> None:
+    ramp = torch.arange(9.0).view(3, 3)
+    assert rank_correlation(ramp, ramp.exp()) == pytest.approx(1)
+    assert rank_correlation(ramp, -ramp) == pytest.approx(-1)
+    assert rank_correlation(ramp, torch.ones(3, 3)) == 0
+
+
+def test_a_picture_that_lowers_the_estimate_is_explained_by_where_it_does(trained) -> None:
+    bundle, held = trained
+    lowered = 0
+    for example, _ in [one for one in held if not one[0].labels["icu"]][:4]:
+        found = fusion.explain_image(bundle, example.inputs, example.inputs.images[0], outcome="icu")
+        look = look_at(bundle, example)
+        with_it, without = look.logits(torch.cat([look.prepared, blurred(look.prepared)])).tolist()
+        assert found.sanity["direction"] == ("raises" if with_it >= without else "lowers")
+        lowered += found.sanity["direction"] == "lowers"
+    blank = fusion.PixelInput(
+        "blank", lambda: fusion.Frames(np.full((1, 64, 64), 0.5, np.float32), np.zeros(1, np.float32)),
+        np.zeros(1, np.float32),
+    )  # fmt: skip
+    found = fusion.explain_image(bundle, fusion.PatientInputs(key="b", images=(blank,)), blank, outcome="icu")
+    assert found.sanity["passed"] is False, "a picture with nothing in it has no map to be trusted"
+    assert found.sanity["why"]
 
 
 def test_a_wide_image_gets_a_wide_map(trained) -> None:
