@@ -4,6 +4,7 @@
     ├── BadInput          shapes, ranges or names of the inputs do not fit the model
     ├── NotEnoughData     a run cannot be trained or calibrated on what it was given, and what is missing
     ├── BundleMismatch    a bundle's files, digests, versions or declared inputs do not fit
+    ├── ExportMismatch    an ONNX copy does not answer as the original does; it was not kept
     ├── UnknownEncoder    no encoder of that name, or its extra is not installed (the message says which)
     └── Cancelled         the progress callback asked the run to stop
 
@@ -25,6 +26,10 @@ class NotEnoughData(FusionError):
 
 class BundleMismatch(FusionError):
     """A bundle that must not be used."""
+
+
+class ExportMismatch(FusionError):
+    """An exported copy that differs from what it was made of."""
 
 
 class UnknownEncoder(FusionError, KeyError):
