@@ -21,7 +21,7 @@ from fusion.model import Evidence
 from fusion.prediction import Contribution, Driver, OutcomePrediction, Prediction
 from fusion.scope import Screened, screen
 from fusion.train import settled
-from fusion.wording import summarise_risk
+from fusion.wording import left_out_words, summarise_risk
 
 NOTHING_KNOWN = "none of the inputs this model reads is available"
 
@@ -51,8 +51,13 @@ def _within_scope(prediction: Prediction, screened: Screened, inputs: PatientInp
     if not reason and prediction.out_of_scope and screened.left_out:
         why = next(iter(screened.left_out.values()))
         reason = f"the picture cannot be judged ({why}) and nothing else is known"
+    told = left_out_words(list(screened.left_out.values()))
+    outcomes = prediction.outcomes
+    if told:
+        outcomes = tuple(replace(o, summary=f"{o.summary} {told}" if o.summary else "") for o in outcomes)
     return replace(
         prediction,
+        outcomes=outcomes,
         inputs_digest=inputs.digest(),
         out_of_scope=reason or prediction.out_of_scope,
         left_out=screened.left_out,

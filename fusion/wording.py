@@ -40,11 +40,15 @@ def summarise_risk(
     missing: Sequence[Modality],
     pending: Sequence[Modality],
 ) -> str:
-    """Sentences for one outcome; numbers in per cent and points (hundredths of risk)."""
+    """Sentences for one outcome; numbers in per cent and points (hundredths of risk).
+
+    Every number in it is one of those given: nothing is computed here but rounding.
+    """
     parts = [
-        f"{label} within {horizon_words(horizon_hours)}: estimated at {_percent(risk)}, "
-        f"interval {_percent(low)} to {_percent(high)} at level {_percent(level)}; "
-        f"the average where the model was trained is {_percent(base_rate)}."
+        f"{label} within {horizon_words(horizon_hours)}: estimated at {_percent(risk)}.",
+        f"Among patients scored alike, {_percent(low)} to {_percent(high)} are expected to have it; "
+        f"a range made this way holds for {_percent(level)} of groups of such patients.",
+        f"The average where the model was trained is {_percent(base_rate)}.",
     ]
     for sign, words in ((1, "Raising the estimate"), (-1, "Lowering it")):
         told = sorted(
@@ -66,17 +70,37 @@ def summarise_risk(
     return " ".join(parts)
 
 
+def left_out_words(reasons: Sequence[str]) -> str:
+    """What is said of pictures that were not used; "" without one."""
+    if not reasons:
+        return ""
+    told = _joined(sorted(set(reasons)))
+    return f"A picture was left out: {told}." if len(reasons) == 1 else f"Pictures were left out: {told}."
+
+
 def _driver(driver: Driver) -> str:
-    value = "" if driver.value is None or driver.unit in ("", "1") else f" {driver.value:.3g} {driver.unit}"
+    value = (
+        "" if driver.value is None or driver.unit in ("", "1") else f" {_figure(driver.value)} {driver.unit}"
+    )
     if driver.value in (0.0, 1.0) and driver.unit in ("", "1"):
         value = " yes" if driver.value else " no"
     elif driver.value is not None and driver.unit in ("", "1"):
-        value = f" {driver.value:.3g}"
+        value = f" {_figure(driver.value)}"
     return f"{driver.label}{value} ({_points(driver.points)})"
 
 
 def _percent(value: float) -> str:
+    """Whole per cents; a chance is never rounded to certainty."""
+    if 0 < value < 0.005:
+        return "under 1 %"
+    if 0.995 <= value < 1:
+        return "over 99 %"
     return f"{100 * value:.0f} %"
+
+
+def _figure(value: float) -> str:
+    """Three figures, as people write them: never in powers of ten."""
+    return f"{value:.3g}" if 0.001 <= abs(value) < 1000 else f"{value:.0f}"
 
 
 def _points(value: float) -> str:

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fusion
 from fusion import Modality
@@ -57,6 +59,33 @@ def test_shapley_equals_the_definition_by_orderings() -> None:
             expected[player] += (table[held | 1 << player, 0] - table[held, 0]) / 24
             held |= 1 << player
     assert found.logit[:, 0] == pytest.approx(expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(players=st.integers(1, 8), hidden=st.integers(0, 255), seed=st.integers(0, 999))
+def test_shapley_values_sum_to_the_logit_for_any_game(players: int, hidden: int, seed: int) -> None:
+    """Efficiency, the null player, and one batch for all 2^M coalitions, up to 8 modalities (Shapley 1953)."""
+    rng = np.random.default_rng(seed)
+    present = torch.tensor([not hidden >> m & 1 for m in range(players)])
+    table = 3 * rng.normal(size=(2**players, 2))
+    bits = torch.tensor([2**m for m in range(players)])
+    null = int(rng.integers(players))
+    calls = 0
+
+    def worth(_: torch.Tensor, masks: torch.Tensor) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        without = (masks.long() * bits).sum(1).numpy() & ~(1 << null)  # this player changes nothing
+        return table[without]
+
+    found = shapley(torch.zeros(players, 2), present, worth)
+    everyone = int((present.long() * bits).sum()) & ~(1 << null)
+    assert calls == 1
+    assert found.logit.sum(axis=0) == pytest.approx(table[everyone] - table[0], abs=1e-9)
+    chance = 1 / (1 + np.exp(-table))
+    assert found.points.sum(axis=0) == pytest.approx(chance[everyone] - chance[0], abs=1e-9)
+    assert found.logit[null] == pytest.approx(0, abs=1e-12)
+    assert found.logit[~present.numpy()] == pytest.approx(0)
 
 
 def test_drivers_carry_raw_values_units_and_times(
@@ -142,7 +171,8 @@ def test_wording_of_one_estimate() -> None:
         missing=[Modality.CINE, Modality.GENOMICS],
         pending=[Modality.CINE],
     ) == (
-        "Death within 30 days: estimated at 23 %, interval 15 % to 33 % at level 90 %; the average where the "
+        "Death within 30 days: estimated at 23 %. Among patients scored alike, 15 % to 33 % are expected to "
+        "have it; a range made this way holds for 90 % of groups of such patients. The average where the "
         "model was trained is 8 %. Raising the estimate: the image (+12 points) and the record (+4 points). "
         "Lowering it: the notes (−1 point). Most associated with it: Oxygen saturation 88 % (+5 points) "
         "and Smoker no (−1 point). Still being processed: the cine. Not available: genomic findings."
