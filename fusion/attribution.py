@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import factorial
 
 import numpy as np
@@ -44,17 +45,20 @@ def shapley(evidence: Tensor, present: Tensor, worth: Worth) -> Shares:
     here = torch.nonzero(present).squeeze(1).tolist()
     subsets = _masks(here, len(present))
     logits = worth(evidence.expand(len(subsets), -1, -1), subsets)
-    worths = {"points": sigmoid(logits), "logit": logits}
-    shares = {name: np.zeros((len(present), evidence.shape[1])) for name in worths}
-    sizes = [bin(s).count("1") for s in range(len(subsets))]
-    for bit, place in enumerate(here):
-        for subset in range(len(subsets)):
-            if subset >> bit & 1:
-                continue
-            weight = _weight(sizes[subset], len(here))
-            for name, value in worths.items():
-                shares[name][place] += weight * (value[subset | 1 << bit] - value[subset])
-    return Shares(shares["points"], shares["logit"])
+    shares = np.zeros((2, len(present), evidence.shape[1]))
+    if here:
+        shares[:, here] = _gains(len(here)) @ np.stack([sigmoid(logits), logits])
+    return Shares(*shares)
+
+
+@lru_cache(maxsize=16)
+def _gains(players: int) -> Array:
+    """float64 [players, 2^players]: times the worth of every subset, each player's Shapley value."""
+    subsets = np.arange(2**players)
+    held = (subsets[None] >> np.arange(players)[:, None] & 1).astype(bool)
+    sizes = held.sum(axis=0)
+    weights = np.array([_weight(size, players) if size < players else 0.0 for size in range(players + 1)])
+    return np.where(held, weights[np.maximum(sizes - 1, 0)], -weights[sizes])
 
 
 def owen(place: int, tokens: Tokens, speak: Speak, evidence: Tensor, present: Tensor, worth: Worth) -> Array:
@@ -64,32 +68,37 @@ def owen(place: int, tokens: Tokens, speak: Speak, evidence: Tensor, present: Te
     speak   prepared Tokens of U patients → that modality's evidence [U, R]
     """
     parts = torch.nonzero(tokens.known[0]).squeeze(1).tolist()
-    total = np.zeros((tokens.known.shape[1], evidence.shape[1]))
     orders = _orders(len(parts))
-    known = torch.zeros(len(orders), len(parts) + 1, tokens.known.shape[1], dtype=torch.bool)
-    for o, order in enumerate(orders):
-        for step, index in enumerate(order):
-            known[o, step + 1 :, parts[index]] = True
-    flat = known[:, 1:].reshape(-1, known.shape[2])
-    unique, back = torch.unique(flat, dim=0, return_inverse=True)
-    repeated = tokens.rows(torch.zeros(len(unique), dtype=torch.long)).hiding(unique)
-    said = speak(repeated)
+    revealed, back = _revealed(orders, parts, tokens.known.shape[1])
+    said = speak(tokens.rows(torch.zeros(len(revealed), dtype=torch.long)).hiding(revealed))
     others = [m for m in torch.nonzero(present).squeeze(1).tolist() if m != place]
     masks = _masks(others, len(present))
-    for mask in masks:
-        weight = _weight(int(mask.sum()), len(others) + 1)
-        without = sigmoid(worth(evidence[None], mask[None]))[0]
-        given = evidence.expand(len(unique), -1, -1).clone()
-        given[:, place] = said
-        together = mask.clone()
-        together[place] = True
-        risks = sigmoid(worth(given, together.expand(len(unique), -1)))[back.numpy()]
-        risks = risks.reshape(len(orders), len(parts), -1)
-        steps = np.diff(np.concatenate([np.tile(without, (len(orders), 1, 1)), risks], axis=1), axis=1)
-        for o, order in enumerate(orders):
-            for step, index in enumerate(order):
-                total[parts[index]] += weight * steps[o, step] / len(orders)
+    together = masks.clone()
+    together[:, place] = True
+    # One batch: every subset of the others without this modality, then each with each way of revealing it.
+    given = evidence.repeat(len(masks) * (1 + len(revealed)), 1, 1)
+    given[len(masks) :, place] = said.repeat(len(masks), 1)
+    asked = torch.cat([masks, together.repeat_interleave(len(revealed), dim=0)])
+    risks = sigmoid(worth(given, asked))
+    without = risks[: len(masks), None, None]
+    steps = risks[len(masks) :].reshape(len(masks), len(revealed), -1)[:, back]  # [subset, order, step, R]
+    gains = np.diff(steps, axis=2, prepend=np.broadcast_to(without, steps[:, :, :1].shape))
+    weights = np.array([_weight(int(size), len(others) + 1) for size in masks.sum(dim=1)])
+    shares = np.einsum("s,sotr->otr", weights, gains) / len(orders)
+    total = np.zeros((tokens.known.shape[1], evidence.shape[1]))
+    np.add.at(total, np.array(parts)[np.array(orders)], shares)
     return total
+
+
+def _revealed(orders: list[list[int]], parts: list[int], tokens: int) -> tuple[Tensor, NDArray[np.int64]]:
+    """Distinct masks bool [U, L] met while parts are revealed in these orders; which of them, [order, step]."""
+    places = np.array(parts)[np.array(orders)]
+    known = np.zeros((*places.shape, tokens), bool)
+    for step in range(places.shape[1]):
+        known[np.arange(len(orders))[:, None], np.arange(step, places.shape[1]), places[:, [step]]] = True
+    flat = known.reshape(-1, tokens)
+    _, first, back = np.unique(np.packbits(flat, axis=1), axis=0, return_index=True, return_inverse=True)
+    return torch.from_numpy(flat[first]), np.asarray(back).reshape(places.shape)
 
 
 def _masks(players: list[int], modalities: int) -> Tensor:
