@@ -58,7 +58,7 @@ def _gains(players: int) -> Array:
     held = (subsets[None] >> np.arange(players)[:, None] & 1).astype(bool)
     sizes = held.sum(axis=0)
     weights = np.array([_weight(size, players) if size < players else 0.0 for size in range(players + 1)])
-    return np.where(held, weights[np.maximum(sizes - 1, 0)], -weights[sizes])
+    return np.asarray(np.where(held, weights[np.maximum(sizes - 1, 0)], -weights[sizes]), np.float64)
 
 
 def owen(place: int, tokens: Tokens, speak: Speak, evidence: Tensor, present: Tensor, worth: Worth) -> Array:
@@ -91,7 +91,7 @@ def owen(place: int, tokens: Tokens, speak: Speak, evidence: Tensor, present: Te
 
 
 def _revealed(orders: list[list[int]], parts: list[int], tokens: int) -> tuple[Tensor, NDArray[np.int64]]:
-    """Distinct masks bool [U, L] met while parts are revealed in these orders; which of them, [order, step]."""
+    """Distinct masks bool [U, L] met while parts are revealed in these orders; which, int [order, step]."""
     places = np.array(parts)[np.array(orders)]
     known = np.zeros((*places.shape, tokens), bool)
     for step in range(places.shape[1]):
