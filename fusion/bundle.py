@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -25,12 +25,14 @@ from fusion.errors import BundleMismatch, UnknownEncoder
 from fusion.inputs import Modality
 from fusion.model import FusionModel
 from fusion.scope import Scope
+from fusion.shift import Summary
 
 if TYPE_CHECKING:
     from fusion.train import Example
 
+Beside = TypeVar("Beside", Scope, Summary)
 FORMAT = 1
-SCOPE = "scope."  # prefix of the tensors that `Scope` keeps
+SCOPE, SUMMARY = "scope.", "training_inputs."  # prefixes of the tensors that are kept beside the model
 WEIGHTS, METADATA = "model.safetensors", "metadata.json"
 REQUIRED = (
     "format", "config", "inputs", "outputs", "encoders", "calibration", "intervals", "cohort", "metrics",
@@ -50,6 +52,7 @@ class Bundle:
     versions  modality → version of the backbone whose embeddings it reads
     examples  the training examples while in memory (baselines are fitted on them); never saved
     scope     what it must not judge; None when that was not asked of the training
+    summary   what its training inputs looked like, for telling a shift; None when that was not asked either
     """
 
     config: FusionConfig
@@ -61,6 +64,7 @@ class Bundle:
     embedder: Embedder = None  # type: ignore[assignment]
     examples: tuple[Example, ...] = ()
     scope: Scope | None = None
+    summary: Summary | None = None
 
     def __post_init__(self) -> None:
         self.model.eval().requires_grad_(False)
@@ -85,8 +89,9 @@ class Bundle:
         created_at  ISO 8601 moment, given by the caller: fusion has no clock
         """
         folder.mkdir(parents=True, exist_ok=True)
-        beside = {f"{SCOPE}{k}": v for k, v in self.scope.tensors().items()} if self.scope else {}
-        state = {**self.model.state_dict(), **beside}
+        state = dict(self.model.state_dict())
+        state |= {f"{SCOPE}{k}": v for k, v in self.scope.tensors().items()} if self.scope else {}
+        state |= {f"{SUMMARY}{k}": v for k, v in self.summary.tensors().items()} if self.summary else {}
         weights = save_tensors({k: v.contiguous() for k, v in state.items()})
         created = created_at or str(self.metadata.get("created_at", ""))
         self.metadata.update(self._declared(hashlib.sha256(weights).hexdigest(), created))
@@ -112,6 +117,7 @@ class Bundle:
             "created_at": created_at,
             "torch_version": str(torch.__version__),
             "scope": self.scope.to_json() if self.scope else {},
+            "training_inputs": self.summary.to_json() if self.summary else {},
             "weights_sha256": weights_sha256,
         }
 
@@ -144,8 +150,9 @@ class Bundle:
             raise BundleMismatch("declared inputs do not follow from the config")
         _check_versions(config, versions)
         beside = _load_weights(model, weights)
-        scope = _read_scope(metadata.get("scope", {}), beside)
-        return cls(config, model, calibration, intervals, versions, metadata, scope=scope)
+        scope = _read_beside(Scope.from_json, metadata.get("scope", {}), beside, SCOPE)
+        summary = _read_beside(Summary.from_json, metadata.get("training_inputs", {}), beside, SUMMARY)
+        return cls(config, model, calibration, intervals, versions, metadata, scope=scope, summary=summary)
 
 
 def folder_digest(folder: Path) -> str:
@@ -220,7 +227,7 @@ def _load_weights(model: FusionModel, weights: bytes) -> dict[str, Tensor]:
         state = load_tensors(weights)
     except SafetensorError as fault:
         raise BundleMismatch(f"{WEIGHTS} is not a safetensors file") from fault
-    beside = {name: state.pop(name) for name in list(state) if name.startswith(SCOPE)}
+    beside = {name: state.pop(name) for name in list(state) if name.startswith((SCOPE, SUMMARY))}
     own = model.state_dict()
     if differ := sorted(own.keys() ^ state.keys()):
         raise BundleMismatch(f"tensors do not fit the config: {', '.join(differ[:3])}")
@@ -236,11 +243,17 @@ def _load_weights(model: FusionModel, weights: bytes) -> dict[str, Tensor]:
     return beside
 
 
-def _read_scope(said: Mapping[str, Any], beside: Mapping[str, Tensor]) -> Scope | None:
-    """What the model must not judge; None for bundles that do not say."""
+def _read_beside(
+    read: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Beside],
+    said: Mapping[str, Any],
+    beside: Mapping[str, Tensor],
+    prefix: str,
+) -> Beside | None:
+    """What is kept beside the model (`Scope`, `Summary`); None for bundles that do not hold it."""
     if not said:
         return None
+    own = {name.removeprefix(prefix): t for name, t in beside.items() if name.startswith(prefix)}
     try:
-        return Scope.from_json(said, {name.removeprefix(SCOPE): tensor for name, tensor in beside.items()})
+        return read(said, own)
     except (KeyError, TypeError, ValueError, AttributeError) as fault:
-        raise BundleMismatch(f"scope of {METADATA} does not fit {WEIGHTS}: {fault}") from fault
+        raise BundleMismatch(f"{prefix}* of {METADATA} and {WEIGHTS} do not fit: {fault}") from fault

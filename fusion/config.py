@@ -83,4 +83,5 @@ class FusionConfig:
     scope_pictures: int = 0  # training pictures read to learn which pictures are out of scope; 0: none are
     scope_fields: tuple[str, ...] = ()  # fields whose range in training bounds whom the model may judge
     scope_false_alarms: float = 0.02  # chance that a picture like those of training is called out of scope
+    summarise: bool = False  # keep tenths of the training inputs, so that serving can tell a shift
     extra: dict[str, float] = field(default_factory=dict)

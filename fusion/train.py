@@ -33,6 +33,7 @@ from fusion.model import FusionModel
 from fusion.numerics import without_denormals
 from fusion.patterns import sub_patterns
 from fusion.scope import fit_scope
+from fusion.shift import summarise_inputs
 
 LEAST_EVENTS = 5  # events, and others, an outcome needs in training
 LEAST_PER_MODALITY = 3  # events, and others, among patients who have the modality
@@ -128,6 +129,8 @@ def train(
         )
         bundle.examples = tuple(train)
         bundle.scope = fit_scope([e.inputs for e in train], [e.group for e in train], config, embedder)
+        if config.summarise:
+            bundle.summary = summarise_inputs([e.inputs for e in train], config, embedder)
         teller.tell(Progress("done", 1.0))
     return bundle
 

@@ -64,7 +64,7 @@ def test_shapley_equals_the_definition_by_orderings() -> None:
 @settings(max_examples=25, deadline=None)
 @given(players=st.integers(1, 8), hidden=st.integers(0, 255), seed=st.integers(0, 999))
 def test_shapley_values_sum_to_the_logit_for_any_game(players: int, hidden: int, seed: int) -> None:
-    """Efficiency, the null player, and one batch for all 2^M coalitions, up to 8 modalities (Shapley 1953)."""
+    """Efficiency, the null player, and one batch of 2^M coalitions, up to 8 modalities (Shapley 1953)."""
     rng = np.random.default_rng(seed)
     present = torch.tensor([not hidden >> m & 1 for m in range(players)])
     table = 3 * rng.normal(size=(2**players, 2))
