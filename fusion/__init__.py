@@ -22,10 +22,12 @@ from fusion.heat_maps import HeatMapMethod
 from fusion.inputs import Frames, Modality, NoteInput, PatientInputs, PixelInput, SeriesPoint
 from fusion.predict import predict
 from fusion.prediction import Contribution, Driver, OutcomePrediction, Prediction
+from fusion.shift import Band, ShiftReport, compare_inputs
 from fusion.train import Example, Progress, train
 
 __all__ = [
     "BadInput",
+    "Band",
     "Bundle",
     "BundleMismatch",
     "Cancelled",
@@ -52,8 +54,10 @@ __all__ = [
     "Progress",
     "Report",
     "SeriesPoint",
+    "ShiftReport",
     "TextBackbone",
     "UnknownEncoder",
+    "compare_inputs",
     "evaluate",
     "explain_image",
     "frames_explained",

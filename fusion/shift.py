@@ -310,4 +310,6 @@ def _summarise_pictures(
     kept = min(COMPONENTS, len(rows) // 4)
     scale = spread[:kept] / np.sqrt(len(rows) - 1)
     directions = right[:kept].T / np.maximum(scale, 1e-6)
-    return PictureSummary(torch.from_numpy(mean).float(), torch.from_numpy(directions).float(), len(rows))
+    return PictureSummary(
+        torch.from_numpy(mean).float(), torch.from_numpy(np.ascontiguousarray(directions)).float(), len(rows)
+    )
