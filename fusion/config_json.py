@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fusion.batch import SUMMARY
 from fusion.config import FieldKind, FieldSpec, FusionConfig, FusionKind, OutcomeSpec
-from fusion.embedding import width_of
 from fusion.inputs import Modality
+from fusion.rows import SUMMARY
+from fusion.widths import width_of
 
 
 def config_to_json(config: FusionConfig) -> dict[str, Any]:

@@ -15,21 +15,11 @@ from fusion.backbones import (
 from fusion.config import FusionConfig
 from fusion.errors import BadInput
 from fusion.inputs import FloatArray, Modality, NoteInput, PixelInput
+from fusion.widths import WIDTHS, width_of
+
+__all__ = ["WIDTHS", "Embedder", "backbone_versions", "width_of"]
 
 KEPT = 4096  # computed embeddings held in memory
-
-WIDTHS = {  # of backbones whose width need not be asked of the network
-    "convnext_tiny": 768,
-    "densenet121": 1024,
-    "efficientnet_lite0": 1280,
-    "inception_v3": 2048,
-    "resnet18": 512,
-    "resnet50": 2048,
-    "small_cnn": 32,
-    "vgg16": 512,
-    "hashing": 128,
-    "minilm": 384,
-}
 
 
 class Embedder:
@@ -123,13 +113,6 @@ def backbone_versions(config: FusionConfig) -> dict[Modality, str]:
     if Modality.TEXT in config.modalities:
         versions[Modality.TEXT] = text_version(config.text_backbone)
     return versions
-
-
-def width_of(backbone: str) -> int:
-    """D of the embeddings that the backbone of that name makes."""
-    if backbone not in WIDTHS:
-        raise BadInput(f"no backbone {backbone!r}; known: {', '.join(sorted(WIDTHS))}")
-    return WIDTHS[backbone]
 
 
 def _of_width(held: FloatArray, width: int) -> FloatArray:

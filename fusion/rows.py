@@ -24,7 +24,7 @@ SUMMARY = ("last", "mean", "lowest", "highest", "change_per_day", "hours_since",
 
 
 class Embeddings(Protocol):
-    """Where the embeddings of pixels and notes come from: `fusion.embedding.Embedder`, or a small machine's."""
+    """Where embeddings of pixels and notes come from: `fusion.embedding.Embedder`, or elsewhere."""
 
     @property
     def image_width(self) -> int: ...

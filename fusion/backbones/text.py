@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,17 +14,10 @@ import torch
 from fusion.errors import UnknownEncoder
 from fusion.inputs import FloatArray
 from fusion.numerics import without_denormals
+from fusion.sentences import BREAK, HashingText, split_sentences
 
 MAX_TOKENS = 256  # of one sentence
 SENTENCES_AT_ONCE = 32
-HASHED_WIDTH = 128
-_BREAK = re.compile(r"(?<=[.!?])(?<!\bDr\.)(?<!\bMr\.)(?<!\be\.g\.)(?<!\bi\.e\.)\s+(?=[A-Z0-9\"'(])|\n+|;\s+")
-_WORD = re.compile(r"[^\W_]+")
-
-
-def split_sentences(text: str) -> list[str]:
-    """The sentences of a note, in order, stripped; embeddings have one row for each."""
-    return [part.strip() for part in _BREAK.split(text) if part.strip()]
 
 
 class TextBackbone(Protocol):
@@ -42,26 +33,6 @@ class TextBackbone(Protocol):
     def embed(self, text: str) -> FloatArray:
         """A note → float32 [L, D], one row for each of `split_sentences(text)`."""
         ...
-
-
-class HashingText:
-    """Hashed words and word pairs, unit length. No weights: for tests, and without the extra."""
-
-    name = "hashing"
-    version = "hashing:v1"
-    width = HASHED_WIDTH
-
-    def embed(self, text: str) -> FloatArray:
-        """A note → float32 [L, D]."""
-        sentences = split_sentences(text)
-        rows = np.zeros((len(sentences), self.width), np.float32)
-        for row, sentence in zip(rows, sentences, strict=True):
-            words = _WORD.findall(sentence.lower())
-            for gram in [*words, *map(" ".join, pairwise(words))]:
-                place = int.from_bytes(hashlib.blake2b(gram.encode(), digest_size=8).digest(), "big")
-                row[place % self.width] += 1.0 if place >> 63 else -1.0
-            row /= max(float(np.linalg.norm(row)), 1e-9)
-        return rows
 
 
 class MiniLm:
@@ -124,9 +95,7 @@ def text_version(name: str) -> str:
         return HashingText.version
     if name != MiniLm.name:
         raise UnknownEncoder(f"no text backbone {name!r}; known: {', '.join(text_backbone_names())}")
-    found = hashlib.sha256(
-        f"mean over tokens, unit length, {MAX_TOKENS} tokens, v1 {_BREAK.pattern}".encode()
-    )
+    found = hashlib.sha256(f"mean over tokens, unit length, {MAX_TOKENS} tokens, v1 {BREAK.pattern}".encode())
     for file in ("model.safetensors", "tokenizer.json"):
         found.update((_minilm_folder() / file).read_bytes())
     return f"minilm:{found.hexdigest()[:8]}"

@@ -1,0 +1,25 @@
+"""How wide each backbone's embeddings are, known without loading it. No torch here."""
+
+from __future__ import annotations
+
+from fusion.errors import BadInput
+
+WIDTHS = {
+    "convnext_tiny": 768,
+    "densenet121": 1024,
+    "efficientnet_lite0": 1280,
+    "inception_v3": 2048,
+    "resnet18": 512,
+    "resnet50": 2048,
+    "small_cnn": 32,
+    "vgg16": 512,
+    "hashing": 128,
+    "minilm": 384,
+}
+
+
+def width_of(backbone: str) -> int:
+    """D of the embeddings that the backbone of that name makes."""
+    if backbone not in WIDTHS:
+        raise BadInput(f"no backbone {backbone!r}; known: {', '.join(sorted(WIDTHS))}")
+    return WIDTHS[backbone]
