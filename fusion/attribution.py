@@ -12,8 +12,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from math import factorial
 
 import numpy as np
 import torch
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from fusion.batch import Tokens
 from fusion.calibrate import sigmoid
+from fusion.coalitions import gains, weight
 from fusion.patterns import all_subsets
 
 Array = NDArray[np.float64]
@@ -47,18 +46,8 @@ def shapley(evidence: Tensor, present: Tensor, worth: Worth) -> Shares:
     logits = worth(evidence.expand(len(subsets), -1, -1), subsets)
     shares = np.zeros((2, len(present), evidence.shape[1]))
     if here:
-        shares[:, here] = _gains(len(here)) @ np.stack([sigmoid(logits), logits])
+        shares[:, here] = gains(len(here)) @ np.stack([sigmoid(logits), logits])
     return Shares(*shares)
-
-
-@lru_cache(maxsize=16)
-def _gains(players: int) -> Array:
-    """float64 [players, 2^players]: times the worth of every subset, each player's Shapley value."""
-    subsets = np.arange(2**players)
-    held = (subsets[None] >> np.arange(players)[:, None] & 1).astype(bool)
-    sizes = held.sum(axis=0)
-    weights = np.array([_weight(size, players) if size < players else 0.0 for size in range(players + 1)])
-    return np.asarray(np.where(held, weights[np.maximum(sizes - 1, 0)], -weights[sizes]), np.float64)
 
 
 def owen(place: int, tokens: Tokens, speak: Speak, evidence: Tensor, present: Tensor, worth: Worth) -> Array:
@@ -83,7 +72,7 @@ def owen(place: int, tokens: Tokens, speak: Speak, evidence: Tensor, present: Te
     without = risks[: len(masks), None, None]
     steps = risks[len(masks) :].reshape(len(masks), len(revealed), -1)[:, back]  # [subset, order, step, R]
     gains = np.diff(steps, axis=2, prepend=np.broadcast_to(without, steps[:, :, :1].shape))
-    weights = np.array([_weight(int(size), len(others) + 1) for size in masks.sum(dim=1)])
+    weights = np.array([weight(int(size), len(others) + 1) for size in masks.sum(dim=1)])
     shares = np.einsum("s,sotr->otr", weights, gains) / len(orders)
     total = np.zeros((tokens.known.shape[1], evidence.shape[1]))
     np.add.at(total, np.array(parts)[np.array(orders)], shares)
@@ -107,11 +96,6 @@ def _masks(players: list[int], modalities: int) -> Tensor:
     masks = torch.zeros(len(subsets), modalities, dtype=torch.bool)
     masks[:, players] = subsets
     return masks
-
-
-def _weight(size: int, players: int) -> float:
-    """Shapley's weight of a subset of `size` others."""
-    return factorial(size) * factorial(players - size - 1) / factorial(players)
 
 
 def _orders(parts: int) -> list[list[int]]:
