@@ -28,7 +28,7 @@ from fusion.scope import Scope
 from fusion.shift import Summary
 
 if TYPE_CHECKING:
-    from fusion.train import Example
+    from fusion.examples import Example
 
 Beside = TypeVar("Beside", Scope, Summary)
 FORMAT = 1

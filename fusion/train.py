@@ -10,9 +10,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,40 +21,25 @@ from torch import Tensor
 
 from fusion.batch import Batch, Tokens, collate
 from fusion.bundle import Bundle, describe
-from fusion.calibrate import fit_calibration, sigmoid
-from fusion.config import FusionConfig, FusionKind
-from fusion.conformal import fit_interval
+from fusion.config import FusionConfig
 from fusion.embedding import Embedder
 from fusion.errors import BadInput, Cancelled, NotEnoughData
+from fusion.examples import Example, assign_folds, labels_of
 from fusion.fitting import Fit, fit
-from fusion.inputs import Modality, PatientInputs
+from fusion.inputs import Modality
 from fusion.losses import masked_bce
 from fusion.model import FusionModel
 from fusion.numerics import without_denormals
-from fusion.patterns import sub_patterns
 from fusion.scope import fit_scope
+from fusion.second_stage import calibrate_bundle, fit_fusion
 from fusion.shift import summarise_inputs
+
+__all__ = ["Example", "Progress", "Tell", "assign_folds", "labels_of", "settled", "train"]
 
 LEAST_EVENTS = 5  # events, and others, an outcome needs in training
 LEAST_PER_MODALITY = 3  # events, and others, among patients who have the modality
 LEAST_TUNING = 20  # tuning patients with a modality before early stopping looks at them
-SMALL_TUNING = 150  # labelled tuning patients below which out-of-fold evidence helps to calibrate
 CLASS_BALANCE = 0.5  # exponent of the class weights: 0 none, 1 fully balanced
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Example:
-    """One patient at one moment with what happened.
-
-    labels      outcome → 0 or 1; an outcome that is not named is unknown
-    group       patients of one group never stand on both sides of a split
-    attributes  what reports are broken down by: {"sex": "female", …}; never seen by the model
-    """
-
-    inputs: PatientInputs
-    labels: Mapping[str, int]
-    group: str
-    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +105,11 @@ def train(
         teller.step("fusion")
         present, out_of_fold = model.usable(data.batch.present), model.spoken(out_of_fold)
         tuning_evidence = None if tuned is None else (tuned.logits, tuned.present, held.labels)
-        _train_fusion(model, out_of_fold, present, data.labels, tuning_evidence, config, teller)
+        fit_fusion(model, out_of_fold, present, data.labels, tuning_evidence, config, teller.epoch)
         teller.done()
         teller.step("calibration")
-        bundle = _calibrated(model, config, embedder, (out_of_fold, present, data.labels), tuning_evidence)
+        told = (out_of_fold, present, data.labels)
+        bundle = calibrate_bundle(model, config, embedder, told, tuning_evidence)
         bundle.metadata.update(
             describe(bundle, train=train, tuning=tuning, left_out=left_out, base=dict(_named(base, config)))
         )
@@ -193,69 +179,6 @@ def _train_encoder(
     return said
 
 
-def _train_fusion(
-    model: FusionModel,
-    evidence: Tensor,
-    present: Tensor,
-    labels: Tensor,
-    tuning: tuple[Tensor, Tensor, Tensor] | None,
-    config: FusionConfig,
-    teller: _Teller,
-) -> None:
-    """Fit the fusion on out-of-fold evidence over every sub-pattern of what each patient has."""
-    rows, masks, weights = sub_patterns(present, config.modality_dropout, seed=config.seed)
-    is_late = config.fusion == FusionKind.LATE
-    strength = (1.0 if is_late else 10 * config.weight_decay) / max(1, int(present.any(dim=1).sum()))
-    said, known, weighed = evidence[rows], labels[rows], weights
-
-    def loss(index: Tensor) -> Tensor:
-        logits = model.fuse(said[index], masks[index])
-        return masked_bce(logits, known[index], weight=weighed[index]) + strength * model.fusion.penalty()
-
-    def tuning_loss() -> float | None:
-        if is_late or tuning is None or len(tuning[0]) < LEAST_TUNING:
-            return None
-        return float(masked_bce(model.fuse(tuning[0], tuning[1]), tuning[2]))
-
-    how = Fit(epochs=200, patience=20, batch_size=max(1, len(rows)), learning_rate=0.02, seed=config.seed)
-    if len(rows):
-        fit(model.fusion, loss, tuning_loss, rows=len(rows), how=how, tell=teller.epoch)
-    model.eval()
-
-
-def _calibrated(
-    model: FusionModel,
-    config: FusionConfig,
-    embedder: Embedder,
-    out_of_fold: tuple[Tensor, Tensor, Tensor],
-    tuning: tuple[Tensor, Tensor, Tensor] | None,
-) -> Bundle:
-    parts, source = [], "tuning split"
-    if tuning is not None and len(tuning[0]):
-        parts.append(tuning)
-    labelled = 0 if tuning is None else int((~torch.isnan(tuning[2])).sum(0).min())
-    if labelled < SMALL_TUNING:
-        parts.append(out_of_fold)
-        source = (
-            "tuning split and out-of-fold training patients"
-            if len(parts) > 1
-            else "out-of-fold training patients"
-        )
-    with torch.no_grad():
-        fused = torch.cat([model.fuse(evidence, present) for evidence, present, _ in parts]).double().numpy()
-    present = torch.cat([part[1] for part in parts]).numpy()
-    labels = torch.cat([part[2] for part in parts]).double().numpy()
-    names = [m.value for m in config.modalities]
-    base = model.base_logit.double().numpy()
-    calibration = fit_calibration(fused, labels, present, base=base, modalities=names, fitted_on=source)
-    risks = sigmoid(calibration.logits(fused, present, names))
-    intervals = tuple(
-        fit_interval(risks[:, r], labels[:, r], level=config.interval_level)
-        for r in range(len(config.outcomes))
-    )
-    return Bundle(config, model, calibration, intervals, dict(embedder.versions), embedder=embedder)
-
-
 def _check(train: Sequence[Example], tuning: Sequence[Example], config: FusionConfig) -> None:
     names = [spec.name for spec in config.outcomes]
     if not names or len(set(names)) != len(names):
@@ -298,37 +221,6 @@ def _mark_trained(model: FusionModel, data: _Data, config: FusionConfig) -> dict
             "no modality is held by enough training patients: " + "; ".join(left_out.values())
         )
     return left_out
-
-
-def labels_of(examples: Sequence[Example], config: FusionConfig) -> Tensor:
-    """float32 [B, R]; NaN = unknown. Raises BadInput for a label that is neither 0 nor 1."""
-    rows = np.full((len(examples), len(config.outcomes)), np.nan, np.float32)
-    for i, example in enumerate(examples):
-        for r, spec in enumerate(config.outcomes):
-            label = example.labels.get(spec.name)
-            if label is not None:
-                if label not in (0, 1):
-                    raise BadInput(f"label of {spec.name} must be 0 or 1")
-                rows[i, r] = label
-    return torch.from_numpy(rows)
-
-
-def assign_folds(
-    groups: Sequence[str], labels: NDArray[np.float32], folds: int, seed: int
-) -> NDArray[np.int64]:
-    """A fold for each row: all rows of a group together, events and others dealt evenly."""
-    names = sorted(set(groups))
-    order = np.random.default_rng(seed).permutation(len(names))
-    place = {name: i for i, name in enumerate(names)}
-    members = np.array([place[group] for group in groups])
-    filled = np.nan_to_num(labels, nan=0.0)
-    events = np.zeros((len(names), labels.shape[1]))
-    np.maximum.at(events, members, filled)
-    ranked = sorted(order.tolist(), key=lambda i: tuple(-events[i]))
-    count = max(2, min(folds, len(names)))
-    fold_of = np.empty(len(names), np.int64)
-    fold_of[ranked] = np.arange(len(names)) % count
-    return np.asarray(fold_of[members])
 
 
 @contextmanager

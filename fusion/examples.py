@@ -1,0 +1,61 @@
+"""Patients with what happened to them: what training and evaluation are given, dealt into folds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fusion.config import FusionConfig
+from fusion.errors import BadInput
+from fusion.inputs import PatientInputs
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Example:
+    """One patient at one moment with what happened.
+
+    labels      outcome → 0 or 1; an outcome that is not named is unknown
+    group       patients of one group never stand on both sides of a split
+    attributes  what reports are broken down by: {"sex": "female", …}; never seen by the model
+    """
+
+    inputs: PatientInputs
+    labels: Mapping[str, int]
+    group: str
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+def labels_of(examples: Sequence[Example], config: FusionConfig) -> Tensor:
+    """float32 [B, R]; NaN = unknown. Raises BadInput for a label that is neither 0 nor 1."""
+    rows = np.full((len(examples), len(config.outcomes)), np.nan, np.float32)
+    for i, example in enumerate(examples):
+        for r, spec in enumerate(config.outcomes):
+            label = example.labels.get(spec.name)
+            if label is not None:
+                if label not in (0, 1):
+                    raise BadInput(f"label of {spec.name} must be 0 or 1")
+                rows[i, r] = label
+    return torch.from_numpy(rows)
+
+
+def assign_folds(
+    groups: Sequence[str], labels: NDArray[np.float32], folds: int, seed: int
+) -> NDArray[np.int64]:
+    """A fold for each row: all rows of a group together, events and others dealt evenly."""
+    names = sorted(set(groups))
+    order = np.random.default_rng(seed).permutation(len(names))
+    place = {name: i for i, name in enumerate(names)}
+    members = np.array([place[group] for group in groups])
+    filled = np.nan_to_num(labels, nan=0.0)
+    events = np.zeros((len(names), labels.shape[1]))
+    np.maximum.at(events, members, filled)
+    ranked = sorted(order.tolist(), key=lambda i: tuple(-events[i]))
+    count = max(2, min(folds, len(names)))
+    fold_of = np.empty(len(names), np.int64)
+    fold_of[ranked] = np.arange(len(names)) % count
+    return np.asarray(fold_of[members])
