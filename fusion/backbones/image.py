@@ -1,4 +1,4 @@
-"""Image backbones by name: one frame → feature maps → one embedding.
+"""Image backbones by name: one frame, grey or RGB → feature maps → one embedding.
 
 The version names what an embedding depends on: architecture, weights and the constants of preparation.
 Weights: `efficientnet_lite0` carries ImageNet weights in its package; the others start from a fixed seed
@@ -20,12 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusion.backbones import networks
+from fusion.backbones.first_layer import fold_first, grey_constants
 from fusion.errors import BadInput, UnknownEncoder
 from fusion.inputs import FloatArray
 from fusion.numerics import without_denormals
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, of intensities in [0, 1]
 SCALE = (0.229, 0.224, 0.225)
+CONSTANTS = {  # (mean, scale) of networks whose published weights were trained with others
+    "inception_v3": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
 PREPARATION = "grey x3, bilinear antialiased square resize, ImageNet mean and scale, v1"
 SEED = 20261123
 FRAMES_AT_ONCE = 16
@@ -48,7 +52,7 @@ def image_backbone_names() -> list[str]:
 
 
 class ImageBackbone:
-    """A frozen CNN: frames → feature maps → embeddings.
+    """A frozen CNN: frames → feature maps → embeddings. Grey frames go in as one channel (see first_layer).
 
     name     as in `FusionConfig.image_backbone`
     version  "name:" + 8 hex digits over weights and preparation: equal versions, equal embeddings
@@ -57,25 +61,37 @@ class ImageBackbone:
 
     def __init__(self, name: str, network: nn.Module) -> None:
         self.name = name
+        mean, scale = CONSTANTS.get(name, (MEAN, SCALE))
+        fold_first(network, mean, scale)
         self.network = network.eval().requires_grad_(False)
-        self.version = f"{name}:{_digest(network)}"
+        self.version = f"{name}:{_digest(network, mean, scale)}"
         self.width = int(network.width)  # type: ignore[arg-type]
-        self._mean = torch.tensor(MEAN).view(1, 3, 1, 1)
-        self._scale = torch.tensor(SCALE).view(1, 3, 1, 1)
+        self._colour = _columns(mean), _columns(scale)
+        self._grey = grey_constants(mean, scale)
 
     def prepare(self, values: FloatArray, size: int) -> Tensor:
-        """Grey frames float32 [T, H, W] in [0, 1] → what the network takes, float32 [T, 3, size, size]."""
-        if values.ndim != 3 or 0 in values.shape:
-            raise BadInput(f"frames must be [T, H, W] without an empty axis, not {list(values.shape)}")
+        """Frames in [0, 1] → what the network takes, float32 [T, C, size, size].
+
+        values  float32 [T, H, W] or [T, 1, H, W], grey; or [T, 3, H, W], RGB or three sequences of one slice
+        """
+        if values.ndim == 3:
+            values = values[:, None]
+        if values.ndim != 4 or 0 in values.shape or values.shape[1] not in (1, 3):
+            raise BadInput(
+                "frames must be [T, H, W] (grey) or [T, 3, H, W] (colour) without an empty axis, "
+                f"not {list(values.shape)}"
+            )
         frames = torch.from_numpy(np.array(values, dtype=np.float32))
         if not bool(torch.isfinite(frames).all()):
             raise BadInput("frames hold values that are not finite")
-        grey = frames.clamp(0, 1)[:, None]
-        grey = F.interpolate(grey, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-        return (grey.expand(-1, 3, -1, -1) - self._mean) / self._scale
+        frames = F.interpolate(
+            frames.clamp(0, 1), size=(size, size), mode="bilinear", antialias=True, align_corners=False
+        )
+        mean, scale = self._grey if frames.shape[1] == 1 else self._colour
+        return (frames - mean) / scale
 
     def maps(self, prepared: Tensor) -> Tensor:
-        """float32 [T, 3, size, size] → feature maps float32 [T, D, h, w]; the embedding is `pool` of them."""
+        """float32 [T, C, size, size] → feature maps float32 [T, D, h, w]; the embedding is `pool` of them."""
         return self.network(prepared)  # type: ignore[no-any-return]
 
     @staticmethod
@@ -84,7 +100,7 @@ class ImageBackbone:
         return maps.mean(dim=(2, 3))
 
     def embed(self, values: FloatArray, size: int) -> FloatArray:
-        """Frames float32 [T, H, W] in [0, 1] → embeddings float32 [T, D]. Raises BadInput."""
+        """Frames float32 [T, H, W] or [T, C, H, W] in [0, 1] → embeddings float32 [T, D]. Raises BadInput."""
         parts = []
         with torch.inference_mode(), without_denormals():
             for start in range(0, len(values), FRAMES_AT_ONCE):
@@ -136,8 +152,12 @@ def _put(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
     network.load_state_dict({key: state.get(key, value) for key, value in own.items()})
 
 
-def _digest(network: nn.Module) -> str:
-    found = hashlib.sha256(f"{PREPARATION} {MEAN} {SCALE}".encode())
+def _columns(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values).view(1, 3, 1, 1)
+
+
+def _digest(network: nn.Module, mean: tuple[float, ...], scale: tuple[float, ...]) -> str:
+    found = hashlib.sha256(f"{PREPARATION} {mean} {scale}".encode())
     state: dict[str, Any] = network.state_dict()
     for key in sorted(state):
         if not key.endswith("num_batches_tracked"):

@@ -35,8 +35,8 @@ class SmallCnn(nn.Module):
         return x
 
 
-class _Hidden(nn.Module):
-    """A transformers vision model, reduced to its last feature maps."""
+class _ResNet(nn.Module):
+    """A transformers ResNetModel, reduced to its last feature maps; the stem takes one channel or three."""
 
     def __init__(self, model: Any, width: int) -> None:
         super().__init__()
@@ -44,7 +44,22 @@ class _Hidden(nn.Module):
         self.width = width
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x).last_hidden_state  # type: ignore[no-any-return]
+        stem = self.model.embedder
+        return self.model.encoder(stem.pooler(stem.embedder(x))).last_hidden_state  # type: ignore[no-any-return]
+
+
+class _ConvNext(nn.Module):
+    """A transformers ConvNextModel, reduced to its last feature maps; the stem takes one channel or three."""
+
+    def __init__(self, model: Any, width: int) -> None:
+        super().__init__()
+        self.model = model
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = self.model.embeddings
+        hidden = stem.layernorm(stem.patch_embeddings(x))
+        return self.model.encoder(hidden).last_hidden_state  # type: ignore[no-any-return]
 
 
 class _EfficientNet(nn.Module):
@@ -105,14 +120,14 @@ def _resnet(depths: tuple[int, ...], sizes: tuple[int, ...], kind: str) -> nn.Mo
     from transformers import ResNetConfig, ResNetModel
 
     model = ResNetModel(ResNetConfig(depths=list(depths), hidden_sizes=list(sizes), layer_type=kind))
-    return _Hidden(model, sizes[-1])
+    return _ResNet(model, sizes[-1])
 
 
 def convnext_tiny() -> nn.Module:
     """ConvNeXt-T (Liu 2022), transformers' parameter names."""
     from transformers import ConvNextConfig, ConvNextModel
 
-    return _Hidden(ConvNextModel(ConvNextConfig()), 768)
+    return _ConvNext(ConvNextModel(ConvNextConfig()), 768)
 
 
 def densenet121() -> nn.Module:
