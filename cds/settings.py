@@ -229,6 +229,7 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BEAT_SCHEDULE = {
     "sweep": {"task": "cds.jobs.tasks.sweep", "schedule": 15.0, "options": {"expires": 15}},
     "stale": {"task": "cds.risk.tasks.refresh_stale", "schedule": 300.0, "options": {"expires": 300}},
+    "inputs": {"task": "cds.risk.tasks.watch_inputs", "schedule": 21600.0, "options": {"expires": 3600}},
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(DATA_DIR / "beat-schedule")
 

@@ -22,6 +22,7 @@ from web import charts, colours, words
 
 USES = {"tabular": "latest value", "series": "course"}
 TOP_UP, TOP_DOWN = 5, 3
+AREAS = ("insertion", "deletion", "random_insertion", "random_deletion")
 UNEXPLAINED = 0.0005  # a remainder of half a tenth of a point is rounding
 SCOREABLE = {
     DataState.ABSTAINED: "A number appears as soon as the reason above no longer holds and new data arrive.",
@@ -334,7 +335,7 @@ def _picture(image: ImageView) -> PictureView:
         f"laterality {image.laterality}" if image.laterality else "",
         f"{image.spacing_row_mm:.3g} mm a pixel" if image.spacing_row_mm else "pixel size unknown",
         *image.remarks,
-        "" if image.used else "not used for this score",
+        "" if image.used else f"not used for this score{f': {image.left_out}' if image.left_out else ''}",
     ]
     moving = f", cine of {image.frames} frames" if image.is_cine else ""
     return PictureView(
@@ -349,11 +350,25 @@ def _picture(image: ImageView) -> PictureView:
 
 
 def _sanity(image: ImageView) -> str:
-    if image.heat_map is None or image.heat_map.passed is None:
-        return "not checked against a random model"
-    if image.heat_map.passed:
-        return "differs from that of a random model, as it should"
-    return "looks like that of a random model: do not rely on it"
+    """What the map was asked, in a sentence: whether to rely on it, then the figures behind that."""
+    held = image.heat_map
+    if held is None or held.passed is None:
+        return "Not checked against a random model."
+    if not held.passed:
+        why = str(held.sanity.get("why") or "it looks like that of a random model")
+        said = f"Do not rely on this map: {why}."
+    else:
+        said = "It differs from that of a random model, as it should."
+    if "insertion" not in held.sanity:
+        return said
+    shown = {name: float(str(held.sanity[name])) for name in AREAS}
+    compared = "more" if held.sanity.get("faithful") else "no more"
+    return (
+        f"{said} It shows where the picture {held.sanity.get('direction', 'raises')} the estimate. "
+        f"The places it marks move the estimate {compared} than places drawn at random: given back first "
+        f"{shown['insertion']:.2f} (random {shown['random_insertion']:.2f}), taken away first "
+        f"{shown['deletion']:.2f} (random {shown['random_deletion']:.2f})."
+    )
 
 
 def _strip(image: ImageView) -> StripView | None:

@@ -123,7 +123,8 @@ def _risk(
         *_missing(standing),
     ]
     if standing.state is DataState.PARTIAL:
-        lines.insert(1, f"Preliminary: {escape(standing.reason)}")
+        waits = standing.assessment is not None and bool(standing.assessment.pending)
+        lines.insert(1, f"{'Preliminary' if waits else 'Partial'}: {escape(standing.reason)}")
     if severe:
         lines.append(thresholds.policy_text(prediction.outcome))
     indicator = Indicator.WARNING if severe else Indicator.INFO

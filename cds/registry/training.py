@@ -32,6 +32,8 @@ from fusion import Example, FusionConfig, Modality, OutcomeSpec
 logger = logging.getLogger(__name__)
 WORKER = recording.system("worker-train")
 WRITE_EVERY_S = 0.5
+SCOPE_PICTURES = 120  # of the training pictures, read once more to learn what a wrong one looks like
+SCOPE_FIELDS = ("age",)  # a patient outside the ages trained on is not scored
 
 
 def execute(run_id: UUID | str) -> None:
@@ -105,6 +107,9 @@ def build_config(names: Sequence[str], overrides: Mapping[str, Any]) -> FusionCo
         "image_backbone": settings.IMAGE_BACKBONE,
         "cine_backbone": settings.IMAGE_BACKBONE,
         "text_backbone": settings.TEXT_BACKBONE,
+        "scope_pictures": SCOPE_PICTURES,
+        "scope_fields": SCOPE_FIELDS,
+        "summarise": True,
         **runs.check_overrides(overrides),
     }
     if "modalities" in settled:

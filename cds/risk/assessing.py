@@ -79,6 +79,7 @@ class Result:
     missing_fields: Sequence[str]
     basis: Sequence[Mapping[str, str]]
     abstained: str = ""
+    left_out: Mapping[str, str] = field(default_factory=dict)  # pixels digest → why it was not used
     frame_weights: Mapping[str, Any] = field(default_factory=dict)
     milliseconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -293,7 +294,18 @@ def standing_of(
         return Standing(version, done, DataState.PARTIAL, f"still being read: {', '.join(done.pending)}")
     if age > interval:
         return Standing(version, done, DataState.UPDATING, f"older than {_in_words(interval)}")
+    if done.left_out:
+        return Standing(version, done, DataState.PARTIAL, left_out_in_words(done))
     return Standing(version, done, DataState.CURRENT)
+
+
+def left_out_in_words(assessment: RiskAssessment) -> str:
+    """Which pictures a score does without, and why; "" when it does without none."""
+    reasons = sorted(set(assessment.left_out.values()))
+    if not reasons:
+        return ""
+    some = "a picture was" if len(assessment.left_out) == 1 else f"{len(assessment.left_out)} pictures were"
+    return f"{some} left out as out of scope: {'; '.join(reasons)}"
 
 
 def _in_words(span: timedelta) -> str:
@@ -320,6 +332,7 @@ def finalise(assessment: RiskAssessment, result: Result, *, by: recording.Actor,
             missing_fields=list(result.missing_fields),
             basis=list(result.basis),
             abstained=result.abstained[:300],
+            left_out=dict(result.left_out),
             frame_weights=dict(result.frame_weights),
             milliseconds=dict(result.milliseconds),
         )

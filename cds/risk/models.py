@@ -46,6 +46,7 @@ class RiskAssessment(LeasedWork):
     missing_fields = models.JSONField(default=list)
     basis = models.JSONField(default=list)  # [{"type", "id"}] of every resource used
     abstained = models.CharField(max_length=300, blank=True)  # why no number is given
+    left_out = models.JSONField(default=dict)  # pixels digest -> why that picture was not used, in words
     frame_weights = models.JSONField(default=dict)  # pixels digest -> {"indices": [...], "weights": [...]}
     milliseconds = models.JSONField(default=dict)  # per stage: build_inputs, model, store
     requested_by = models.CharField(max_length=150, blank=True)
@@ -96,20 +97,33 @@ class RiskPrediction(models.Model):
 
 
 class HeatMap(models.Model):
-    """Where in one Series the model looked (Grad-CAM), with the check that it is not an artefact."""
+    """Where in one Series the model looked, with what the map was asked to show that it is no artefact."""
 
     prediction = models.ForeignKey(RiskPrediction, on_delete=models.CASCADE, related_name="heat_maps")
     series = models.ForeignKey(Series, on_delete=models.CASCADE, related_name="+")
     frame = models.PositiveIntegerField(default=0)
     method = models.CharField(max_length=40)
     path = models.CharField(max_length=300)  # .npy float16 [h, w] in [0, 1], relative to STUDY_STORE
-    sanity = models.JSONField(default=dict)  # {"randomised_correlation": …, "passed": …}
+    sanity = models.JSONField(default=dict)  # fusion.ImageExplanation.sanity: the checks, `passed`, `why`
     created_at = models.DateTimeField()
 
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["prediction", "series", "frame"], name="heat_map_once"),
         ]
+
+
+class ShiftReport(models.Model):
+    """How the inputs of a version's latest scores compare with those it was trained on. Counts, no values."""
+
+    version = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="shift_reports")
+    at = models.DateTimeField()
+    scores = models.PositiveIntegerField()  # patients it looked at, one score each
+    inputs = models.JSONField(default=list)  # fusion.InputShift of every input, as JSON
+    pictures = models.JSONField(null=True)  # fusion.PictureShift as JSON; null without enough pictures
+
+    class Meta:
+        indexes = [models.Index(fields=["version", "-at"], name="shift_newest")]
 
 
 class Response(models.Model):

@@ -235,6 +235,8 @@ def _freshness(assessment: RiskAssessment | None, version: ModelVersion) -> str:
         parts.append(f"Still being read: {pending}.")
     if absent:
         parts.append(f"Not available: {absent}; the score uses the rest.")
+    if left_out := assessing.left_out_in_words(assessment):
+        parts.append(f"{left_out[0].upper()}{left_out[1:]}.")
     return " ".join(parts)
 
 
@@ -410,6 +412,7 @@ def _images(
         {one["id"] for one in assessment.basis if one["type"] == "ImagingStudy"} if assessment else set()
     )
     weights: dict[str, Any] = assessment.frame_weights if assessment else {}
+    left_out: dict[str, str] = assessment.left_out if assessment else {}
     maps: dict[Any, HeatMap] = (
         {one.series_id: one for one in prediction.heat_maps.all()} if prediction is not None else {}
     )
@@ -433,7 +436,8 @@ def _images(
                 frame_ms=series.frame_ms,
                 spacing_row_mm=series.spacing_row_mm,
                 remarks=tuple(series.remarks),
-                used=series.study.study_uid in used_studies,
+                used=series.study.study_uid in used_studies and series.pixels_digest not in left_out,
+                left_out=left_out.get(series.pixels_digest, ""),
                 heat_map=_heat_map(map_) if map_ else None,
                 weights=tuple(zip(kept.get("indices", []), kept.get("weights", []), strict=False)),
             )

@@ -224,6 +224,7 @@ def _compute(work: RiskAssessment) -> tuple[assessing.Result, frozenset[Modality
             missing_fields=list(said.missing_fields),
             basis=built.basis,
             abstained=said.out_of_scope or nothing,
+            left_out=said.left_out,
             frame_weights={
                 key: {"indices": said.frame_indices.get(key, []), "weights": weights}
                 for key, weights in said.frame_weights.items()
@@ -299,11 +300,25 @@ def _draw(assessment: RiskAssessment, missing: list[RiskPrediction]) -> int:
         return 0
     made = 0
     for pixels in built.inputs.images[: bundle.config.max_images]:
+        if pixels.key in assessment.left_out:
+            continue  # what was not looked at has no map
         series = Series.objects.filter(study__patient=assessment.patient, pixels_digest=pixels.key).first()
         for prediction in missing if series is not None else []:
-            map_ = fusion.explain_image(bundle, built.inputs, pixels, outcome=prediction.outcome)
+            map_ = _best_map(bundle, built.inputs, pixels, prediction.outcome)
             made += _keep_heat_map(prediction, series, map_)
     return made
+
+
+def _best_map(
+    bundle: fusion.Bundle, inputs: fusion.PatientInputs, pixels: fusion.PixelInput, outcome: str
+) -> fusion.ImageExplanation:
+    """Grad-CAM; where it fails its checks, integrated gradients if they pass them. Some seconds at most."""
+    first = fusion.explain_image(bundle, inputs, pixels, outcome=outcome)
+    if first.sanity["passed"]:
+        return first
+    other = fusion.HeatMapMethod.INTEGRATED_GRADIENTS
+    second = fusion.explain_image(bundle, inputs, pixels, outcome=outcome, method=other)
+    return second if second.sanity["passed"] else first
 
 
 def _keep_heat_map(prediction: RiskPrediction, series: Series | None, map_: fusion.ImageExplanation) -> int:

@@ -171,7 +171,7 @@ class NoteHit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeatMapView:
-    """A heat map of one outcome on one Series. `passed`: its sanity check; None when it was not made."""
+    """A heat map of one outcome on one Series. `passed`: its checks; None when they were not made."""
 
     heat_map_id: int
     method: str
@@ -199,6 +199,7 @@ class ImageView:
     spacing_row_mm: float | None
     remarks: tuple[str, ...]
     used: bool
+    left_out: str = ""  # why the model did not judge it: out of scope
     heat_map: HeatMapView | None = None
     weights: tuple[tuple[int, float], ...] = ()
 

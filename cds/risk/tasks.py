@@ -69,6 +69,14 @@ def refresh_stale() -> None:
     refreshing.refresh_stale(now=timezone.now())
 
 
+@app.task(name="cds.risk.tasks.watch_inputs", queue="batch", ignore_result=True)
+def watch_inputs() -> None:
+    """Every 6 h: see `monitoring.watch_inputs`."""
+    from cds.risk import monitoring
+
+    monitoring.watch_inputs(now=timezone.now())
+
+
 @worker_process_init.connect
 def warm_up(**_: Any) -> None:
     """One torch thread per process (SCIENCE 5), and the active models in memory before the first score."""

@@ -15,6 +15,7 @@ from cds.errors import Conflict, Invalid
 from cds.patients import access
 from cds.registry import promoting, queries
 from cds.registry.models import Stage
+from cds.risk import shifts
 from web import reports, words
 from web.people import actor_of, user_of
 
@@ -134,6 +135,7 @@ def _show(request: HttpRequest, version_id: object, *, status: int = 200, **erro
         "version": version,
         "report": reports.read(version),
         "facts": reports.facts(version),
+        "shift": shifts.newest_shift(version),
         "promotions": promotions,
         "waiting": waiting,
         "asked_by_viewer": asked_by_viewer,
