@@ -22,18 +22,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
-from fusion.batch import is_plausible
 from fusion.config import FusionConfig
-from fusion.embedding import Embedder
 from fusion.errors import BadInput
 from fusion.inputs import FloatArray, Modality, PatientInputs, PixelInput
+from fusion.rows import Embeddings, is_plausible
+
+if TYPE_CHECKING:  # small machines read a scope without torch
+    from torch import Tensor
+
+    from fusion.embedding import Embedder
 
 Array = NDArray[np.float64]
 LEAST_PICTURES = 30  # training pictures needed to fit the detector, and to know its threshold
@@ -77,9 +79,9 @@ class ImageScope:
     pictures     training pictures the thresholds come from
     """
 
-    centre: Tensor
-    weights: Tensor
-    bias: Tensor
+    centre: FloatArray
+    weights: FloatArray
+    bias: FloatArray
     kinds: tuple[str, ...]
     distance: float
     wrongness: float
@@ -88,15 +90,15 @@ class ImageScope:
 
     def scores(self, embeddings: FloatArray) -> Array:
         """Embeddings [N, D] → (distance, wrongness) float64 [N, 2]."""
-        logs = _log_softmax(embeddings.astype(np.float64) @ self.weights.double().numpy() + self._bias())
-        return np.stack([_distances(embeddings, self.centre.double().numpy()), -logs[:, 0]], axis=1)
+        return np.stack(
+            [_distances(embeddings, self.centre.astype(np.float64)), -self._logs(embeddings)[:, 0]], axis=1
+        )
 
     def reasons(self, embeddings: FloatArray) -> list[str]:
         """Why each embedding [N, D] is out of scope, in words for people; "" where it is not."""
         found = self.scores(embeddings)
-        logs = _log_softmax(embeddings.astype(np.float64) @ self.weights.double().numpy() + self._bias())
         said = []
-        for (distance, wrongness), row in zip(found, logs, strict=True):
+        for (distance, wrongness), row in zip(found, self._logs(embeddings), strict=True):
             if distance > self.distance:
                 said.append(UNLIKE)
             elif wrongness > self.wrongness:
@@ -105,8 +107,9 @@ class ImageScope:
                 said.append("")
         return said
 
-    def _bias(self) -> Array:
-        return self.bias.double().numpy()  # type: ignore[no-any-return]
+    def _logs(self, embeddings: FloatArray) -> Array:
+        weights, bias = self.weights.astype(np.float64), self.bias.astype(np.float64)
+        return _log_softmax(embeddings.astype(np.float64) @ weights + bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +142,17 @@ class Scope:
     image: ImageScope | None = None
     record: RecordScope | None = None
 
-    def tensors(self) -> dict[str, Tensor]:
+    def arrays(self) -> dict[str, FloatArray]:
         """What is kept beside the model's weights."""
         if self.image is None:
             return {}
         return {"centre": self.image.centre, "weights": self.image.weights, "bias": self.image.bias}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The same as tensors."""
+        import torch
+
+        return {name: torch.from_numpy(array) for name, array in self.arrays().items()}
 
     def to_json(self) -> dict[str, Any]:
         """What is kept in the metadata, for people too."""
@@ -161,16 +170,26 @@ class Scope:
         return said
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Scope:
-        """The inverse of `to_json` and `tensors`. Raises KeyError, TypeError or ValueError."""
+    def from_json(cls, said: Mapping[str, Any], arrays: Mapping[str, ArrayLike]) -> Scope:
+        """The inverse of `to_json` and of `arrays` (`tensors`). Raises KeyError, TypeError, ValueError."""
         image, record = None, None
         if "image" in said:
             kept = dict(said["image"])
             kinds = tuple(str(kind) for kind in kept.pop("kinds"))
             if unknown := set(kinds) - set(WRONG):
                 raise ValueError(f"unknown kinds of wrong pictures: {', '.join(sorted(unknown))}")
+            centre, weights, bias = (
+                np.asarray(arrays[name], np.float32) for name in ("centre", "weights", "bias")
+            )
             image = ImageScope(
-                **{name: tensors[name] for name in ("centre", "weights", "bias")}, kinds=kinds, **kept
+                centre,
+                weights,
+                bias,
+                kinds,
+                float(kept["distance"]),
+                float(kept["wrongness"]),
+                float(kept["false_alarms"]),
+                int(kept["pictures"]),
             )
         if "record" in said:
             kept = dict(said["record"])
@@ -193,7 +212,9 @@ class Screened:
     reason: str = ""
 
 
-def screen(scope: Scope | None, inputs: PatientInputs, config: FusionConfig, embedder: Embedder) -> Screened:
+def screen(
+    scope: Scope | None, inputs: PatientInputs, config: FusionConfig, embedder: Embeddings
+) -> Screened:
     """Leave out pictures that are out of scope, and say whether the record is. Reads no pixels whose
     embeddings are there."""
     if scope is None:
@@ -283,9 +304,9 @@ def _fit_image(
     allowed = max(1, math.floor(config.scope_false_alarms / 2 * (len(right) + 1)))
     distance, wrongness = np.sort(scores, axis=0)[-allowed]
     return ImageScope(
-        torch.from_numpy(whole.centre).float(),
-        torch.from_numpy(whole.weights).float(),
-        torch.from_numpy(whole.bias).float(),
+        whole.centre.astype(np.float32),
+        whole.weights.astype(np.float32),
+        whole.bias.astype(np.float32),
         tuple(WRONG),
         float(distance),
         float(wrongness),
