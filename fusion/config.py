@@ -34,11 +34,16 @@ class FieldSpec:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeSpec:
-    """What is predicted: the chance that `name` happens within `horizon_hours` of as_of."""
+    """What is predicted: the chance that `name` happens within `horizon_hours` of as_of.
+
+    event  outcomes that name the same event are horizons of one survival curve (see `fusion.survival`): they
+           are learned from censored patients too, and a later one is never less likely. "": stands alone
+    """
 
     name: str
     label: str
     horizon_hours: float
+    event: str = ""
 
 
 class FusionKind(StrEnum):
@@ -47,6 +52,7 @@ class FusionKind(StrEnum):
     LATE = "late"  # masked logistic over out-of-fold modality logits: the simplest that wins (SCIENCE 6)
     GATED = "gated"
     ATTENTION = "attention"  # attention over modality tokens
+    STACKING = "stacking"  # a meta-learner with weights of its own for every pattern of present modalities
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

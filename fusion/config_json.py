@@ -78,6 +78,7 @@ def declared_outputs(config: FusionConfig) -> list[dict[str, Any]]:
             "name": spec.name,
             "label": spec.label,
             "horizon_hours": spec.horizon_hours,
+            **({"event": spec.event} if spec.event else {}),
             "quantity": "calibrated probability",
             "range": [0, 1],
             "interval_level": config.interval_level,

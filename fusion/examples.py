@@ -13,6 +13,7 @@ from torch import Tensor
 from fusion.config import FusionConfig
 from fusion.errors import BadInput
 from fusion.inputs import PatientInputs
+from fusion.survival import FollowUp, curves_of, intervals_from_labels, intervals_of
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -20,6 +21,7 @@ class Example:
     """One patient at one moment with what happened.
 
     labels      outcome → 0 or 1; an outcome that is not named is unknown
+    follow_up   event → when it happened or until when it had not, for outcomes that are horizons of an event
     group       patients of one group never stand on both sides of a split
     attributes  what reports are broken down by: {"sex": "female", …}; never seen by the model
     """
@@ -28,11 +30,17 @@ class Example:
     labels: Mapping[str, int]
     group: str
     attributes: Mapping[str, str] = field(default_factory=dict)
+    follow_up: Mapping[str, FollowUp] = field(default_factory=dict)
 
 
 def labels_of(examples: Sequence[Example], config: FusionConfig) -> Tensor:
-    """float32 [B, R]; NaN = unknown. Raises BadInput for a label that is neither 0 nor 1."""
+    """float32 [B, R]; NaN = unknown. Of outcomes that are horizons of one event: per interval between them,
+    NaN where the patient was not at risk (`fusion.survival`).
+
+    Raises BadInput for a label that is neither 0 nor 1.
+    """
     rows = np.full((len(examples), len(config.outcomes)), np.nan, np.float32)
+    curves = curves_of(config.outcomes)
     for i, example in enumerate(examples):
         for r, spec in enumerate(config.outcomes):
             label = example.labels.get(spec.name)
@@ -40,6 +48,13 @@ def labels_of(examples: Sequence[Example], config: FusionConfig) -> Tensor:
                 if label not in (0, 1):
                     raise BadInput(f"label of {spec.name} must be 0 or 1")
                 rows[i, r] = label
+        for places in curves:
+            specs = [config.outcomes[place] for place in places]
+            follow_up = example.follow_up.get(specs[0].event)
+            if follow_up is not None:
+                rows[i, places] = intervals_of(follow_up, [spec.horizon_hours for spec in specs])
+            else:
+                rows[i, places] = intervals_from_labels(example.labels, [spec.name for spec in specs])
     return torch.from_numpy(rows)
 
 
