@@ -8,6 +8,7 @@ unless a safetensors file is given (parameter names as in the published checkpoi
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from fusion.backbones import networks
 from fusion.backbones.first_layer import fold_first, grey_constants
 from fusion.errors import BadInput, UnknownEncoder
+from fusion.harmonise import harmonise
 from fusion.inputs import FloatArray
 from fusion.numerics import without_denormals
 
@@ -31,6 +33,7 @@ CONSTANTS = {  # (mean, scale) of networks whose published weights were trained 
     "inception_v3": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 PREPARATION = "grey x3, bilinear antialiased square resize, ImageNet mean and scale, v1"
+HARMONISED = "+harmonised"  # after a backbone's name: see fusion.harmonise
 SEED = 20261123
 FRAMES_AT_ONCE = 16
 
@@ -61,10 +64,11 @@ class ImageBackbone:
 
     def __init__(self, name: str, network: nn.Module) -> None:
         self.name = name
-        mean, scale = CONSTANTS.get(name, (MEAN, SCALE))
+        self.is_harmonised = name.endswith(HARMONISED)
+        mean, scale = CONSTANTS.get(name.removesuffix(HARMONISED), (MEAN, SCALE))
         fold_first(network, mean, scale)
         self.network = network.eval().requires_grad_(False)
-        self.version = f"{name}:{_digest(network, mean, scale)}"
+        self.version = f"{name}:{_digest(network, mean, scale)}"  # the name tells whether it harmonises
         self.width = int(network.width)  # type: ignore[arg-type]
         self._colour = _columns(mean), _columns(scale)
         self._grey = grey_constants(mean, scale)
@@ -82,11 +86,14 @@ class ImageBackbone:
                 f"not {list(values.shape)}"
             )
         frames = torch.from_numpy(np.array(values, dtype=np.float32))
-        if not bool(torch.isfinite(frames).all()):
+        if not all(math.isfinite(float(bound)) for bound in torch.aminmax(frames)):  # a NaN is both bounds
             raise BadInput("frames hold values that are not finite")
-        frames = F.interpolate(
-            frames.clamp(0, 1), size=(size, size), mode="bilinear", antialias=True, align_corners=False
-        )
+        frames = frames.clamp(0, 1)
+        if self.is_harmonised:  # each frame by itself: crops differ in size until they are resized
+            parts = [torch.from_numpy(harmonise(frame[None].numpy())) for frame in frames]
+            frames = torch.cat([_resized(part, size) for part in parts])
+        else:
+            frames = _resized(frames, size)
         mean, scale = self._grey if frames.shape[1] == 1 else self._colour
         return (frames - mean) / scale
 
@@ -118,17 +125,21 @@ class ImageBackbone:
 
 
 def load_backbone(name: str, *, weights: Path | None = None) -> ImageBackbone:
-    """The image backbone of that name.
+    """The image backbone of that name; with "+harmonised" after it, intensities are harmonised beforehand.
 
     weights  a safetensors file with the architecture's parameter names, or None for the package's own weights
              (efficientnet_lite0) or weights drawn from a fixed seed (all others; not pretrained: for tests)
     Raises UnknownEncoder (no such name, or its extra is missing) and BadInput (weights that do not fit).
     """
-    if name not in BUILDERS:
-        raise UnknownEncoder(f"no image backbone {name!r}; known: {', '.join(image_backbone_names())}")
+    base = name.removesuffix(HARMONISED)
+    if base not in BUILDERS:
+        raise UnknownEncoder(
+            f"no image backbone {name!r}; known: {', '.join(image_backbone_names())}, each also with "
+            f"{HARMONISED!r} after its name"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        network = BUILDERS[name]()
+        network = BUILDERS[base]()
     if weights is not None:
         if weights.suffix != ".safetensors":
             raise BadInput(f"weights of {name} must be a .safetensors file")
@@ -150,6 +161,11 @@ def _put(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
     if missing or wrong:
         raise BadInput(f"weights do not fit {name}: missing {missing[:3]}, of another shape {wrong[:3]}")
     network.load_state_dict({key: state.get(key, value) for key, value in own.items()})
+
+
+def _resized(frames: Tensor, size: int) -> Tensor:
+    """Square, whatever the shape was."""
+    return F.interpolate(frames, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
 def _columns(values: tuple[float, ...]) -> Tensor:

@@ -1,0 +1,28 @@
+"""Frames at the size a backbone takes, without torch: the same numbers as `ImageBackbone.prepare`, to 1e-5."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from fusion.errors import BadInput
+from fusion.inputs import FloatArray
+
+
+def resized(values: FloatArray, size: int) -> FloatArray:
+    """Frames in [0, 1], grey [T, H, W] or [T, C, H, W], → float32 [T, C, size, size].
+
+    Bilinear, antialiased (a triangle filter as wide as the shrinking asks for). Raises BadInput.
+    """
+    if values.ndim == 3:
+        values = values[:, None]
+    if values.ndim != 4 or 0 in values.shape or values.shape[1] not in (1, 3):
+        raise BadInput(
+            "frames must be [T, H, W] (grey) or [T, 3, H, W] (colour) without an empty axis, "
+            f"not {list(values.shape)}"
+        )
+    if not np.isfinite([values.min(), values.max()]).all():
+        raise BadInput("frames hold values that are not finite")
+    planes = np.clip(values.astype(np.float32), 0, 1).reshape(-1, *values.shape[2:])
+    small = [Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR) for plane in planes]
+    return np.stack([np.asarray(plane, np.float32) for plane in small]).reshape(*values.shape[:2], size, size)
