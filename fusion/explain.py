@@ -18,6 +18,7 @@ from fusion.backbones import ImageBackbone
 from fusion.batch import Batch, collate
 from fusion.bundle import Bundle
 from fusion.errors import BadInput
+from fusion.harmonise import kept_box
 from fusion.heat_maps import HeatMapMethod, Look, cascade, curves, draw, mean_of
 from fusion.inputs import FloatArray, Modality, PatientInputs, PixelInput
 from fusion.scope import screen
@@ -84,13 +85,22 @@ def explain_image(
         direction = look.direction()
         heat, gap = draw(look, method, direction)
         sanity = _check(look, method, direction, heat, gap)
-        h, w = picture.shape[-2:]
-        scale = LONG_SIDE / max(h, w)
-        shape = (max(1, round(h * scale)), max(1, round(w * scale)))
-        smooth = F.interpolate(heat[None, None], size=shape, mode="bilinear", align_corners=False)[0, 0]
-    top = float(smooth.max())
-    stretched = (smooth / top if top > 0 else torch.zeros(shape)).clamp(0, 1).numpy().astype(np.float32)
-    return ImageExplanation(stretched, method.value, sanity, index)
+        whole = _over(picture, heat, is_cropped=backbone.is_harmonised)
+    return ImageExplanation(whole, method.value, sanity, index)
+
+
+def _over(picture: FloatArray, heat: torch.Tensor, *, is_cropped: bool) -> FloatArray:
+    """The map stretched over the picture [1, .., H, W], or over the part of it that the backbone sees."""
+    h, w = picture.shape[-2:]
+    scale = LONG_SIDE / max(h, w)
+    shape = (max(1, round(h * scale)), max(1, round(w * scale)))
+    top, bottom, left, right = kept_box(picture) if is_cropped else (0, h, 0, w)
+    box = (slice(round(top * scale), round(bottom * scale)), slice(round(left * scale), round(right * scale)))
+    whole = torch.zeros(shape)
+    size = whole[box].shape
+    whole[box] = F.interpolate(heat[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    highest = float(whole.max())
+    return (whole / highest if highest > 0 else whole).clamp(0, 1).numpy().astype(np.float32)
 
 
 def _check(

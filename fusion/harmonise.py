@@ -24,7 +24,7 @@ MOST_BENT = 0.05  # medians below this, or above one minus it, bend no further
 def harmonise(values: FloatArray) -> FloatArray:
     """Frames float32 [T, H, W] or [T, C, H, W] in [0, 1] → the same, harmonised; H and W may shrink.
 
-    All frames of a clip are treated alike, from what they hold together; a constant clip stays as it is.
+    What is given is treated alike, from what it holds together; a constant picture stays as it is.
     """
     cropped = _crop(values)
     low, high = np.quantile(cropped, [LOW, HIGH])
@@ -37,11 +37,16 @@ def harmonise(values: FloatArray) -> FloatArray:
 
 
 def _crop(values: FloatArray) -> FloatArray:
-    """Without the rows and columns at the edges that are dark in every frame."""
+    top, bottom, left, right = kept_box(values)
+    return values[..., top:bottom, left:right]
+
+
+def kept_box(values: FloatArray) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right) in pixels: without rows and columns at the edges that are always dark."""
     brightest = values.reshape(-1, *values.shape[-2:]).max(axis=0) > DARK
     rows = np.flatnonzero(brightest.mean(axis=1) > FILLED)
     columns = np.flatnonzero(brightest.mean(axis=0) > FILLED)
     height, width = brightest.shape
     if len(rows) < LEAST_KEPT * height or len(columns) < LEAST_KEPT * width:
-        return values
-    return values[..., rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        return 0, height, 0, width
+    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1

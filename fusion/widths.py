@@ -20,6 +20,7 @@ WIDTHS = {
 
 def width_of(backbone: str) -> int:
     """D of the embeddings that the backbone of that name makes."""
-    if backbone not in WIDTHS:
+    base = backbone.removesuffix("+harmonised")
+    if base not in WIDTHS:
         raise BadInput(f"no backbone {backbone!r}; known: {', '.join(sorted(WIDTHS))}")
-    return WIDTHS[backbone]
+    return WIDTHS[base]

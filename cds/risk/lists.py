@@ -113,7 +113,7 @@ def _find(
 def _by_ids(wanted: set[Any]) -> list[RiskAssessment]:
     columns = (
         "id", "patient_id", "version_id", "work_state", "failure", "status", "as_of", "retrospective",
-        "revision", "pending", "abstained", "finished_at",
+        "revision", "pending", "abstained", "left_out", "finished_at",
     )  # fmt: skip
     keys = list(wanted)
     found: list[RiskAssessment] = []

@@ -171,3 +171,38 @@ def test_harmonising_keeps_order_range_and_shape_and_stops_at_its_own_result() -
 def test_a_constant_picture_stays_as_it_is(value: float) -> None:
     flat = np.full((1, 20, 30), value, np.float32)
     assert np.array_equal(harmonise(flat), flat)
+
+
+def test_a_backbone_can_harmonise_what_it_sees() -> None:
+    plain, even = fusion.load_backbone("small_cnn"), fusion.load_backbone("small_cnn+harmonised")
+    assert even.version.startswith("small_cnn+harmonised:")
+    assert even.version != plain.version
+    picture = chest(np.random.default_rng(2))
+    dark = np.pad(picture**2, ((0, 0), (8, 8), (6, 6))).astype(np.float32)
+    kept, moved = even.embed(picture, 32), even.embed(dark, 32)
+    assert np.abs(kept - moved).mean() < 0.2 * np.abs(plain.embed(picture, 32) - plain.embed(dark, 32)).mean()
+    both = even.embed(np.concatenate([picture, picture**2]), 32)
+    assert both[:1] == pytest.approx(kept, abs=1e-5), "each frame by itself"
+    with pytest.raises(fusion.UnknownEncoder, match="harmonised"):
+        fusion.load_backbone("unknown+harmonised")
+
+
+def test_a_map_of_a_cropped_picture_lies_where_the_picture_does() -> None:
+    config = simulated.make_config(
+        image_backbone="small_cnn+harmonised", modalities=(Modality.IMAGE,), image_size=64, epochs=2, folds=2,
+        outcomes=simulated.OUTCOMES[:1],
+    )  # fmt: skip
+    rng = np.random.default_rng(3)
+
+    def example(i: int) -> fusion.Example:
+        frame = np.pad(chest(rng) * (1 - 0.3 * (i % 2)), ((0, 0), (10, 10), (12, 4))).astype(np.float32)
+        frames = fusion.Frames(frame, np.zeros(1, np.float32))
+        pixels = PixelInput(f"b{i}", lambda: frames, np.zeros(1, np.float32))
+        return fusion.Example(PatientInputs(key=str(i), images=(pixels,)), {"icu": i % 2}, str(i))
+
+    bundle = fusion.train([example(i) for i in range(24)], [], config)
+    inputs = example(1).inputs
+    found = fusion.explain_image(bundle, inputs, inputs.images[0], outcome="icu")
+    assert found.values.shape == (224, 179)
+    assert found.values[:22].max() == 0, "nothing on the border"
+    assert found.values[:, :24].max() == 0
