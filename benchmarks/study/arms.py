@@ -1,0 +1,132 @@
+"""The arms of a study: the simple stack, the concatenated rows, view and place alone, and the fused models.
+
+Every arm learns from the same rows and judges the same rows. The fused models give a sixth of theirs to
+tuning (early stopping, calibration); all others learn from all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+
+import fusion
+from benchmarks.study.folds import Arm, Floats, Rows, Said, labels_of
+from fusion import Bundle, Example, FusionConfig, Modality, OutcomeSpec
+from fusion.baselines import blocks, concatenated, stacked
+from fusion.batch import collate, is_plausible, summarise
+from fusion.embedding import Embedder
+from fusion.predict import risks as predict_risks
+from fusion.research import Collection, Task
+from fusion.train import assign_folds, settled
+
+HORIZON = 720.0  # hours; the collections say "at any time in the illness" or "in hospital"
+TUNING = 6  # a sixth of what a fused model learns from is its tuning split
+QUICK_EPOCHS = 20
+
+
+def config_of(collection: Collection, task: Task, *, quick: bool = False) -> FusionConfig:
+    """What the collection asks for, one outcome."""
+    settings = dict(collection.settings)
+    if quick:
+        settings["epochs"] = min(QUICK_EPOCHS, int(settings.get("epochs", QUICK_EPOCHS)))
+    return FusionConfig(outcomes=(OutcomeSpec(task.name, task.label, HORIZON),), **settings)
+
+
+def simple(examples: Sequence[Example], config: FusionConfig) -> dict[str, Arm]:
+    """The simple stack with each modality alone, and both concatenated rows."""
+    name = config.outcomes[0].name
+    labels = labels_of(examples, name)
+    with settled(config):
+        batch = collate([e.inputs for e in examples], config, Embedder(config))
+    rows = blocks(batch, config.modalities)
+    if Modality.SERIES in rows:
+        rows[Modality.SERIES] = _series(examples, config)
+
+    def part(index: Rows) -> dict[Modality, Floats]:
+        return {modality: block[index] for modality, block in rows.items()}
+
+    def stack(seen: Rows, held: Rows, seed: int) -> Mapping[str, Said]:
+        found = stacked(part(seen), labels[seen], part(held), seed=seed)
+        return {f"stack: {by}": Said(risks) for by, risks in found.items()}
+
+    def one_row(seen: Rows, held: Rows, seed: int) -> Mapping[str, Said]:
+        found = concatenated(part(seen), labels[seen], part(held), seed=seed)
+        return {f"{by}, one row of all": Said(risks) for by, risks in found.items()}
+
+    return {"simple stack": stack, "one row of all": one_row}
+
+
+def circumstances(examples: Sequence[Example], task: str, attributes: Sequence[str]) -> dict[str, Arm]:
+    """What could be guessed from how and where it was taken: one arm per attribute that varies."""
+    labels = labels_of(examples, task)
+
+    def guess(attribute: str) -> Arm:
+        column = np.array([[e.attributes.get(attribute, "unknown")] for e in examples], dtype=object)
+
+        def arm(seen: Rows, held: Rows, seed: int) -> Mapping[str, Said]:
+            model = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression(max_iter=1000))
+            model.fit(column[seen], labels[seen].astype(int))
+            return {f"{attribute} only": Said(np.asarray(model.predict_proba(column[held])[:, 1]))}
+
+        return arm
+
+    varying = [a for a in attributes if len({e.attributes.get(a) for e in examples}) > 1]
+    return {f"{attribute} only": guess(attribute) for attribute in varying}
+
+
+def fused(examples: Sequence[Example], config: FusionConfig, name: str, *, alone: bool) -> Arm:
+    """`fusion.train` whole. alone: also the same model with all modalities but one hidden."""
+    with settled(config):
+        batch = collate([e.inputs for e in examples], config, Embedder(config))
+
+    def arm(seen: Rows, held: Rows, seed: int) -> Mapping[str, Said]:
+        bundle = train_on([examples[i] for i in seen], replace(config, seed=seed))
+        asked = batch.rows(_tensor(held))
+        report = fusion.evaluate(bundle, [examples[i] for i in held], comparison=False).to_json()
+        coverage = report["outcomes"][config.outcomes[0].name]["coverage"]
+        inside = round((coverage["observed"] or 0.0) * coverage["groups"])
+        found = {name: Said(predict_risks(bundle, asked)[:, 0], (inside, coverage["groups"]))}
+        if alone and len(config.modalities) > 1:
+            for modality in config.modalities:
+                risks = predict_risks(bundle, asked, only=(modality,))[:, 0]
+                found[f"{name}: {modality.value} only"] = Said(risks)
+        return found
+
+    return arm
+
+
+def train_on(examples: Sequence[Example], config: FusionConfig) -> Bundle:
+    """A bundle from these examples, a sixth of whose groups are the tuning split."""
+    labels = labels_of(examples, config.outcomes[0].name)[:, None].astype(np.float32)
+    part = assign_folds([e.group for e in examples], labels, TUNING, config.seed)
+    tuning = [e for e, fold in zip(examples, part, strict=True) if fold == 0]
+    return fusion.train([e for e, fold in zip(examples, part, strict=True) if fold], tuning, config)
+
+
+def _series(examples: Sequence[Example], config: FusionConfig) -> Floats:
+    """Seven numbers a channel (last, mean, lowest, highest, slope, age of the last, count), NaN = missing."""
+    rows = []
+    for example in examples:
+        held: dict[str, list[fusion.SeriesPoint]] = {}
+        for point in example.inputs.series:
+            held.setdefault(point.channel, []).append(point)
+        row: list[float] = []
+        for spec in config.channels:
+            points = [
+                p
+                for p in held.get(spec.name, ())
+                if 0 <= p.hours_before <= config.series_hours and is_plausible(p.value, spec)
+            ]
+            row += summarise(points) if points else [np.nan] * 7
+        rows.append(row)
+    return np.array(rows, float)
+
+
+def _tensor(rows: Rows) -> torch.Tensor:
+    return torch.from_numpy(rows)
