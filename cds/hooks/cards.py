@@ -123,8 +123,9 @@ def _risk(
         *_missing(standing),
     ]
     if standing.state is DataState.PARTIAL:
-        waits = standing.assessment is not None and bool(standing.assessment.pending)
-        lines.insert(1, f"{'Preliminary' if waits else 'Partial'}: {escape(standing.reason)}")
+        assessment = standing.assessment
+        is_settled = assessment is not None and bool(assessment.left_out) and not assessment.pending
+        lines.insert(1, f"{'Partial' if is_settled else 'Preliminary'}: {escape(standing.reason)}")
     if severe:
         lines.append(thresholds.policy_text(prediction.outcome))
     indicator = Indicator.WARNING if severe else Indicator.INFO

@@ -18,6 +18,7 @@ WORKERS_ONLY = {
     "cds.features",
     "cds.registry.tasks",
     "cds.registry.training",
+    "cds.risk.monitoring",
     "cds.risk.scoring",
     "cds.risk.tasks",
 }
