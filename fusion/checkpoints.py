@@ -92,6 +92,6 @@ def random_states(generators: Sequence[torch.Generator]) -> Tensor:
 
 def set_random_states(states: Tensor, generators: Sequence[torch.Generator]) -> None:
     """The inverse of `random_states`."""
-    torch.set_rng_state(states[0])
+    torch.set_rng_state(states[0].clone())
     for one, state in zip(generators, states[1:], strict=True):
-        one.set_state(state)
+        one.set_state(state.clone())
