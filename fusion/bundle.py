@@ -17,7 +17,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from fusion.calibrate import Calibration
-from fusion.config import FusionConfig
+from fusion.config import FusionConfig, OutcomeSpec
 from fusion.config_json import config_from_json, config_to_json, declared_inputs, declared_outputs
 from fusion.conformal import Interval
 from fusion.embedding import Embedder, backbone_versions
@@ -51,6 +51,8 @@ class Bundle:
 
     versions  modality → version of the backbone whose embeddings it reads
     examples  the training examples while in memory (baselines are fitted on them); never saved
+    out_of_fold  what its encoders said of the training patients they had not seen, while in memory: evidence
+              [B, M, R], present [B, M], labels [B, R]; never saved
     scope     what it must not judge; None when that was not asked of the training
     summary   what its training inputs looked like, for telling a shift; None when that was not asked either
     """
@@ -63,6 +65,7 @@ class Bundle:
     metadata: dict[str, Any] = field(default_factory=dict)
     embedder: Embedder = None  # type: ignore[assignment]
     examples: tuple[Example, ...] = ()
+    out_of_fold: tuple[Tensor, Tensor, Tensor] | None = None
     scope: Scope | None = None
     summary: Summary | None = None
 
@@ -79,9 +82,7 @@ class Bundle:
     @cached_property
     def base_rates(self) -> tuple[float, ...]:
         """Event rate per outcome where it was trained."""
-        return tuple(
-            float(p) for p in torch.sigmoid(torch.tensor(self.calibration.base, dtype=torch.float64))
-        )
+        return tuple(map(float, self.calibration.base_risks()))
 
     def save(self, folder: Path, *, created_at: str = "") -> str:
         """Write the folder; its digest (SHA-256 over both files, hex).
@@ -175,7 +176,8 @@ def describe(
     found = hashlib.sha256()
     for split, examples in (("train", train), ("tuning", tuning)):
         for line in sorted(
-            f"{split} {e.inputs.digest()} {json.dumps(dict(e.labels), sort_keys=True)}" for e in examples
+            f"{split} {e.inputs.digest()} {json.dumps(dict(e.labels), sort_keys=True)}{_followed(e)}"
+            for e in examples
         ):
             found.update(line.encode())
     names = [spec.name for spec in bundle.config.outcomes]
@@ -184,14 +186,26 @@ def describe(
             "digest": found.hexdigest(),
             "train": len(train),
             "tuning": len(tuning),
-            "events": {name: sum(e.labels.get(name) == 1 for e in train) for name in names},
-            "base_rate": dict(base),
+            "events": {spec.name: sum(_had_event(e, spec) for e in train) for spec in bundle.config.outcomes},
+            "base_rate": {**base, **dict(zip(names, bundle.base_rates, strict=True))},
             "present": {
                 m.value: sum(m in e.inputs.present() for e in train) for m in bundle.config.modalities
             },
         },
         "left_out": dict(left_out),
     }
+
+
+def _followed(example: Example) -> str:
+    said = {event: [one.hours, one.observed] for event, one in sorted(example.follow_up.items())}
+    return f" {json.dumps(said)}" if said else ""
+
+
+def _had_event(example: Example, spec: OutcomeSpec) -> bool:
+    followed = example.follow_up.get(spec.event)
+    if followed is None:
+        return example.labels.get(spec.name) == 1
+    return followed.observed and followed.hours <= spec.horizon_hours
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
@@ -229,6 +243,7 @@ def _load_weights(model: FusionModel, weights: bytes) -> dict[str, Tensor]:
         raise BundleMismatch(f"{WEIGHTS} is not a safetensors file") from fault
     beside = {name: state.pop(name) for name in list(state) if name.startswith((SCOPE, SUMMARY))}
     own = model.state_dict()
+    state.setdefault("heard", own["heard"])  # bundles from before a fusion could leave a modality out
     if differ := sorted(own.keys() ^ state.keys()):
         raise BundleMismatch(f"tensors do not fit the config: {', '.join(differ[:3])}")
     for name, tensor in state.items():

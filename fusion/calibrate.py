@@ -1,17 +1,25 @@
-"""Fused logits → risks: scale and shift per outcome, and a shift per pattern where data suffice.
+"""Fused logits → risks: a monotone map per outcome, chosen from four, and a mend per pattern of modalities.
 
-A calibrated logit is base + scale x (logit - base) + shift: with scale → 0 it falls back to the base rate.
-Both are shrunk towards "leave as is", so that a small tuning split changes little. No modality present →
-exactly the base rate.
+    temperature      base + scale x (logit - base): with scale → 0 it falls back to the base rate (Guo 2017)
+    scale and shift  further + shift (Platt 1999)
+    beta             a log p - b log(1 - p) + c with a, b >= 0 (Kull 2017)
+    isotonic         any rising map, straight between the centres of its steps (Oron & Flournoy 2017)
+
+The choice is the simplest whose cross-validated log loss is within a standard error of the best. All are
+shrunk towards "leave as is", so that a small tuning split changes little. A pattern of present modalities
+where data suffice gets a scale and shift of its own on top, shrunk harder. Every step rises with the logit,
+so calibration never reorders patients of one pattern. No modality present → exactly the base rate.
 
 No model may be surer than the patients it was checked on allow: the risk is drawn back towards the base rate
 by `trust` = (k + 1) / (k + 2), k patients of the rarer kind among them: what Laplace's rule of succession
 believes after k out of k. So twenty events never end in "100 %".
+
+Outcomes of one survival curve are calibrated as hazards, each on the patients at risk, then become risks by
+their horizon (`fusion.survival`): so they still cannot fall from one horizon to the next. No torch here.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,58 +27,98 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusion.monotone import PLAIN, Map, choose_map, fit_affine
+from fusion.numbers import sigmoid
+from fusion.survival import Curves, accumulated
+
+__all__ = ["Calibration", "fit_calibration", "sigmoid"]
+
 Array = NDArray[np.float64]
 PATTERN_PATIENTS, PATTERN_EVENTS = 40, 10  # least for a pattern of its own
-RIDGE = 2.0  # in patients' worth of log-likelihood
+PATTERN_RIDGE = 10.0  # in patients' worth of log-likelihood
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """base, scale, shift, trust: one per outcome. patterns: "image+tabular" → further shift, per outcome."""
+    """base, trust, maps: one per outcome. patterns: "image+tabular" → further (scale, shift) per outcome.
+
+    scores  outcome by outcome, mean cross-validated log loss of every map that was tried; for the report
+    """
 
     base: tuple[float, ...]
-    scale: tuple[float, ...]
-    shift: tuple[float, ...]
+    maps: tuple[Map, ...]
     trust: tuple[float, ...]
-    patterns: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    patterns: dict[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     fitted_on: str = "nothing"
+    curves: Curves = ()
+    scores: tuple[dict[str, float], ...] = ()
+
+    @property
+    def scale(self) -> tuple[float, ...]:
+        """Of every outcome's map (1 where it has none)."""
+        return tuple(one.scale for one in self.maps)
+
+    @property
+    def shift(self) -> tuple[float, ...]:
+        """Of every outcome's map (0 where it has none)."""
+        return tuple(one.shift for one in self.maps)
+
+    def base_risks(self) -> Array:
+        """float64 [R]: what is said of a patient of whom nothing is known."""
+        return accumulated(sigmoid(np.array([self.base])), self.curves)[0]
 
     def logits(self, fused: Array, present: NDArray[np.bool_], modalities: Sequence[str]) -> Array:
-        """Uncalibrated logits [B, R] and masks [B, M] → calibrated logits float64 [B, R]."""
+        """Uncalibrated logits [B, R] and masks [B, M] → logits of the risks float64 [B, R]."""
         base = np.array(self.base)
-        shift = np.tile(np.array(self.shift), (len(fused), 1))
-        if self.patterns:
-            for names, extra in self.patterns.items():
-                wanted = np.array([m in names.split("+") for m in modalities])
-                shift[(present == wanted).all(axis=1)] += np.array(extra)
-        calibrated = base + np.array(self.scale) * (fused.astype(np.float64) - base) + shift
+        given = fused.astype(np.float64)
+        mapped = np.stack([m(given[:, r], base[r]) for r, m in enumerate(self.maps)], axis=1)
+        for names, affine in self.patterns.items():
+            wanted = np.array([m in names.split("+") for m in modalities])
+            rows = (present == wanted).all(axis=1)
+            scale, shift = np.array(affine).T
+            mapped[rows] = base + scale * (mapped[rows] - base) + shift
         base_rate = sigmoid(base)
-        risk = base_rate + np.array(self.trust) * (sigmoid(calibrated) - base_rate)
-        return np.where(present.any(axis=1, keepdims=True), np.log(risk) - np.log1p(-risk), base)
+        risk = base_rate + np.array(self.trust) * (sigmoid(mapped) - base_rate)
+        risk = np.where(present.any(axis=1, keepdims=True), risk, base_rate)
+        risk = accumulated(risk, self.curves)
+        known = np.log(risk) - np.log1p(-risk)
+        if self.curves:
+            return np.asarray(known, np.float64)
+        return np.where(present.any(axis=1, keepdims=True), known, base)
 
-    def per_outcome(self) -> tuple[tuple[float, ...], ...]:
-        """The tuples that hold one number per outcome."""
-        return (self.base, self.scale, self.shift, self.trust)
+    def per_outcome(self) -> tuple[tuple[Any, ...], ...]:
+        """The tuples that hold one entry per outcome."""
+        return (self.base, self.maps, self.trust)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "base_logit": list(self.base),
-            "scale": list(self.scale),
-            "shift": list(self.shift),
+            "maps": [one.to_json() for one in self.maps],
             "trust": list(self.trust),
-            "patterns": {name: list(extra) for name, extra in self.patterns.items()},
+            "patterns": {name: [list(pair) for pair in each] for name, each in self.patterns.items()},
             "fitted_on": self.fitted_on,
+            "curves": [list(places) for places in self.curves],
+            "scores": [dict(each) for each in self.scores],
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Calibration:
+        """Also reads bundles that know only a scale and a shift, and a shift per pattern."""
+        if "maps" in data:
+            maps = tuple(Map.from_json(one) for one in data["maps"])
+        else:
+            maps = tuple(
+                Map("scale and shift", float(a), float(b))
+                for a, b in zip(data["scale"], data["shift"], strict=True)
+            )
         return cls(
             tuple(map(float, data["base_logit"])),
-            tuple(map(float, data["scale"])),
-            tuple(map(float, data["shift"])),
+            maps,
             tuple(map(float, data["trust"])),
-            {str(k): tuple(map(float, v)) for k, v in data["patterns"].items()},
+            {str(k): tuple(_pair(one) for one in each) for k, each in data["patterns"].items()},
             str(data["fitted_on"]),
+            tuple(tuple(map(int, places)) for places in data.get("curves", ())),
+            tuple({str(k): float(v) for k, v in each.items()} for each in data.get("scores", ())),
         )
 
 
@@ -82,75 +130,62 @@ def fit_calibration(
     base: Array,
     modalities: Sequence[str],
     fitted_on: str,
+    weight: Array | None = None,
+    curves: Curves = (),
 ) -> Calibration:
-    """fused [B, R], labels [B, R] (NaN = unknown), present [B, M] → Calibration."""
+    """fused [B, R], labels [B, R] (NaN = unknown), present [B, M] → Calibration.
+
+    weight  float64 [B], 1 for patients as they are (the default); less for rows that are a patient with
+            modalities hidden, which only the patterns are fitted on
+    """
     outcomes = fused.shape[1]
-    scale, shift, trust = np.ones(outcomes), np.zeros(outcomes), np.zeros(outcomes)
+    weight = np.ones(len(fused)) if weight is None else weight
     usable = present.any(axis=1)
+    maps, trust, scores = (
+        [PLAIN] * outcomes,
+        np.zeros(outcomes),
+        [dict[str, float]() for _ in range(outcomes)],
+    )
     for r in range(outcomes):
-        rows = usable & ~np.isnan(labels[:, r])
+        rows = usable & (weight >= 1) & ~np.isnan(labels[:, r])
         events = labels[rows, r].sum()
         rarer = float(min(events, rows.sum() - events))
         trust[r] = (rarer + 1) / (rarer + 2)
-        if rows.sum() >= 10 and 0 < labels[rows, r].sum() < rows.sum():
-            scale[r], shift[r] = _fit(fused[rows, r] - base[r], labels[rows, r], base[r])
-    patterns: dict[str, tuple[float, ...]] = {}
+        if rows.sum() >= 10 and rarer > 0:
+            maps[r], scores[r] = choose_map(fused[rows, r], labels[rows, r], float(base[r]))
+    patterns: dict[str, tuple[tuple[float, float], ...]] = {}
     for pattern in np.unique(present[usable], axis=0):
         here = (present == pattern).all(axis=1)
-        extra = np.zeros(outcomes)
-        for r in range(outcomes):
-            rows = here & ~np.isnan(labels[:, r])
-            events = labels[rows, r].sum()
-            if rows.sum() >= PATTERN_PATIENTS and min(events, rows.sum() - events) >= PATTERN_EVENTS:
-                at = base[r] + scale[r] * (fused[rows, r] - base[r]) + shift[r]
-                extra[r] = _fit_shift(at, labels[rows, r])
-        if extra.any():
-            patterns["+".join(m for m, here_ in zip(modalities, pattern, strict=True) if here_)] = tuple(
-                map(float, extra)
-            )
+        affine = tuple(
+            _fit_pattern(maps[r](fused[here, r], float(base[r])), labels[here, r], weight[here], base[r])
+            for r in range(outcomes)
+        )
+        if any(pair != (1.0, 0.0) for pair in affine):
+            patterns["+".join(m for m, is_here in zip(modalities, pattern, strict=True) if is_here)] = affine
     return Calibration(
         tuple(map(float, base)),
-        tuple(map(float, scale)),
-        tuple(map(float, shift)),
+        tuple(maps),
         tuple(map(float, trust)),
         patterns,
         fitted_on,
+        curves,
+        tuple(scores),
     )
 
 
-def sigmoid(logits: Array | float) -> Array:
-    """Logits → probabilities, without overflow."""
-    return np.asarray(1 / (1 + np.exp(-np.clip(logits, -60, 60))), np.float64)
+def _fit_pattern(logits: Array, labels: Array, weight: Array, base: float) -> tuple[float, float]:
+    """(scale, shift) of one pattern, or (1, 0) where too few patients have it."""
+    known = ~np.isnan(labels)
+    patients, events = weight[known].sum(), (weight * np.nan_to_num(labels))[known].sum()
+    if patients < PATTERN_PATIENTS or min(events, patients - events) < PATTERN_EVENTS:
+        return 1.0, 0.0
+    return fit_affine(
+        logits[known] - base, labels[known], base, weight=weight[known], ridge=(PATTERN_RIDGE, PATTERN_RIDGE)
+    )
 
 
-def _fit(evidence: Array, labels: Array, base: float) -> tuple[float, float]:
-    """Newton steps for (log scale, shift); ridge towards (0, 0)."""
-    a = b = 0.0
-    for _ in range(50):
-        scaled = math.exp(a) * evidence
-        risk = sigmoid(base + scaled + b)
-        error, spread = risk - labels, risk * (1 - risk)
-        gradient = np.array([(error * scaled).sum() + 2 * RIDGE * a, error.sum() + RIDGE * b])
-        hessian = np.array(
-            [
-                [(spread * scaled**2).sum() + 2 * RIDGE, (spread * scaled).sum()],
-                [(spread * scaled).sum(), spread.sum() + RIDGE],
-            ]
-        )
-        step = np.clip(np.linalg.solve(hessian, gradient), -0.5, 0.5)
-        a, b = float(np.clip(a - step[0], -3, 2)), float(np.clip(b - step[1], -3, 3))
-        if np.abs(step).max() < 1e-8:
-            break
-    return math.exp(a), b
-
-
-def _fit_shift(logits: Array, labels: Array) -> float:
-    shift = 0.0
-    for _ in range(50):
-        risk = sigmoid(logits + shift)
-        gradient = float((risk - labels).sum() + 5 * RIDGE * shift)
-        step = gradient / float((risk * (1 - risk)).sum() + 5 * RIDGE)
-        shift -= max(-0.5, min(0.5, step))
-        if abs(step) < 1e-8:
-            break
-    return shift
+def _pair(said: Any) -> tuple[float, float]:
+    if isinstance(said, int | float):
+        return 1.0, float(said)
+    scale, shift = said
+    return float(scale), float(shift)

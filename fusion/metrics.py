@@ -15,9 +15,15 @@ REPEATS = 500
 BINS = 5  # of the calibration table
 
 
-def auroc(risks: Array, labels: Array) -> float | None:
-    """Chance that an event got the higher risk (ties half). Higher is better; None with one class only."""
+def auroc(risks: Array, labels: Array, weights: Array | None = None) -> float | None:
+    """Chance that an event got the higher risk (ties half). Higher is better; None with one class only.
+
+    weights  how many each patient stands for where others were censored: then this is the cumulative, dynamic
+             AUROC by a horizon (Uno 2007)
+    """
     events = labels > 0.5
+    if weights is not None:
+        return _weighted_auroc(risks, events, weights)
     n, m = int(events.sum()), int((~events).sum())
     if not n or not m:
         return None
@@ -26,17 +32,20 @@ def auroc(risks: Array, labels: Array) -> float | None:
     return float((ranks[events].sum() - n * (n + 1) / 2) / (n * m))
 
 
-def auprc(risks: Array, labels: Array) -> float | None:
-    """Average precision. Higher is better; a guess gets the event rate. None without an event."""
+def auprc(risks: Array, labels: Array, weights: Array | None = None) -> float | None:
+    """Average precision. Higher is better; a guess gets the event rate. None without an event.
+
+    weights  as for `auroc`
+    """
     if not (labels > 0.5).any():
         return None
-    recall, precision = _precision_recall(risks, labels)
+    recall, precision = _precision_recall(risks, labels, weights)
     return float((np.diff(recall, prepend=0.0) * precision).sum())
 
 
-def brier(risks: Array, labels: Array) -> float | None:
-    """Mean squared error of the risks. Lower is better."""
-    return float(((risks - labels) ** 2).mean()) if len(risks) else None
+def brier(risks: Array, labels: Array, weights: Array | None = None) -> float | None:
+    """Mean squared error of the risks. Lower is better; weights as for `auroc` (Graf 1999)."""
+    return float(np.average((risks - labels) ** 2, weights=weights)) if len(risks) else None
 
 
 def negative_log_likelihood(risks: Array, labels: Array) -> float:
@@ -45,16 +54,22 @@ def negative_log_likelihood(risks: Array, labels: Array) -> float:
     return float(-(labels * np.log(clipped) + (1 - labels) * np.log(1 - clipped)).mean())
 
 
-def calibration(risks: Array, labels: Array) -> dict[str, Any]:
-    """slope (1 is ideal) and intercept (0) of a logistic fit on the logit; expected error (ece); bins."""
+def calibration(risks: Array, labels: Array, weights: Array | None = None) -> dict[str, Any]:
+    """slope (1 is ideal) and intercept (0) of a logistic fit on the logit; expected error (ece); bins.
+
+    weights  as for `auroc`
+    """
     bins = []
     error = 0.0
+    weights = np.ones(len(risks)) if weights is None else weights
     for part in np.array_split(np.argsort(risks, kind="stable"), min(BINS, max(1, len(risks) // 5))):
         if len(part):
-            mean, observed = float(risks[part].mean()), float(labels[part].mean())
-            error += abs(mean - observed) * len(part) / len(risks)
+            share = weights[part]
+            mean = float(np.average(risks[part], weights=share))
+            observed = float(np.average(labels[part], weights=share))
+            error += abs(mean - observed) * float(share.sum() / weights.sum())
             bins.append({"mean": mean, "observed": observed, "n": len(part)})
-    slope, intercept = _logistic(risks, labels)
+    slope, intercept = _logistic(risks, labels, weights)
     return {"slope": slope, "intercept": intercept, "ece": error if bins else None, "bins": bins}
 
 
@@ -80,16 +95,20 @@ def pr_curve(risks: Array, labels: Array, *, most: int = 100) -> list[list[float
 
 
 def bootstrap(
-    score: Callable[[Array, Array], float | None],
+    score: Callable[..., float | None],
     risks: Array,
     labels: Array,
     groups: Sequence[str],
     *,
     seed: int = 0,
     repeats: int = REPEATS,
+    weights: Array | None = None,
 ) -> dict[str, float | None]:
-    """{"value", "low", "high"}: the score and its percentile 95 % interval, drawing whole patient groups."""
-    value = score(risks, labels)
+    """{"value", "low", "high"}: the score and its percentile 95 % interval, drawing whole patient groups.
+
+    score    (risks, labels), or (risks, labels, weights) where weights are given
+    """
+    value = score(risks, labels) if weights is None else score(risks, labels, weights)
     if value is None:
         return {"value": None, "low": None, "high": None}
     names, member = np.unique(np.asarray(groups), return_inverse=True)
@@ -99,7 +118,8 @@ def bootstrap(
     for _ in range(repeats):
         drawn = rng.integers(0, len(names), len(names))
         rows = np.concatenate([rows_of[g] for g in drawn])
-        again = score(risks[rows], labels[rows])
+        drawn_too = () if weights is None else (weights[rows],)
+        again = score(risks[rows], labels[rows], *drawn_too)
         if again is not None:
             found.append(again)
     if len(found) < repeats // 2:
@@ -108,15 +128,25 @@ def bootstrap(
     return {"value": value, "low": float(low), "high": float(high)}
 
 
-def _precision_recall(risks: Array, labels: Array) -> tuple[Array, Array]:
+def _weighted_auroc(risks: Array, events: NDArray[np.bool_], weights: Array) -> float | None:
+    _, back = np.unique(risks, return_inverse=True)
+    event = np.bincount(back, weights * events)
+    other = np.bincount(back, weights * ~events)
+    pairs = event.sum() * other.sum()
+    below = np.cumsum(other) - other / 2
+    return float((event * below).sum() / pairs) if pairs > 0 else None
+
+
+def _precision_recall(risks: Array, labels: Array, weights: Array | None = None) -> tuple[Array, Array]:
     order = np.argsort(-risks, kind="stable")
     last = np.append(np.diff(risks[order]) != 0, True)
-    true = np.cumsum(labels[order] > 0.5)[last].astype(float)
-    seen = (np.flatnonzero(last) + 1).astype(float)
+    share = np.ones(len(risks)) if weights is None else weights[order]
+    true = np.cumsum(share * (labels[order] > 0.5))[last]
+    seen = np.cumsum(share)[last]
     return true / true[-1], true / seen
 
 
-def _logistic(risks: Array, labels: Array) -> tuple[float | None, float | None]:
+def _logistic(risks: Array, labels: Array, weighed: Array) -> tuple[float | None, float | None]:
     """Slope and intercept by Newton's method; None where the data do not determine them."""
     if len(risks) < 10 or labels.min() == labels.max() or np.ptp(risks) < 1e-9:
         return None, None
@@ -125,10 +155,10 @@ def _logistic(risks: Array, labels: Array) -> tuple[float | None, float | None]:
     weights = np.array([1.0, 0.0])
     for _ in range(100):
         fitted = sigmoid(design @ weights)
-        hessian = design.T @ (design * (fitted * (1 - fitted))[:, None])
+        hessian = design.T @ (design * (weighed * fitted * (1 - fitted))[:, None])
         if np.linalg.cond(hessian) > 1e10:
             return None, None
-        step = np.linalg.solve(hessian, design.T @ (fitted - labels))
+        step = np.linalg.solve(hessian, design.T @ (weighed * (fitted - labels)))
         weights -= np.clip(step, -1, 1)
         if np.abs(step).max() < 1e-8:
             return float(weights[0]), float(weights[1])

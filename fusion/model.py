@@ -17,6 +17,7 @@ from fusion.config import FusionConfig
 from fusion.encoders import Encoded, Encoder, build_encoder
 from fusion.fuse import build_fusion
 from fusion.inputs import Modality
+from fusion.patterns import all_subsets
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -39,10 +40,14 @@ class FusionModel(nn.Module):
     base_logit  float32 [R], of the event rate among training patients: what is said when nothing is known
     trained     bool [M, R]: of outcomes that too few patients with the modality had, it says nothing;
                 a modality trained for no outcome is never used
+    heard       bool [2^M, M, R]: which modalities of a pattern are let in; all, except where out-of-fold
+                patients showed that the outcome is told better without (`fusion.second_stage.guard`)
     """
 
     base_logit: Tensor
     trained: Tensor
+    heard: Tensor
+    bits: Tensor
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
@@ -52,6 +57,9 @@ class FusionModel(nn.Module):
         self.fusion = build_fusion(config.fusion, len(self.modalities), outcomes)
         self.register_buffer("base_logit", torch.zeros(outcomes))
         self.register_buffer("trained", torch.zeros(len(self.modalities), outcomes, dtype=torch.bool))
+        everyone = all_subsets(len(self.modalities))[..., None].repeat(1, 1, outcomes)
+        self.register_buffer("heard", everyone)
+        self.register_buffer("bits", 2 ** torch.arange(len(self.modalities)), persistent=False)
 
     def encoder(self, modality: Modality) -> Encoder:
         """The encoder of one modality."""
@@ -80,7 +88,7 @@ class FusionModel(nn.Module):
 
     def fuse(self, evidence: Tensor, present: Tensor) -> Tensor:
         """Evidence [B, M, R] and mask [B, M] → uncalibrated logits [B, R]; nothing present → base_logit."""
-        shift: Tensor = self.fusion(evidence, present)
+        shift: Tensor = self.fusion(evidence, self.heard[(present * self.bits).sum(1)])
         return self.base_logit + shift
 
     def forward(self, batch: Batch) -> Tensor:

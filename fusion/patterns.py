@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,11 @@ MOST_ROWS = 40_000
 def all_subsets(modalities: int) -> Tensor:
     """bool [2^M, M]; row s holds the bits of s, so that row 0 is empty and the last is full."""
     return (torch.arange(2**modalities)[:, None] >> torch.arange(modalities) & 1).bool()
+
+
+def named(present: Sequence[bool], modalities: Sequence[str]) -> str:
+    """The present modalities joined by "+", as calibration and intervals know a pattern."""
+    return "+".join(name for name, here in zip(modalities, present, strict=True) if here)
 
 
 def sub_patterns(present: Tensor, dropout: float, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,10 +1,16 @@
-"""The second stage of training: the fusion on out-of-fold evidence, then calibration and interval."""
+"""The second stage of training: the fusion on out-of-fold evidence, its guard, then calibration and interval.
+
+Throughout, `Told` is (evidence [B, M, R], present [B, M], labels [B, R], NaN = unknown) of patients whose
+encoders have not seen them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fusion.bundle import Bundle
@@ -15,12 +21,19 @@ from fusion.embedding import Embedder
 from fusion.fitting import Fit, fit
 from fusion.losses import masked_bce
 from fusion.model import FusionModel
-from fusion.patterns import sub_patterns
+from fusion.patterns import all_subsets, named, sub_patterns
+from fusion.survival import by_horizon, curves_of
 
 LEAST_TUNING = 20  # tuning patients before early stopping looks at them
-SMALL_TUNING = 150  # labelled tuning patients below which out-of-fold evidence helps to calibrate
+SMALL_TUNING = 1000  # labelled tuning patients below which out-of-fold evidence helps to calibrate
+LEAST_GUARDED = 60  # patients with all of a pattern before the guard judges it
+WORSE = 1.64  # standard errors by which hearing less must be better before less is heard
+HIDDEN = 0.5  # weight of a patient with modalities hidden beside one who truly lacks them
+MOST_PER_PATTERN = 1000  # patients that a pattern is calibrated on
 
+Told = tuple[Tensor, Tensor, Tensor]
 Tell = Callable[[int, int, float, float | None], None]
+Array = NDArray[np.float64]
 
 
 def fit_fusion(
@@ -28,14 +41,14 @@ def fit_fusion(
     evidence: Tensor,
     present: Tensor,
     labels: Tensor,
-    tuning: tuple[Tensor, Tensor, Tensor] | None,
+    tuning: Told | None,
     config: FusionConfig,
     tell: Tell,
 ) -> None:
-    """Fit the fusion on out-of-fold evidence over every sub-pattern of what each patient has."""
+    """Fit the fusion on out-of-fold evidence over every sub-pattern of what patients have; guard it."""
     rows, masks, weights = sub_patterns(present, config.modality_dropout, seed=config.seed)
-    is_late = config.fusion == FusionKind.LATE
-    strength = (1.0 if is_late else 10 * config.weight_decay) / max(1, int(present.any(dim=1).sum()))
+    is_convex = config.fusion in (FusionKind.LATE, FusionKind.STACKING)
+    strength = (1.0 if is_convex else 10 * config.weight_decay) / max(1, int(present.any(dim=1).sum()))
     said, known, weighed = evidence[rows], labels[rows], weights
 
     def loss(index: Tensor) -> Tensor:
@@ -43,7 +56,7 @@ def fit_fusion(
         return masked_bce(logits, known[index], weight=weighed[index]) + strength * model.fusion.penalty()
 
     def tuning_loss() -> float | None:
-        if is_late or tuning is None or len(tuning[0]) < LEAST_TUNING:
+        if is_convex or tuning is None or len(tuning[0]) < LEAST_TUNING:
             return None
         return float(masked_bce(model.fuse(tuning[0], tuning[1]), tuning[2]))
 
@@ -51,38 +64,111 @@ def fit_fusion(
     if len(rows):
         fit(model.fusion, loss, tuning_loss, rows=len(rows), how=how, tell=tell)
     model.eval()
+    told = (evidence, present, labels)
+    guard(model, told if tuning is None else _joined(told, tuning))
+
+
+def guard(model: FusionModel, told: Told) -> None:
+    """Set `model.heard`: where a pattern's outcome is told better without a modality, leave that one out.
+
+    From the smallest pattern to the largest, each is compared with what its sub-patterns (one modality less,
+    and each modality alone) already hear, on the same patients, by log loss: only what is better by more than
+    chance allows (1.64 standard errors of the paired difference) takes its place. So no pattern is left
+    significantly worse than the best modality in it, as far as out-of-fold patients can tell.
+    """
+    evidence, present, labels = told
+    subsets = all_subsets(present.shape[1])
+    with torch.no_grad():
+        for pattern in sorted(range(len(subsets)), key=lambda p: int(subsets[p].sum())):
+            inside = torch.nonzero(subsets[pattern]).squeeze(1).tolist()
+            rows = present[:, inside].all(dim=1)
+            if len(inside) < 2 or int(rows.sum()) < LEAST_GUARDED:
+                continue
+            lesser = sorted({pattern - 2**m for m in inside} | {2**m for m in inside})
+            asked = [pattern, *lesser]
+            logits = [model.fuse(evidence[rows], subsets[p].expand(int(rows.sum()), -1)) for p in asked]
+            losses = [_losses(said, labels[rows]) for said in logits]
+            for r in range(labels.shape[1]):
+                gains = [_gain(losses[0][:, r], less[:, r]) for less in losses[1:]]
+                best = max(range(len(lesser)), key=lambda i: gains[i])
+                if gains[best] > WORSE:
+                    model.heard[pattern, :, r] = model.heard[lesser[best], :, r]
 
 
 def calibrate_bundle(
     model: FusionModel,
     config: FusionConfig,
     embedder: Embedder,
-    out_of_fold: tuple[Tensor, Tensor, Tensor],
-    tuning: tuple[Tensor, Tensor, Tensor] | None,
+    out_of_fold: Told,
+    tuning: Told | None,
 ) -> Bundle:
     """The bundle of a trained model: calibration and interval from the tuning split, and where that is small
-    from out-of-fold training evidence as well. Both: (evidence [B, M, R], present [B, M], labels [B, R])."""
-    parts, source = [], "tuning split"
-    if tuning is not None and len(tuning[0]):
-        parts.append(tuning)
+    from out-of-fold training evidence as well."""
     labelled = 0 if tuning is None else int((~torch.isnan(tuning[2])).sum(0).min())
-    if labelled < SMALL_TUNING:
-        parts.append(out_of_fold)
-        source = (
-            "tuning split and out-of-fold training patients"
-            if len(parts) > 1
-            else "out-of-fold training patients"
-        )
+    source, told = "tuning split", tuning
+    if told is None or not len(told[0]):
+        source, told = "out-of-fold training patients", out_of_fold
+    elif labelled < SMALL_TUNING:
+        source, told = "tuning split and out-of-fold training patients", _joined(told, out_of_fold)
+    names, curves = [m.value for m in config.modalities], curves_of(config.outcomes)
     with torch.no_grad():
-        fused = torch.cat([model.fuse(evidence, present) for evidence, present, _ in parts]).double().numpy()
-    present = torch.cat([part[1] for part in parts]).numpy()
-    labels = torch.cat([part[2] for part in parts]).double().numpy()
-    names = [m.value for m in config.modalities]
-    base = model.base_logit.double().numpy()
-    calibration = fit_calibration(fused, labels, present, base=base, modalities=names, fitted_on=source)
+        fused = model.fuse(told[0], told[1]).double().numpy()
+        more, masks, hidden = _hidden_down(told, config.seed)
+        further = model.fuse(told[0][more], masks).double().numpy()
+    present, labels = told[1].numpy(), told[2].double().numpy()
+    calibration = fit_calibration(
+        np.concatenate([fused, further]),
+        np.concatenate([labels, labels[more.numpy()]]),
+        np.concatenate([present, masks.numpy()]),
+        base=model.base_logit.double().numpy(),
+        modalities=names,
+        fitted_on=source,
+        weight=np.concatenate([np.ones(len(fused)), hidden]),
+        curves=curves,
+    )
     risks = sigmoid(calibration.logits(fused, present, names))
+    happened, weights = by_horizon(labels, curves)
+    patterns = [named(row, names) for row in present]
     intervals = tuple(
-        fit_interval(risks[:, r], labels[:, r], level=config.interval_level)
+        fit_interval(
+            risks[:, r], happened[:, r], level=config.interval_level, weights=weights[:, r], patterns=patterns
+        )
         for r in range(len(config.outcomes))
     )
-    return Bundle(config, model, calibration, intervals, dict(embedder.versions), embedder=embedder)
+    bundle = Bundle(config, model, calibration, intervals, dict(embedder.versions), embedder=embedder)
+    bundle.out_of_fold = out_of_fold
+    return bundle
+
+
+def _hidden_down(told: Told, seed: int) -> tuple[Tensor, Tensor, Array]:
+    """Patients with some of their modalities hidden, so that each pattern is calibrated: (row of `told` [N],
+    mask bool [N, M], weight [N])."""
+    present = told[1]
+    rows, masks = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, present.shape[1], dtype=torch.bool)]
+    generator = torch.Generator().manual_seed(seed)
+    for subset in all_subsets(present.shape[1])[1:]:
+        held = torch.nonzero((present | ~subset).all(dim=1) & (present != subset).any(dim=1)).squeeze(1)
+        held = held[torch.randperm(len(held), generator=generator)[:MOST_PER_PATTERN]]
+        rows.append(held)
+        masks.append(subset.expand(len(held), -1))
+    row = torch.cat(rows)
+    return row, torch.cat(masks), np.full(len(row), HIDDEN)
+
+
+def _losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log loss [B, R]; NaN where the label is."""
+    return torch.nn.functional.softplus(logits) - labels * logits
+
+
+def _gain(whole: Tensor, less: Tensor) -> float:
+    """By how many standard errors `less` loses less than `whole`."""
+    gap = (whole - less).double()
+    gap = gap[~torch.isnan(gap)]
+    if len(gap) < LEAST_GUARDED:
+        return 0.0
+    return float(gap.mean() / (gap.std() / len(gap) ** 0.5).clamp(min=1e-9))
+
+
+def _joined(first: Told, second: Told) -> Told:
+    evidence, present, labels = (torch.cat(pair) for pair in zip(first, second, strict=True))
+    return evidence, present, labels

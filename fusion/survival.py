@@ -54,7 +54,7 @@ def curves_of(outcomes: Sequence[OutcomeSpec]) -> Curves:
 
 
 def intervals_of(follow_up: FollowUp, horizons: Sequence[float]) -> list[float]:
-    """Per interval between rising horizons: 1 the event, 0 survived, NaN not at risk (or censored too soon)."""
+    """Per interval between rising horizons: 1 the event, 0 survived, NaN not at risk (or lost)."""
     said, start = [], 0.0
     for end in horizons:
         if follow_up.observed and follow_up.hours <= end:
@@ -87,7 +87,7 @@ def intervals_from_labels(labels: Mapping[str, int], names: Sequence[str]) -> li
 
 
 def accumulated(hazards: Array, curves: Curves) -> Array:
-    """Chances [B, R]; those of a curve are hazards and become risks by their horizon: 1 - prod(1 - hazard)."""
+    """Chances [B, R]; those of a curve are hazards and become risks by horizon: 1 - prod(1 - hazard)."""
     risks = np.array(hazards, np.float64)
     for places in curves:
         survived = np.cumprod(1 - risks[:, places], axis=1)

@@ -14,12 +14,16 @@ from fusion import metrics
 from fusion.baselines import compare
 from fusion.batch import Batch, collate
 from fusion.bundle import Bundle
-from fusion.conformal import grouped
+from fusion.conformal import covered
 from fusion.errors import BadInput, NotEnoughData
+from fusion.examples import Example, labels_of
+from fusion.patterns import named
 from fusion.predict import risks as predict_risks
-from fusion.train import Example, labels_of, settled
+from fusion.survival import by_horizon, curves_of
+from fusion.train import settled
 
 Array = NDArray[np.float64]
+FEW_GROUPS = 4  # groups of patients scored alike; a pattern with fewer gets no coverage
 FEW_EVENTS = 10  # a subgroup with fewer events, or fewer others, gets no AUROC
 
 
@@ -62,17 +66,19 @@ def evaluate(bundle: Bundle, held_out: Sequence[Example], *, comparison: bool = 
         raise BadInput(f"{len(shared)} patient groups are in both the training and the held-out split")
     with settled(config):
         batch = collate([e.inputs for e in held_out], config, bundle.embedder)
-    labels = labels_of(held_out, config).double().numpy()
+    labels, weights = by_horizon(labels_of(held_out, config).double().numpy(), curves_of(config.outcomes))
+    names = [m.value for m in config.modalities]
+    patterns = np.array([named(row, names) for row in bundle.model.usable(batch.present).tolist()])
     risks = predict_risks(bundle, batch)
     report = Report(
         held_out={"n": len(held_out), "patients": len(set(groups))},
         outcomes={
-            spec.name: _outcome(bundle, r, risks[:, r], labels[:, r], groups)
+            spec.name: _outcome(bundle, r, risks[:, r], labels[:, r], groups, weights[:, r], patterns)
             for r, spec in enumerate(config.outcomes)
         },
         ablation=_ablation(bundle, batch, labels, groups) if comparison else {},
         baselines=_baselines(bundle, batch, labels, groups) if comparison else {},
-        subgroups=_subgroups(bundle, held_out, risks, labels) if comparison else {},
+        subgroups=_subgroups(bundle, held_out, risks, labels, weights, patterns) if comparison else {},
         notes=("baselines need the training examples; this bundle was loaded, not trained here",)
         if comparison and not bundle.examples
         else (),
@@ -89,39 +95,61 @@ def evaluate(bundle: Bundle, held_out: Sequence[Example], *, comparison: bool = 
     return report
 
 
-def _outcome(bundle: Bundle, r: int, risks: Array, labels: Array, groups: Sequence[str]) -> dict[str, Any]:
+def _outcome(
+    bundle: Bundle,
+    r: int,
+    risks: Array,
+    labels: Array,
+    groups: Sequence[str],
+    weights: Array,
+    patterns: NDArray[np.str_],
+) -> dict[str, Any]:
+    """Scores of one outcome. Where it is a horizon of an event, `n` counts those not censored before it, and
+    everything is weighted so that they stand for those who were."""
+    known = ~np.isnan(labels)
+    weights, patterns = weights[known], patterns[known]
     risks, labels, groups = _known(risks, labels, groups)
     events = int(labels.sum())
-    score = partial(metrics.bootstrap, risks=risks, labels=labels, groups=groups, seed=bundle.config.seed)
+    score = partial(
+        metrics.bootstrap, risks=risks, labels=labels, groups=groups, seed=bundle.config.seed, weights=weights
+    )
     note = "" if 0 < events < len(labels) else f"{events} events among {len(labels)}: no AUROC"
     return {
         "n": len(labels),
         "events": events,
-        "base_rate": float(labels.mean()) if len(labels) else None,
+        "base_rate": float(np.average(labels, weights=weights)) if len(labels) else None,
         "auroc": score(metrics.auroc),
         "auprc": score(metrics.auprc),
         "brier": score(metrics.brier),
-        "calibration": metrics.calibration(risks, labels),
+        "calibration": metrics.calibration(risks, labels, weights),
         "roc": metrics.roc_curve(risks, labels),
         "pr": metrics.pr_curve(risks, labels),
-        "coverage": _coverage(bundle, r, risks, labels),
+        "coverage": _coverage(bundle, r, risks, labels, weights, patterns),
         "note": note,
     }
 
 
-def _coverage(bundle: Bundle, r: int, risks: Array, labels: Array) -> dict[str, Any]:
-    """Share of groups scored alike whose event rate lies within the interval of their mean risk."""
+def _coverage(
+    bundle: Bundle, r: int, risks: Array, labels: Array, weights: Array, patterns: NDArray[np.str_]
+) -> dict[str, Any]:
+    """Share of groups scored alike whose event rate lies within the interval of their mean risk; also of
+    each pattern of present modalities that fills some groups."""
     interval = bundle.intervals[r]
-    inside = []
-    for mean, rate in grouped(risks, labels, interval.group_size):
-        low, high = interval.around(mean)
-        inside.append(low <= rate <= high)
-    observed = float(np.mean(inside)) if inside else None
+    by_pattern = []
+    for name in np.unique(patterns):
+        here = patterns == name
+        if here.sum() >= FEW_GROUPS * interval.group_size:
+            inside, groups = covered(
+                interval, risks[here], labels[here], weights=weights[here], patterns=patterns[here]
+            )
+            by_pattern.append({"pattern": str(name), "observed": inside / groups, "groups": groups})
+    inside, groups = covered(interval, risks, labels, weights=weights, patterns=patterns)
     return {
         "level": interval.level,
-        "observed": observed,
-        "groups": len(inside),
+        "observed": inside / groups if groups else None,
+        "groups": groups,
         "group_size": interval.group_size,
+        "patterns": by_pattern,
     }
 
 
@@ -156,7 +184,7 @@ def _baselines(
     config = bundle.config
     with settled(config):
         train = collate([e.inputs for e in bundle.examples], config, bundle.embedder)
-        known = labels_of(bundle.examples, config).double().numpy()
+        known, _ = by_horizon(labels_of(bundle.examples, config).double().numpy(), curves_of(config.outcomes))
         for r, spec in enumerate(config.outcomes):
             for name, risks in compare(
                 train, known[:, r], batch, config.modalities, seed=config.seed
@@ -166,7 +194,12 @@ def _baselines(
 
 
 def _subgroups(
-    bundle: Bundle, held_out: Sequence[Example], risks: Array, labels: Array
+    bundle: Bundle,
+    held_out: Sequence[Example],
+    risks: Array,
+    labels: Array,
+    weights: Array,
+    patterns: NDArray[np.str_],
 ) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     groups = np.array([e.group for e in held_out])
@@ -180,6 +213,9 @@ def _subgroups(
                 said, was = risks[here, r], labels[here, r]
                 events = int(was.sum())
                 is_few = min(events, len(was) - events) < FEW_EVENTS
+                inside, full = covered(
+                    bundle.intervals[r], said, was, weights=weights[here, r], patterns=patterns[here]
+                )
                 rows.append(
                     {
                         "attribute": attribute,
@@ -188,7 +224,8 @@ def _subgroups(
                         "events": events,
                         "auroc": None if is_few else _auroc(bundle, said, was, groups[here].tolist()),
                         "mean_risk": float(said.mean()),
-                        "observed": float(was.mean()),
+                        "observed": float(np.average(was, weights=weights[here, r])),
+                        "coverage": {"observed": inside / full if full else None, "groups": full},
                         "note": "too few" if is_few else "",
                     }
                 )
