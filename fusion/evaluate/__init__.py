@@ -1,7 +1,7 @@
 """Bundle and patients it has never seen → Report; `python -m fusion.evaluate BUNDLE --collection DIR`.
 
 report   scores, calibration, coverage, ablation, baselines and subgroups of a bundle on held-out examples
-command  the same figures for a folder laid out like one of the research collections
+unseen   the same for a folder laid out like one of the research collections
 """
 
 from fusion.evaluate.report import Report, evaluate

@@ -42,7 +42,7 @@ def test_ablation_and_baselines_are_there(report: dict) -> None:
     assert rows["image only"]["modalities"] == ["image"]
     assert "without image" in rows
     baselines = {row["name"]: row["auroc"]["value"] for row in report["baselines"]["icu"]}
-    assert set(baselines) == {"logistic regression", "gradient boosting"}
+    assert set(baselines) == {"simple stack", "logistic regression", "gradient boosting"}
     assert all(0.4 < value <= 1 for value in baselines.values())
 
 

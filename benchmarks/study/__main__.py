@@ -1,0 +1,75 @@
+"""`python -m benchmarks.study SET DIR`: the whole real-data study of one collection.
+
+    python -m benchmarks.study cxr_covid DIR --repeats 3      # DIR holds the collection's tables and pictures
+    python -m benchmarks.study cxr_covid DIR --part generalisation
+    python -m benchmarks.study cxr_covid DIR --save BUNDLES   # a bundle for each task, of all of DIR …
+    python -m fusion.evaluate BUNDLES --collection SEALED     # … and scored on a folder it has never seen
+
+Tables go to standard output and, unless --quick, into docs/experiments.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.study import pages
+
+PARTS = {
+    "cxr_covid": {"comparison": "benchmarks.study.comparison"},
+    "brain_lgg": {"comparison": "benchmarks.study.comparison"},
+    "lung_ultrasound": {"comparison": "benchmarks.study.comparison"},
+    "icu_physionet2012": {"comparison": "benchmarks.study.comparison"},
+    "skin_ham10000": {"comparison": "benchmarks.study.comparison"},
+}
+
+
+def main() -> None:
+    """Run the parts asked for, or train bundles."""
+    about = __doc__ or ""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.study",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("set", choices=sorted(PARTS), metavar="SET", help=", ".join(sorted(PARTS)))
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the collection's folder")
+    parser.add_argument("--part", action="append", help="only this part (may be given again); without: all")
+    parser.add_argument("--repeats", type=int, default=3, help="of the cross-validation")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a part of the rows, few epochs; keeps no table")
+    parser.add_argument("--task", action="append", help="only this task of --save (may be given again)")
+    parser.add_argument("--save", type=Path, metavar="BUNDLES", help="train a bundle for each task, no study")
+    asked = parser.parse_args()
+    if asked.save is not None:
+        from benchmarks.study.saving import save_bundles
+
+        save_bundles(asked.folder, asked.save, seed=asked.seed, quick=asked.quick, tasks=asked.task or ())
+        return
+    known = PARTS[asked.set]
+    for part in asked.part or known:
+        if part not in known:
+            parser.error(f"{asked.set} has no part {part!r}; it has {', '.join(known)}")
+        run = importlib.import_module(known[part]).run
+        said = run(asked.folder, repeats=asked.repeats, seed=asked.seed, quick=asked.quick)
+        print(said, flush=True)
+        if not asked.quick:
+            pages.keep(f"{asked.set}_{part}", f"{said.strip()}\n\n{_when()}")
+
+
+def _when() -> str:
+    import torch
+
+    now = datetime.now(UTC)
+    return (
+        f"*{now.day} {now:%B %Y}, {os.cpu_count()} CPU cores, Python {sys.version.split()[0]}, "
+        f"torch {torch.__version__}.*"
+    )
+
+
+if __name__ == "__main__":
+    main()

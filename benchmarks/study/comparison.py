@@ -1,0 +1,204 @@
+"""Every task of a collection: the fused model beside the simple stack and other arms, on the same folds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.study import arms, comparing
+from benchmarks.study.comparing import Floats, Interval
+from benchmarks.study.folds import Heard, labels_of, listen
+from benchmarks.study.keeping import Keeper
+from fusion import Example, FusionKind, Modality
+from fusion.metrics import calibration
+from fusion.research import Collection, Task, read_collection
+
+FUSED, STACK = "fused", "stack: sum of logits"
+FOLDS, QUICK_FOLDS, QUICK_ROWS = 5, 3, 800
+HEAD = (
+    "| task | rows / groups / events | best alone | simple stack | **fused** | fused − stack | "
+    "fused − best alone |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
+)
+ARMS_HEAD = (
+    "| arm | AUROC | sd of repeats | AUPRC | Brier | calibration slope | coverage of 90 % intervals | "
+    "AUROC − stack |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- |",
+)
+PLACES = ("view", "location", "site")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Outcome:
+    """One task, measured. found: arm → AUROC [repeats, 1 + draws]."""
+
+    task: Task
+    examples: Sequence[Example]
+    heard: Heard
+    found: dict[str, Floats]
+    weights: Floats
+
+    def auroc(self, arm: str) -> Interval:
+        return comparing.interval(self.found[arm])
+
+    def over(self, arm: str, other: str) -> Interval:
+        return comparing.difference(self.found[arm], self.found[other])
+
+    @property
+    def best_alone(self) -> str:
+        """The best arm of one modality, whoever made it: chosen on these folds, in its own favour."""
+        alone = [a for a in self.found if (a.startswith("stack: ") and a != STACK) or _is_alone(a)]
+        return max(alone, key=lambda a: self.auroc(a).value)
+
+
+def run(
+    folder: Path, *, repeats: int, seed: int, quick: bool, tasks: Sequence[str] = (), keep: Path | None = None
+) -> str:
+    """All tasks (or those named) → Markdown."""
+    collection = read_collection(folder)
+    keeper = Keeper(keep) if keep else Keeper()
+    outcomes = [
+        measure(collection, task, keeper, repeats=repeats, seed=seed, quick=quick)
+        for name, task in collection.tasks.items()
+        if not tasks or name in tasks
+    ]
+    return page(collection, outcomes, repeats=repeats, seed=seed, quick=quick)
+
+
+def measure(
+    collection: Collection, task: Task, keeper: Keeper, *, repeats: int, seed: int, quick: bool
+) -> Outcome:
+    """Every arm of one task on the same folds."""
+    config = arms.config_of(collection, task, quick=quick)
+    more = {} if quick else collection.extra.get("arms", {})
+    widest = replace(config, modalities=tuple(dict.fromkeys([*config.modalities, *_all_of(more)])))
+    examples = keeper.filled(_some(task.examples, quick), widest)
+    run_in: dict[str, int] = {}
+    each = arms.simple(examples, config) | arms.circumstances(examples, task.name, PLACES)
+    run_in |= dict.fromkeys(each, repeats)
+    each[FUSED] = arms.fused(examples, config, FUSED, alone=True)
+    run_in[FUSED] = repeats
+    for name, modalities in more.items():
+        if any(m in e.inputs.present() for e in examples for m in set(modalities) - set(config.modalities)):
+            each[name] = arms.fused(examples, replace(config, modalities=modalities), name, alone=True)
+            run_in[name] = repeats
+    if len(config.modalities) > 1 and not quick:
+        for kind in FusionKind:
+            if kind != config.fusion:
+                name = f"fused, {kind.value}"
+                each[name] = arms.fused(examples, replace(config, fusion=kind), name, alone=False)
+                run_in[name] = 1
+    folds = QUICK_FOLDS if quick else FOLDS
+    heard = listen(examples, task.name, each, repeats=run_in, folds=folds, seed=seed)
+    weights = comparing.draw(heard.groups, seed)
+    found = {
+        arm: comparing.scored(comparing.auroc, said, heard.labels, weights)
+        for arm, said in heard.risks.items()
+    }
+    return Outcome(task, examples, heard, found, weights)
+
+
+def page(collection: Collection, outcomes: Sequence[Outcome], *, repeats: int, seed: int, quick: bool) -> str:
+    """Markdown: one row a task, then what it shows, then each task's arms."""
+    epochs = arms.config_of(collection, outcomes[0].task, quick=quick).epochs
+    folds = QUICK_FOLDS if quick else FOLDS
+    lines = [
+        f"## {collection.name}: the fused model beside the simple stack and the other arms",
+        "",
+        f"    python -m benchmarks.study {collection.name} DIR --repeats {repeats} --seed {seed}"
+        + (" --quick" if quick else ""),
+        "",
+        f"Grouped {folds}-fold cross-validation × {repeats}, the same folds for all arms; pooled out-of-fold "
+        "risks; AUROC, mean over repeats, with the 95 % bootstrap interval over groups "
+        f"({comparing.DRAWS} draws). Fused: `fusion.train` whole with the collection's settings, {epochs} "
+        "epochs at most, a sixth of its rows for tuning; all other arms learn from all rows. *Best alone* is "
+        "the best single modality of either recipe, picked on these very folds, so in its own favour."
+        + (" **A quick run on a part of the rows: for finding faults, not for claims.**" if quick else ""),
+        "",
+        *HEAD,
+        *(_summary(o) for o in outcomes),
+        "",
+        *_shows(collection, outcomes),
+        "",
+    ]
+    for outcome in outcomes:
+        lines += [*_table(outcome), ""]
+    return "\n".join(lines)
+
+
+def _summary(o: Outcome) -> str:
+    alone = o.best_alone
+    return (
+        f"| {o.task.label} | {_counts(o)} | {o.auroc(alone).value:.3f} ({alone}) | "
+        f"{o.auroc(STACK).value:.3f} | **{o.auroc(FUSED)}** | {o.over(FUSED, STACK).signed} | "
+        f"{o.over(FUSED, alone).signed} |"
+    )
+
+
+def _shows(collection: Collection, outcomes: Sequence[Outcome]) -> list[str]:
+    better = [o.task.label for o in outcomes if o.over(FUSED, STACK).low > 0]
+    worse = [o.task.label for o in outcomes if o.over(FUSED, STACK).value < 0]
+    no_help = [
+        f"{o.task.label} ({o.over(FUSED, o.best_alone).signed} against {o.best_alone})"
+        for o in outcomes
+        if o.over(FUSED, o.best_alone).low <= 0
+    ]
+    lines = [
+        "- Better than the simple stack, the interval excluding 0: " + (", ".join(better) or "no task") + ".",
+        "- Below the simple stack, point by point: " + (", ".join(worse) or "no task") + ".",
+        "- Fusion is **not** shown to help over the best single modality: "
+        + ("; ".join(no_help) or "no such task")
+        + ".",
+    ]
+    for o in outcomes:
+        best = max(o.found, key=lambda arm: o.auroc(arm).value)
+        lines.append(f"- {o.task.label}: best arm is *{best}*, {o.auroc(best)}.")
+    return [*lines, *(f"- {caveat}" for caveat in collection.caveats)]
+
+
+def _table(o: Outcome) -> list[str]:
+    lines = [
+        f"### {o.task.label} (`{o.task.name}`): {_counts(o)}",
+        "",
+        *ARMS_HEAD,
+    ]
+    for arm, said in o.heard.risks.items():
+        precision = comparing.interval(comparing.scored(comparing.auprc, said, o.heard.labels, o.weights))
+        error = comparing.interval(comparing.scored(comparing.brier, said, o.heard.labels, o.weights))
+        slopes = [s for r in said if (s := calibration(r, o.heard.labels)["slope"]) is not None]
+        inside = np.array(o.heard.covered[arm]).sum(axis=0)
+        auroc = o.auroc(arm)
+        repeats = "" if len(said) == max(map(len, o.heard.risks.values())) else f" ({len(said)} repeat)"
+        lines.append(
+            f"| {arm}{repeats} | {auroc} | {auroc.sd:.3f} | {precision} | {error} | "
+            f"{f'{np.mean(slopes):.2f}' if slopes else '-'} | "
+            f"{f'{inside[0] / inside[1]:.2f} of {inside[1]} groups' if inside[1] else '-'} | "
+            f"{o.over(arm, STACK).signed if arm != STACK else '-'} |"
+        )
+    return lines
+
+
+def _counts(o: Outcome) -> str:
+    labels = labels_of(o.examples, o.task.name)
+    return f"{len(labels)} / {len(set(o.heard.groups))} / {int(labels.sum())}"
+
+
+def _is_alone(arm: str) -> bool:
+    return arm.startswith(f"{FUSED}: ")
+
+
+def _all_of(more: dict[str, Sequence[Modality]]) -> list[Modality]:
+    return [modality for modalities in more.values() for modality in modalities]
+
+
+def _some(examples: Sequence[Example], quick: bool) -> Sequence[Example]:
+    """Quick: the rows of enough groups, in an order drawn from a fixed seed."""
+    if not quick or len(examples) <= QUICK_ROWS:
+        return examples
+    groups = sorted({e.group for e in examples})
+    order = np.random.default_rng(0).permutation(len(groups))
+    kept = {groups[i] for i in order[: len(groups) * QUICK_ROWS // len(examples)]}
+    return [e for e in examples if e.group in kept]
