@@ -20,8 +20,14 @@ from pathlib import Path
 from benchmarks.study import pages
 
 PARTS = {
-    "cxr_covid": {"comparison": "benchmarks.study.comparison"},
-    "brain_lgg": {"comparison": "benchmarks.study.comparison"},
+    "cxr_covid": {
+        "comparison": "benchmarks.study.comparison",
+        "generalisation": "benchmarks.study.generalisation",
+    },
+    "brain_lgg": {
+        "comparison": "benchmarks.study.comparison",
+        "generalisation": "benchmarks.study.generalisation",
+    },
     "lung_ultrasound": {"comparison": "benchmarks.study.comparison"},
     "icu_physionet2012": {"comparison": "benchmarks.study.comparison"},
     "skin_ham10000": {"comparison": "benchmarks.study.comparison"},
