@@ -35,7 +35,8 @@ def main() -> None:
         for name in NAMES:
             about = importlib.import_module(f"benchmarks.{name}").__doc__ or ""
             print(f"{name:16} {about.strip().splitlines()[0]}")
-        print("study_cxr        its own command, on real data: python -m benchmarks.study_cxr --help")
+        print("study            its own command, on real data: python -m benchmarks.study --help")
+        print("fusion           its own command: python -m benchmarks.fusion --help")
         return
     names = NAMES if "all" in asked.names else asked.names
     if asked.here:
@@ -57,7 +58,8 @@ def keep(name: str, said: str) -> None:
     """Replace one measurement's part of the page; the others stay."""
     parts = dict(re.findall(r"<!-- (\w+) -->\n(.*?)<!-- end -->\n", _page(), flags=re.DOTALL))
     parts[name] = said
-    kept = [f"<!-- {one} -->\n{parts[one]}<!-- end -->\n" for one in NAMES if one in parts]
+    order = [*(one for one in NAMES if one in parts), *(one for one in parts if one not in NAMES)]
+    kept = [f"<!-- {one} -->\n{parts[one]}<!-- end -->\n" for one in order]
     PAGE.write_text("\n".join([HEAD, *kept]))
 
 

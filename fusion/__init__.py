@@ -4,26 +4,29 @@ The door of `fusion`: everything other rooms may use is named here. Knows no Dja
 reads no files but bundles. `fusion.model` is the file to read first.
 """
 
-from fusion.backbones import (
-    ImageBackbone,
-    TextBackbone,
-    image_backbone_names,
-    load_backbone,
-    load_text_backbone,
-    split_sentences,
-    text_backbone_names,
-)
-from fusion.bundle import Bundle
-from fusion.config import FieldKind, FieldSpec, FusionConfig, FusionKind, OutcomeSpec
-from fusion.errors import BadInput, BundleMismatch, Cancelled, FusionError, NotEnoughData, UnknownEncoder
-from fusion.evaluate import Report, evaluate
-from fusion.explain import ImageExplanation, explain_image, frames_explained
-from fusion.heat_maps import HeatMapMethod
-from fusion.inputs import Frames, Modality, NoteInput, PatientInputs, PixelInput, SeriesPoint
-from fusion.predict import predict
-from fusion.prediction import Contribution, Driver, OutcomePrediction, Prediction
-from fusion.shift import Band, ShiftReport, compare_inputs
-from fusion.train import Example, Progress, train
+from importlib.util import find_spec
+
+if find_spec("torch") is not None:  # without it, on a small machine, `fusion.edge` is all there is
+    from fusion.backbones import (
+        ImageBackbone,
+        TextBackbone,
+        image_backbone_names,
+        load_backbone,
+        load_text_backbone,
+        split_sentences,
+        text_backbone_names,
+    )
+    from fusion.bundle import Bundle
+    from fusion.config import FieldKind, FieldSpec, FusionConfig, FusionKind, OutcomeSpec
+    from fusion.errors import BadInput, BundleMismatch, Cancelled, FusionError, NotEnoughData, UnknownEncoder
+    from fusion.evaluate import Report, evaluate
+    from fusion.explain import ImageExplanation, explain_image, frames_explained
+    from fusion.heat_maps import HeatMapMethod
+    from fusion.inputs import Frames, Modality, NoteInput, PatientInputs, PixelInput, SeriesPoint
+    from fusion.predict import predict
+    from fusion.prediction import Contribution, Driver, OutcomePrediction, Prediction
+    from fusion.shift import Band, ShiftReport, compare_inputs
+    from fusion.train import Example, Progress, train
 
 __all__ = [
     "BadInput",

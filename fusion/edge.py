@@ -1,0 +1,412 @@
+"""A model on a small machine: `python -m fusion.edge EDGE FILE…`. No Django, no broker, no torch.
+
+    python -m fusion.edge --export BUNDLE EDGE            # once, where torch is installed
+    python -m fusion.edge EDGE record.json picture.png    # anywhere numpy, Pillow and ONNX Runtime are
+
+A bundle may stand where EDGE does: then it is exported to a temporary folder first.
+
+A record is JSON: {"fields": {name: value}, "genomics": {…},
+"series": [{"channel", "hours_before", "value"}], "notes": [{"text", "hours_before"}]}; what is not there is
+missing. Pictures are PNG or JPEG files. A cine, decoded already, is an .npz file with `values` [T, H, W] in
+[0, 1] and `times_ms` [T]. DICOM files are turned into such by `python -m ehr.dicom FILE… OUT.npz`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusion.calibrate import Calibration, sigmoid
+from fusion.coalitions import gains, subsets
+from fusion.config import FusionConfig
+from fusion.config_json import config_from_json
+from fusion.conformal import Interval
+from fusion.errors import BadInput, BundleMismatch, FusionError
+from fusion.inputs import FloatArray, Frames, Modality, NoteInput, PatientInputs, PixelInput, SeriesPoint
+from fusion.prediction import Contribution
+from fusion.preparing import resized
+from fusion.rows import build_rows
+from fusion.runtime import open_session
+from fusion.scope import Scope, screen
+from fusion.sentences import HashingText, split_sentences
+from fusion.widths import width_of
+from fusion.wording import summarise_risk
+
+FORMAT = 1
+DESCRIPTION = "edge.json"
+PICTURES, CLIPS, RECORDS = {".png", ".jpg", ".jpeg"}, {".npz"}, {".json"}
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeRisk:
+    """One outcome of one patient; the same numbers as `fusion.predict` gives, to 1e-4."""
+
+    outcome: str
+    label: str
+    horizon_hours: float
+    risk: float
+    low: float
+    high: float
+    level: float
+    base_rate: float
+    contributions: tuple[Contribution, ...]
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeAnswer:
+    """risks is empty where the model abstains; then `out_of_scope` says why. left_out: file → why."""
+
+    risks: tuple[EdgeRisk, ...]
+    missing: tuple[Modality, ...]
+    left_out: dict[str, str]
+    out_of_scope: str = ""
+
+
+class EdgeModel:
+    """An exported folder, checked (every file's SHA-256) and opened."""
+
+    def __init__(self, folder: Path, *, threads: int = 1) -> None:
+        """Raises BundleMismatch for a folder that is not an edge model, or was changed."""
+        self.folder, self._threads = folder, threads
+        self.about = _read_description(folder)
+        self.config: FusionConfig = config_from_json(self.about["config"])
+        self.calibration = Calibration.from_json(self.about["calibration"])
+        self.intervals = tuple(Interval.from_json(part) for part in self.about["intervals"])
+        self._encode, self._fuse = self.open("encode.onnx"), self.open("fuse.onnx")
+
+    @cached_property
+    def _embeddings(self) -> _Embeddings:
+        return _Embeddings(self)
+
+    @cached_property
+    def _scope(self) -> Scope | None:
+        if not self.about.get("scope"):
+            return None
+        with np.load(self.folder / "scope.npz", allow_pickle=False) as kept:
+            return Scope.from_json(self.about["scope"], dict(kept))
+
+    def open(self, name: str) -> Any:
+        """The ONNX Runtime session of one of the folder's files."""
+        return open_session(self.folder / name, threads=self._threads)
+
+    def predict(self, inputs: PatientInputs) -> EdgeAnswer:
+        """Risks with intervals and exact Shapley contributions of the modalities. Raises BadInput."""
+        screened = screen(self._scope, inputs, self.config, self._embeddings)
+        built = build_rows([screened.inputs], self.config, self._embeddings)
+        feeds: dict[str, Any] = {}
+        for modality, rows in built.rows.items():
+            feeds[f"values_{modality.value}"] = rows.values
+            feeds[f"known_{modality.value}"] = rows.known
+            if rows.times_ms is not None:
+                feeds[f"times_{modality.value}"] = rows.times_ms
+        asked = {one.name for one in self._encode.get_inputs()}
+        evidence, present = self._encode.run(None, {k: v for k, v in feeds.items() if k in asked})
+        here = np.flatnonzero(present[0])
+        missing = tuple(m for place, m in enumerate(self.config.modalities) if place not in here)
+        if screened.reason or not len(here):
+            why = screened.reason or "none of the inputs this model reads is available"
+            return EdgeAnswer((), missing, screened.left_out, why)
+        masks = np.zeros((2 ** len(here), present.shape[1]), bool)
+        masks[:, here] = subsets(len(here))
+        logits = self._logits(np.repeat(evidence, len(masks), axis=0), masks)
+        shares = gains(len(here)) @ np.stack([sigmoid(logits), logits])
+        risks = tuple(
+            self._risk(r, logits[-1, r], here, shares[..., r], missing) for r in range(len(logits[0]))
+        )
+        return EdgeAnswer(risks, missing, screened.left_out)
+
+    def _logits(self, evidence: FloatArray, present: NDArray[np.bool_]) -> NDArray[np.float64]:
+        (fused,) = self._fuse.run(None, {"evidence": evidence, "present": present})
+        names = [m.value for m in self.config.modalities]
+        return self.calibration.logits(fused.astype(np.float64), present, names)
+
+    def _risk(
+        self,
+        r: int,
+        logit: float,
+        here: NDArray[np.int64],
+        shares: NDArray[np.float64],
+        missing: tuple[Modality, ...],
+    ) -> EdgeRisk:
+        spec, risk = self.config.outcomes[r], float(sigmoid(logit))
+        base = float(self.calibration.base_risks()[r])
+        pattern = "+".join(self.config.modalities[place].value for place in here)
+        low, high = self.intervals[r].around(risk, pattern)
+        contributions = tuple(
+            Contribution(self.config.modalities[place], float(points), float(share))
+            for place, points, share in zip(here, *shares, strict=True)
+        )
+        summary = summarise_risk(
+            label=spec.label,
+            horizon_hours=spec.horizon_hours,
+            risk=risk,
+            low=low,
+            high=high,
+            level=self.config.interval_level,
+            base_rate=base,
+            contributions=contributions,
+            drivers=(),
+            missing=missing,
+            pending=(),
+        )
+        return EdgeRisk(
+            spec.name,
+            spec.label,
+            spec.horizon_hours,
+            risk,
+            low,
+            high,
+            self.config.interval_level,
+            base,
+            contributions,
+            summary,
+        )
+
+
+class _Embeddings:
+    """Embeds what it is given, every time: a small machine asks about one patient and ends."""
+
+    def __init__(self, model: EdgeModel) -> None:
+        self._model, self._sessions = model, dict[str, Any]()
+
+    @property
+    def image_width(self) -> int:
+        return width_of(self._model.config.image_backbone)
+
+    @property
+    def cine_width(self) -> int:
+        return width_of(self._model.config.cine_backbone)
+
+    @property
+    def text_width(self) -> int:
+        return width_of(self._model.config.text_backbone)
+
+    def image(self, pixels: PixelInput) -> FloatArray:
+        return self._frames(pixels, Modality.IMAGE, self._model.config.image_size)
+
+    def cine(self, pixels: PixelInput) -> FloatArray:
+        return self._frames(pixels, Modality.CINE, self._model.config.cine_size)
+
+    def note(self, note: NoteInput) -> FloatArray:
+        if self._model.config.text_backbone == HashingText.name:
+            return HashingText().embed(note.text)
+        return self._sentences.embed(note.text)
+
+    @cached_property
+    def _sentences(self) -> _Sentences:
+        return _Sentences(self._model)
+
+    def _frames(self, pixels: PixelInput, modality: Modality, size: int) -> FloatArray:
+        frames = resized(pixels.read().values, size)
+        files = self._model.about["backbones"][modality.value]["files"]
+        kept = files.get(str(frames.shape[1]))
+        if kept is None:
+            raise BadInput(f"{modality.value} frames must have {' or '.join(files)} channel(s)")
+        if kept["file"] not in self._sessions:
+            self._sessions[kept["file"]] = self._model.open(kept["file"])
+        mean, scale = (np.array(kept[name], np.float32).reshape(1, -1, 1, 1) for name in ("mean", "scale"))
+        (rows,) = self._sessions[kept["file"]].run(None, {"frames": (frames - mean) / scale})
+        return np.asarray(rows, np.float32)
+
+
+class _Sentences:
+    """A transformers encoder without transformers: its tokenizer file and its ONNX copy."""
+
+    def __init__(self, model: EdgeModel) -> None:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as fault:
+            raise BadInput("notes need the package `tokenizers`; without it, leave notes out") from fault
+        about = model.about["backbones"][Modality.TEXT.value]
+        self._tokenizer = Tokenizer.from_str((model.folder / about["tokenizer"]).read_text())
+        self._tokenizer.enable_truncation(about["most_tokens"])
+        self._tokenizer.enable_padding()
+        self._session = model.open(about["file"])
+
+    def embed(self, text: str) -> FloatArray:
+        """float32 [L, D]."""
+        coded = self._tokenizer.encode_batch(split_sentences(text))
+        fed = {
+            "input_ids": np.array([one.ids for one in coded], np.int64),
+            "attention_mask": np.array([one.attention_mask for one in coded], np.int64),
+        }
+        (rows,) = self._session.run(None, fed)
+        return np.asarray(rows, np.float32)
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
+    except (OSError, ValueError) as fault:
+        raise BundleMismatch(
+            f"{folder.name} is no edge model: it has no readable {DESCRIPTION}. Export a bundle where torch "
+            "is installed: python -m fusion.edge --export BUNDLE EDGE"
+        ) from fault
+    if about.get("format") != FORMAT:
+        raise BundleMismatch(f"edge format is {about.get('format')!r}; this version reads {FORMAT}")
+    for name, wanted in about["files"].items():
+        path = folder / name
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+            raise BundleMismatch(f"{name} is missing or not the file that was exported (SHA-256 differs)")
+    return about
+
+
+def read_record(path: Path) -> PatientInputs:
+    """A record file → PatientInputs. Raises BadInput, saying where."""
+    try:
+        said = json.loads(path.read_text())
+    except (OSError, ValueError) as fault:
+        raise BadInput(f"{path.name} is not a readable JSON file") from fault
+    known = {"fields", "genomics", "series", "notes"}
+    if not isinstance(said, dict) or (other := set(said) - known):
+        raise BadInput(f"{path.name} must be an object of {', '.join(sorted(known))}; not {said and other}")
+    try:
+        return PatientInputs(
+            key=path.stem,
+            fields=_numbers(said.get("fields", {})),
+            genomics=_numbers(said.get("genomics", {})),
+            series=tuple(
+                SeriesPoint(str(p["channel"]), float(p["hours_before"]), float(p["value"]))
+                for p in said.get("series", ())
+            ),
+            notes=tuple(
+                NoteInput(f"note {i}", str(n["text"]), hours_before=float(n.get("hours_before", 0)))
+                for i, n in enumerate(said.get("notes", ()))
+            ),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+        raise BadInput(
+            f"{path.name}: {type(fault).__name__} {fault}; see python -m fusion.edge --help"
+        ) from fault
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float | None]:
+    return {str(name): None if value is None else float(value) for name, value in values.items()}
+
+
+def read_inputs(files: Sequence[Path]) -> PatientInputs:
+    """At most one record, any number of pictures (newest first), at most one cine. Raises BadInput."""
+    kinds = {file: file.suffix.lower() for file in files}
+    if wrong := [file.name for file, kind in kinds.items() if kind not in PICTURES | CLIPS | RECORDS]:
+        raise BadInput(f"{', '.join(wrong)}: expected .json, .png, .jpg or .npz")
+    records = [file for file, kind in kinds.items() if kind in RECORDS]
+    if len(records) > 1:
+        raise BadInput("more than one record; a call is about one patient")
+    inputs = read_record(records[0]) if records else PatientInputs(key="patient")
+    return replace(
+        inputs,
+        images=tuple(_pixels(file, _picture) for file, kind in kinds.items() if kind in PICTURES),
+        cines=tuple(_pixels(file, _clip) for file, kind in kinds.items() if kind in CLIPS),
+    )
+
+
+def _pixels(file: Path, read: Callable[[Path], Frames]) -> PixelInput:
+    frames = read(file)
+    return PixelInput(file.name, partial(_same, frames), frames.times_ms)
+
+
+def _same(frames: Frames) -> Frames:
+    return frames
+
+
+def _picture(file: Path) -> Frames:
+    """Grey pictures as [1, H, W], colour ones as [1, 3, H, W]."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as opened:
+            is_grey = opened.mode in {"1", "L", "LA", "I", "I;16", "F"}
+            deep = opened.mode in {"I", "I;16"}
+            values = np.asarray(opened if deep else opened.convert("L" if is_grey else "RGB"), np.float32)
+    except (OSError, UnidentifiedImageError) as fault:
+        raise BadInput(f"{file.name} is not a readable picture") from fault
+    values = (values / (65535 if deep else 255)).astype(np.float32)
+    return Frames((values if is_grey else values.transpose(2, 0, 1))[None], np.zeros(1, np.float32))
+
+
+def _clip(file: Path) -> Frames:
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            return Frames(np.asarray(kept["values"], np.float32), np.asarray(kept["times_ms"], np.float32))
+    except (OSError, ValueError, KeyError) as fault:
+        raise BadInput(f"{file.name} must hold `values` [T, H, W] in [0, 1] and `times_ms` [T]") from fault
+
+
+def to_text(answer: EdgeAnswer) -> str:
+    """What a person reads."""
+    lines = [f"{name}: left out, {why}" for name, why in answer.left_out.items()]
+    if answer.out_of_scope:
+        lines.append(f"Not scored: {answer.out_of_scope}")
+    lines += [risk.summary for risk in answer.risks]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export, or answer about one patient; 2 when something is wrong with what was given."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fusion.edge",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", type=Path, help="an edge folder, or a bundle (needs torch)")
+    parser.add_argument("files", type=Path, nargs="*", help="record, pictures, cine; with --export: EDGE")
+    parser.add_argument("--export", action="store_true", help="turn the bundle into an edge folder")
+    parser.add_argument("--json", action="store_true", help="numbers for programs instead of sentences")
+    parser.add_argument("--threads", type=int, default=1)
+    asked = parser.parse_args(arguments)
+    try:
+        if asked.export:
+            return _export(asked.model, asked.files)
+        if not asked.files:
+            raise BadInput("no file to look at: name a record, a picture or a cine")
+        inputs = read_inputs(asked.files)
+        with _edge_folder(asked.model) as folder:
+            answer = EdgeModel(folder, threads=asked.threads).predict(inputs)
+    except FusionError as fault:
+        print(fault, file=sys.stderr)
+        return 2
+    print(json.dumps(asdict(answer), indent=1) if asked.json else to_text(answer))
+    return 0
+
+
+def _export(bundle: Path, files: Sequence[Path]) -> int:
+    if len(files) != 1:
+        raise BadInput("--export takes a bundle and the folder to write")
+    from fusion.bundle import Bundle
+    from fusion.edge_export import export_bundle
+
+    for name, difference in export_bundle(Bundle.load(bundle), files[0]).items():
+        print(f"{name}: largest difference from the original {difference:.1e}")
+    return 0
+
+
+@contextmanager
+def _edge_folder(model: Path) -> Iterator[Path]:
+    if (model / DESCRIPTION).exists() or not (model / "metadata.json").exists():
+        yield model
+        return
+    try:
+        from fusion.bundle import Bundle
+        from fusion.edge_export import export_bundle
+    except ImportError as fault:
+        raise BadInput("this is a bundle; export it first where torch is installed (--export)") from fault
+    with tempfile.TemporaryDirectory() as scratch:
+        export_bundle(Bundle.load(model), Path(scratch))
+        yield Path(scratch)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""A model exported for small machines: the same answers without torch, and refusals that say what to do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fusion
+from fusion import Bundle, BundleMismatch, Frames, FusionKind, Modality, NoteInput, PatientInputs, PixelInput
+from fusion.backbones import load_backbone
+from fusion.edge import EdgeModel, main, read_inputs
+from fusion.edge_export import export_bundle
+from fusion.errors import BadInput, ExportMismatch
+from fusion.export import TOLERANCE, export_backbone, quantise
+from fusion.serving import serve
+from tests.fusion.simulated import examples, make_config
+
+RECORD = {
+    "fields": {"f0": 1.5, "flag": 1, "f1": None},
+    "genomics": {"g0": 1},
+    "series": [{"channel": "c0", "hours_before": h, "value": 0.2 * h} for h in (1.0, 5.0)],
+    "notes": [{"text": "Patient is well. Oxygen was given.", "hours_before": 2.0}],
+}
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    everyone = examples(60, 1)
+    return fusion.train(everyone[:40], everyone[40:], make_config(epochs=2))
+
+
+@pytest.fixture(scope="module")
+def edge(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("edge")
+    assert max(export_bundle(bundle, folder).values()) <= TOLERANCE
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("patient")
+    rng = np.random.default_rng(3)
+    (folder / "record.json").write_text(json.dumps(RECORD))
+    Image.fromarray(rng.integers(0, 255, (60, 48), dtype=np.uint8)).save(folder / "picture.png")
+    values = rng.random((6, 40, 40), dtype=np.float32)
+    np.savez(folder / "cine.npz", values=values, times_ms=np.arange(6, dtype=np.float32) * 40)
+    return [folder / "record.json", folder / "picture.png", folder / "cine.npz"]
+
+
+def same_patient(files: list[Path]) -> PatientInputs:
+    """What the clinic would give `fusion.predict`."""
+    grey = np.asarray(Image.open(files[1]), np.float32) / 255
+    with np.load(files[2]) as kept:
+        clip = Frames(kept["values"], kept["times_ms"])
+    picture = Frames(grey[None], np.zeros(1, np.float32))
+    return PatientInputs(
+        key="p",
+        fields={name: None if v is None else float(v) for name, v in RECORD["fields"].items()},  # type: ignore[attr-defined]
+        genomics={"g0": 1.0},
+        series=tuple(
+            fusion.SeriesPoint(p["channel"], p["hours_before"], p["value"]) for p in RECORD["series"]
+        ),  # type: ignore[index, arg-type]
+        notes=(NoteInput("n", "Patient is well. Oxygen was given.", hours_before=2.0),),
+        images=(PixelInput("i", lambda: picture, picture.times_ms),),
+        cines=(PixelInput("c", lambda: clip, clip.times_ms),),
+    )
+
+
+def test_the_same_risks_and_contributions_as_the_original(
+    bundle: Bundle, edge: Path, files: list[Path]
+) -> None:
+    answer = EdgeModel(edge).predict(read_inputs(files))
+    (wanted,) = fusion.predict(bundle, [same_patient(files)])
+    for got, whole in zip(answer.risks, wanted.outcomes, strict=True):
+        assert got.risk == pytest.approx(whole.risk, abs=1e-4)
+        assert (got.low, got.high) == pytest.approx((whole.low, whole.high), abs=1e-4)
+        assert [c.modality for c in got.contributions] == [c.modality for c in whole.contributions]
+        assert [c.logit for c in got.contributions] == pytest.approx(
+            [c.logit for c in whole.contributions], abs=1e-3
+        )
+        assert sum(c.points for c in got.contributions) == pytest.approx(got.risk - got.base_rate, abs=1e-9)
+
+
+def test_any_subset_of_files_is_enough(bundle: Bundle, edge: Path, files: list[Path]) -> None:
+    model = EdgeModel(edge)
+    alone = model.predict(read_inputs(files[1:2]))
+    assert Modality.TABULAR in alone.missing and [c.modality for c in alone.risks[0].contributions] == [
+        "image"
+    ]
+    nothing = model.predict(PatientInputs(key="p"))
+    assert nothing.risks == () and nothing.out_of_scope
+
+
+@pytest.mark.parametrize("kind", [FusionKind.GATED, FusionKind.ATTENTION])
+def test_every_fusion_can_be_exported(tmp_path: Path, kind: FusionKind) -> None:
+    everyone = examples(50, 2)
+    trained = fusion.train(everyone[:40], everyone[40:], make_config(epochs=1, fusion=kind, folds=2))
+    assert max(export_bundle(trained, tmp_path).values()) <= TOLERANCE
+    known = everyone[45].inputs
+    (wanted,) = fusion.predict(trained, [PatientInputs(key="p", fields=known.fields, series=known.series)])
+    got = EdgeModel(tmp_path).predict(PatientInputs(key="p", fields=known.fields, series=known.series))
+    assert [r.risk for r in got.risks] == pytest.approx([o.risk for o in wanted.outcomes], abs=1e-4)
+
+
+WITHOUT = (
+    "import sys\n"
+    "for name in ('torch', 'transformers', 'django', 'sklearn', 'safetensors', 'onnx'): sys.modules[name] = None\n"
+    "from fusion.edge import main\n"
+    "sys.exit(main(sys.argv[1:]))\n"
+)
+
+
+def test_it_runs_where_neither_torch_nor_django_is(edge: Path, files: list[Path]) -> None:
+    command = [sys.executable, "-c", WITHOUT, str(edge), *map(str, files), "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert 0 < json.loads(ended.stdout)["risks"][0]["risk"] < 1
+
+
+def test_what_it_says_to_people(edge: Path, files: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(edge), *map(str, files)]) == 0
+    said = capsys.readouterr().out
+    assert "ICU admission within 14 days" in said and "Among patients scored alike" in said
+
+
+BAD = [
+    ("notes.docx", b"x", "expected .json"),
+    ("record.json", b"{nonsense", "not a readable JSON"),
+    ("record.json", b'{"vitals": {}}', "vitals"),
+    ("record.json", b'{"series": [{"channel": "c0"}]}', "hours_before"),
+    ("picture.png", b"not a picture", "not a readable picture"),
+    ("cine.npz", b"not an archive", "times_ms"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "words"), BAD)
+def test_bad_files_are_refused_in_words(
+    edge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert main([str(edge), str(tmp_path / name)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_changed_file_or_another_folder_is_refused(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path), "x.png"]) == 2
+    export_bundle(bundle, tmp_path / "edge")
+    changed = tmp_path / "edge" / "fuse.onnx"
+    changed.write_bytes(changed.read_bytes() + b" ")
+    with pytest.raises(BundleMismatch, match=r"fuse\.onnx"):
+        EdgeModel(tmp_path / "edge")
+
+
+def test_a_copy_that_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = load_backbone("small_cnn")
+    frames = backbone.prepare(np.random.default_rng(0).random((2, 40, 40), dtype=np.float32), 32)
+    monkeypatch.setattr("fusion.export.TOLERANCE", -1.0)
+    with pytest.raises(ExportMismatch, match="differs"):
+        export_backbone(backbone, tmp_path / "a.onnx", frames)
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_is_kept_only_where_it_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = load_backbone("small_cnn")
+    frames = backbone.prepare(np.random.default_rng(0).random((16, 40, 40), dtype=np.float32), 32)
+    export_backbone(backbone, tmp_path / "a.onnx", frames[:2])
+    check = quantise(tmp_path / "a.onnx", tmp_path / "int8.onnx", frames.numpy())
+    assert check.passed and check.cosine >= 0.995 and (tmp_path / "int8.onnx").exists()
+    monkeypatch.setattr("fusion.export.LEAST_COSINE", 1.1)
+    check = quantise(tmp_path / "a.onnx", tmp_path / "other.onnx", frames.numpy())
+    assert not check.passed and not (tmp_path / "other.onnx").exists()
+    with pytest.raises(BadInput, match="16 pictures"):
+        quantise(tmp_path / "a.onnx", tmp_path / "b.onnx", frames.numpy()[:3])
+
+
+def test_workers_are_served_the_same_embeddings(tmp_path: Path) -> None:
+    original = load_backbone("small_cnn")
+    served = serve(original, tmp_path)
+    rng = np.random.default_rng(0)
+    for values in (rng.random((19, 30, 44), dtype=np.float32), rng.random((1, 3, 30, 44), dtype=np.float32)):
+        assert np.abs(served.embed(values, 32) - original.embed(values, 32)).max() <= TOLERANCE
+    assert (served.version, served.width) == (original.version, original.width)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.onnx")}
+    serve(original, tmp_path).embed(rng.random((1, 30, 44), dtype=np.float32), 32)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.onnx")} == kept  # made once
+    first = next(iter(kept))
+    first.write_bytes(b"something else")
+    with pytest.raises(BundleMismatch, match="made anew"):
+        for shape in ((1, 30, 44), (1, 3, 30, 44)):
+            serve(original, tmp_path).embed(rng.random(shape, dtype=np.float32), 32)
