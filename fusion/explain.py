@@ -63,7 +63,8 @@ def explain_image(
 ) -> ImageExplanation:
     """Heat map of one image, or of one kept frame of the cine (default: the most weighted). Reads the pixels.
 
-    About 90 pictures go through the backbone, whatever the picture: 1 to 2 seconds on one thread.
+    About 80 pictures go through the backbone, and for integrated gradients some 35 gradients come back,
+    whatever the picture: a few seconds on one thread.
     Raises BadInput: no such outcome, or pixels that the model does not look at.
     """
     names = [spec.name for spec in bundle.config.outcomes]

@@ -33,6 +33,7 @@ COARSE = 6  # places a side that are left of a blurred picture
 POINTS = 7  # of a deletion or insertion curve between its two ends
 ORDERS = 4  # random orders a map has to beat: a meaningless map does so by chance in 1 of 5
 PATH = 16  # points of the integral from the blurred picture to the picture
+ROUGH = 6  # the same where the map is only compared with another
 AT_ONCE = 16  # pictures through the backbone together
 CASCADE = (1 / 3, 2 / 3, 1.0)  # shares of the layers, from the last, whose weights are drawn at random
 
@@ -68,7 +69,7 @@ class Look:
         batch = self.batch.rows(torch.zeros(len(embeddings), dtype=torch.long))
         tokens = batch.tokens[self.modality]
         values = tokens.values.clone()
-        values[:, self.row] = embeddings
+        values[:, self.row, : embeddings.shape[1]] = embeddings  # flags of its view stand after them
         changed = {**batch.tokens, self.modality: replace(tokens, values=values)}
         evidence = self.bundle.model.encode(replace(batch, tokens=changed))
         return self.bundle.model.fuse(evidence.logits, evidence.present)[:, self.outcome]
@@ -133,9 +134,9 @@ def attributions(look: Look, points: int = PATH) -> Tensor:
     return total * way[0] / points
 
 
-def integrated_gradients(look: Look, direction: float) -> tuple[Tensor, float]:
+def integrated_gradients(look: Look, direction: float, points: int = PATH) -> tuple[Tensor, float]:
     """Map float32 [h, w] >= 0 on the grid of places, and the share of the difference left unexplained."""
-    found = attributions(look)
+    found = attributions(look, points)
     with_it, without = look.logits(torch.cat([look.prepared, blurred(look.prepared)])).tolist()
     difference = with_it - without
     gap = abs(float(found.sum()) - difference) / max(abs(difference), 1e-6)
@@ -143,22 +144,22 @@ def integrated_gradients(look: Look, direction: float) -> tuple[Tensor, float]:
     return F.relu(places), gap
 
 
-def draw(look: Look, method: HeatMapMethod, direction: float) -> tuple[Tensor, float | None]:
+def draw(
+    look: Look, method: HeatMapMethod, direction: float, points: int = PATH
+) -> tuple[Tensor, float | None]:
     """The map [h, w] of that method, and for integrated gradients the gap of completeness."""
     if method == HeatMapMethod.GRAD_CAM:
         return grad_cam(look, direction), None
-    return integrated_gradients(look, direction)
+    return integrated_gradients(look, direction, points)
 
 
 def cascade(look: Look, method: HeatMapMethod, direction: float, heat: Tensor) -> list[float]:
     """Rank correlation of the map with those of backbones with ever more random weights (Adebayo 2018)."""
-    seed = look.bundle.config.seed
-    return [
-        rank_correlation(
-            heat, draw(look.through(half_random(look.backbone, share, seed)), method, direction)[0]
-        )
-        for share in CASCADE
-    ]
+    seed, found = look.bundle.config.seed, []
+    for share in CASCADE:
+        other = look.through(half_random(look.backbone, share, seed))
+        found.append(rank_correlation(heat, draw(other, method, direction, ROUGH)[0]))
+    return found
 
 
 def half_random(backbone: ImageBackbone, share: float, seed: int) -> ImageBackbone:

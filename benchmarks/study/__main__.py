@@ -23,6 +23,9 @@ PARTS = {
     "cxr_covid": {
         "comparison": "benchmarks.study.comparison",
         "generalisation": "benchmarks.study.generalisation",
+        "heat_maps": "benchmarks.study.heat_maps",
+        "scope": "benchmarks.study.scope",
+        "shift": "benchmarks.study.shift",
     },
     "brain_lgg": {
         "comparison": "benchmarks.study.comparison",
@@ -48,7 +51,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of the cross-validation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a part of the rows, few epochs; keeps no table")
-    parser.add_argument("--task", action="append", help="only this task of --save (may be given again)")
+    parser.add_argument("--task", action="append", help="only this task (comparison, --save; keeps no table)")
     parser.add_argument("--save", type=Path, metavar="BUNDLES", help="train a bundle for each task, no study")
     asked = parser.parse_args()
     if asked.save is not None:
@@ -61,9 +64,10 @@ def main() -> None:
         if part not in known:
             parser.error(f"{asked.set} has no part {part!r}; it has {', '.join(known)}")
         run = importlib.import_module(known[part]).run
-        said = run(asked.folder, repeats=asked.repeats, seed=asked.seed, quick=asked.quick)
+        only = {"tasks": asked.task} if asked.task and part == "comparison" else {}
+        said = run(asked.folder, repeats=asked.repeats, seed=asked.seed, quick=asked.quick, **only)
         print(said, flush=True)
-        if not asked.quick:
+        if not asked.quick and not only:
             pages.keep(f"{asked.set}_{part}", f"{said.strip()}\n\n{_when()}")
 
 
