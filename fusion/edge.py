@@ -210,7 +210,9 @@ class _Embeddings:
         return _Sentences(self._model)
 
     def _frames(self, pixels: PixelInput, modality: Modality, size: int) -> FloatArray:
-        frames = resized(pixels.read().values, size)
+        config = self._model.config
+        backbone = config.image_backbone if modality == Modality.IMAGE else config.cine_backbone
+        frames = resized(pixels.read().values, size, backbone=backbone)
         files = self._model.about["backbones"][modality.value]["files"]
         kept = files.get(str(frames.shape[1]))
         if kept is None:

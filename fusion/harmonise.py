@@ -14,6 +14,7 @@ import numpy as np
 
 from fusion.inputs import FloatArray
 
+HARMONISED = "+harmonised"  # after a backbone's name: its frames are harmonised first
 DARK = 0.04  # intensity of a border at most
 FILLED = 0.05  # share of a row or column that is brighter, for it to belong to the picture
 LEAST_KEPT = 0.4  # of a side; a crop that would keep less is not made

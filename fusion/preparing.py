@@ -6,14 +6,19 @@ import numpy as np
 from PIL import Image
 
 from fusion.errors import BadInput
+from fusion.harmonise import HARMONISED, harmonise
 from fusion.inputs import FloatArray
 
 
-def resized(values: FloatArray, size: int) -> FloatArray:
+def resized(values: FloatArray, size: int, *, backbone: str = "") -> FloatArray:
     """Frames in [0, 1], grey [T, H, W] or [T, C, H, W], → float32 [T, C, size, size].
 
-    Bilinear, antialiased (a triangle filter as wide as the shrinking asks for). Raises BadInput.
+    Bilinear, antialiased (a triangle filter as wide as the shrinking asks for). Each frame is harmonised by
+    itself first where the backbone's name asks for that ("…+harmonised"). Raises BadInput.
     """
+    if backbone.endswith(HARMONISED) and values.ndim in (3, 4) and values.size and np.isfinite(values).all():
+        frames = np.clip(values, 0, 1).astype(np.float32)
+        return np.concatenate([resized(harmonise(frame[None]), size) for frame in frames])
     if values.ndim == 3:
         values = values[:, None]
     if values.ndim != 4 or 0 in values.shape or values.shape[1] not in (1, 3):

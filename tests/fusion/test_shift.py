@@ -15,6 +15,7 @@ import fusion
 from fusion import Modality, PatientInputs, PixelInput
 from fusion.embedding import Embedder
 from fusion.harmonise import harmonise
+from fusion.preparing import resized
 from fusion.shift import Band, ShiftReport, Summary, compare_inputs, psi, summarise_inputs
 from tests.fusion import simulated
 
@@ -183,6 +184,9 @@ def test_a_backbone_can_harmonise_what_it_sees() -> None:
     assert np.abs(kept - moved).mean() < 0.2 * np.abs(plain.embed(picture, 32) - plain.embed(dark, 32)).mean()
     both = even.embed(np.concatenate([picture, picture**2]), 32)
     assert both[:1] == pytest.approx(kept, abs=1e-5), "each frame by itself"
+    assert even.prepare(picture, 32).equal(plain.prepare(harmonise(picture), 32))
+    without_torch = resized(picture, 32, backbone=even.name)
+    assert np.array_equal(without_torch, resized(harmonise(picture), 32)), "and the same on small machines"
     with pytest.raises(fusion.UnknownEncoder, match="harmonised"):
         fusion.load_backbone("unknown+harmonised")
 
