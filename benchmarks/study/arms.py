@@ -11,18 +11,22 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import fusion
 from benchmarks.study.folds import Arm, Floats, Rows, Said, labels_of
-from fusion import Bundle, Example, FusionConfig, Modality, OutcomeSpec
+from fusion import Bundle, Example, FusionConfig, FusionKind, Modality, OutcomeSpec
 from fusion.baselines import blocks, concatenated, stacked
 from fusion.batch import collate, is_plausible, summarise
 from fusion.embedding import Embedder
+from fusion.examples import labels_of as fusion_labels
+from fusion.model import FusionModel
 from fusion.predict import risks as predict_risks
 from fusion.research import Collection, Task
+from fusion.second_stage import calibrate_bundle, fit_fusion
 from fusion.train import assign_folds, settled
 
 HORIZON = 720.0  # hours; the collections say "at any time in the illness" or "in hospital"
@@ -80,33 +84,86 @@ def circumstances(examples: Sequence[Example], task: str, attributes: Sequence[s
     return {f"{attribute} only": guess(attribute) for attribute in varying}
 
 
-def fused(examples: Sequence[Example], config: FusionConfig, name: str, *, alone: bool) -> Arm:
-    """`fusion.train` whole. alone: also the same model with all modalities but one hidden."""
-    with settled(config):
-        batch = collate([e.inputs for e in examples], config, Embedder(config))
+def severity(collection: Collection, examples: Sequence[Example], task: str) -> dict[str, Arm]:
+    """Scores that clinicians reckon by hand (SAPS-I, SOFA), where the collection holds them."""
+    scores = collection.extra.get("severity")
+    if scores is None:
+        return {}
+    labels = labels_of(examples, task)
+    rows = np.array([scores[e.inputs.key] for e in examples], float)
 
     def arm(seen: Rows, held: Rows, seed: int) -> Mapping[str, Said]:
-        bundle = train_on([examples[i] for i in seen], replace(config, seed=seed))
-        asked = batch.rows(_tensor(held))
+        model = make_pipeline(SimpleImputer(add_indicator=True), StandardScaler(), LogisticRegression())
+        model.fit(rows[seen], labels[seen].astype(int))
+        return {"severity scores": Said(np.asarray(model.predict_proba(rows[held])[:, 1]))}
+
+    return {"severity scores": arm}
+
+
+def fused(
+    examples: Sequence[Example], config: FusionConfig, name: str, *, alone: bool, kinds: bool = False
+) -> Arm:
+    """`fusion.train` whole.
+
+    alone  also the same model with all modalities but one hidden
+    kinds  also the other ways of fusing, on the same encoders and the same out-of-fold evidence
+    """
+    with settled(config):
+        batch = collate([e.inputs for e in examples], config, Embedder(config))
+    outcome = config.outcomes[0].name
+
+    def arm(seen: Rows, held: Rows, seed: int) -> Mapping[str, Said]:
+        settings = replace(config, seed=seed)
+        train, tuning = split([examples[i] for i in seen], settings)
+        bundle = fusion.train(train, tuning, settings)
+        asked = batch.rows(torch.from_numpy(held))
         report = fusion.evaluate(bundle, [examples[i] for i in held], comparison=False).to_json()
-        coverage = report["outcomes"][config.outcomes[0].name]["coverage"]
+        coverage = report["outcomes"][outcome]["coverage"]
         inside = round((coverage["observed"] or 0.0) * coverage["groups"])
         found = {name: Said(predict_risks(bundle, asked)[:, 0], (inside, coverage["groups"]))}
         if alone and len(config.modalities) > 1:
             for modality in config.modalities:
                 risks = predict_risks(bundle, asked, only=(modality,))[:, 0]
                 found[f"{name}: {modality.value} only"] = Said(risks)
+        if kinds and len(config.modalities) > 1:
+            for kind in FusionKind:
+                if kind != config.fusion:
+                    other = fused_by(kind, bundle, tuning)
+                    found[f"{name}, {kind.value}"] = Said(predict_risks(other, asked)[:, 0])
         return found
 
     return arm
 
 
-def train_on(examples: Sequence[Example], config: FusionConfig) -> Bundle:
-    """A bundle from these examples, a sixth of whose groups are the tuning split."""
+def fused_by(kind: FusionKind, bundle: Bundle, tuning: Sequence[Example]) -> Bundle:
+    """The same encoders fused in another way, fitted on the same out-of-fold evidence."""
+    config = replace(bundle.config, fusion=kind)
+    told = bundle.out_of_fold
+    assert told is not None, "only a bundle that was just trained keeps its out-of-fold evidence"
+    with settled(config):
+        model = FusionModel(config)
+        kept = {k: v for k, v in bundle.model.state_dict().items() if not k.startswith(("fusion.", "heard"))}
+        model.load_state_dict(kept, strict=False)
+        model.eval()
+        watched = None
+        if tuning:
+            with torch.no_grad():
+                said = model.encode(collate([e.inputs for e in tuning], config, bundle.embedder))
+            watched = (said.logits, said.present, fusion_labels(tuning, config))
+        fit_fusion(model, *told, watched, config, _silent)
+        return calibrate_bundle(model, config, bundle.embedder, told, watched)
+
+
+def _silent(epoch: int, epochs: int, training: float, tuning: float | None) -> None:
+    """Nobody listens to the refits."""
+
+
+def split(examples: Sequence[Example], config: FusionConfig) -> tuple[list[Example], list[Example]]:
+    """(train, tuning): a sixth of the groups for tuning."""
     labels = labels_of(examples, config.outcomes[0].name)[:, None].astype(np.float32)
     part = assign_folds([e.group for e in examples], labels, TUNING, config.seed)
     tuning = [e for e, fold in zip(examples, part, strict=True) if fold == 0]
-    return fusion.train([e for e, fold in zip(examples, part, strict=True) if fold], tuning, config)
+    return [e for e, fold in zip(examples, part, strict=True) if fold], tuning
 
 
 def _series(examples: Sequence[Example], config: FusionConfig) -> Floats:
@@ -126,7 +183,3 @@ def _series(examples: Sequence[Example], config: FusionConfig) -> Floats:
             row += summarise(points) if points else [np.nan] * 7
         rows.append(row)
     return np.array(rows, float)
-
-
-def _tensor(rows: Rows) -> torch.Tensor:
-    return torch.from_numpy(rows)

@@ -12,7 +12,7 @@ from benchmarks.study import arms, comparing
 from benchmarks.study.comparing import Floats, Interval
 from benchmarks.study.folds import Heard, labels_of, listen
 from benchmarks.study.keeping import Keeper
-from fusion import Example, FusionKind, Modality
+from fusion import Example, Modality
 from fusion.metrics import calibration
 from fusion.research import Collection, Task, read_collection
 
@@ -76,23 +76,14 @@ def measure(
     more = {} if quick else collection.extra.get("arms", {})
     widest = replace(config, modalities=tuple(dict.fromkeys([*config.modalities, *_all_of(more)])))
     examples = keeper.filled(_some(task.examples, quick), widest)
-    run_in: dict[str, int] = {}
     each = arms.simple(examples, config) | arms.circumstances(examples, task.name, PLACES)
-    run_in |= dict.fromkeys(each, repeats)
-    each[FUSED] = arms.fused(examples, config, FUSED, alone=True)
-    run_in[FUSED] = repeats
+    each |= arms.severity(collection, examples, task.name)
+    each[FUSED] = arms.fused(examples, config, FUSED, alone=True, kinds=not quick)
     for name, modalities in more.items():
         if any(m in e.inputs.present() for e in examples for m in set(modalities) - set(config.modalities)):
             each[name] = arms.fused(examples, replace(config, modalities=modalities), name, alone=True)
-            run_in[name] = repeats
-    if len(config.modalities) > 1 and not quick:
-        for kind in FusionKind:
-            if kind != config.fusion:
-                name = f"fused, {kind.value}"
-                each[name] = arms.fused(examples, replace(config, fusion=kind), name, alone=False)
-                run_in[name] = 1
     folds = QUICK_FOLDS if quick else FOLDS
-    heard = listen(examples, task.name, each, repeats=run_in, folds=folds, seed=seed)
+    heard = listen(examples, task.name, each, repeats=dict.fromkeys(each, repeats), folds=folds, seed=seed)
     weights = comparing.draw(heard.groups, seed)
     found = {
         arm: comparing.scored(comparing.auroc, said, heard.labels, weights)

@@ -58,8 +58,8 @@ def run(folder: Path, *, repeats: int, seed: int, quick: bool) -> str:
         "",
         "Each row: trained on everybody who has no picture in that source, asked about that source alone. "
         f"AUROC with 95 % bootstrap intervals over groups, where a source has {LEAST_EITHER} events and "
-        f"{LEAST_EITHER} others; sources under {LEAST_ROWS} rows are left out together. *Pooled* ranks all rows "
-        "against each other, so it also asks whether the risks of different sources are comparable; "
+        f"{LEAST_EITHER} others; sources under {LEAST_ROWS} rows are left out together. *Pooled* ranks all "
+        "rows against each other, so it also asks whether the risks of different sources are comparable; "
         "*said − happened* is calibration in the large: mean risk less event rate.",
         "",
     ]

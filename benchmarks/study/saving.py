@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import fusion
 from benchmarks.study import arms
 from benchmarks.study.keeping import Keeper
 from fusion.evaluate.unseen import mark_groups
@@ -23,7 +24,7 @@ def save_bundles(folder: Path, into: Path, *, seed: int, quick: bool, tasks: Seq
             continue
         config = replace(arms.config_of(collection, task, quick=quick), seed=seed)
         examples = keeper.filled(task.examples, config)
-        bundle = arms.train_on(examples, config)
+        bundle = fusion.train(*arms.split(examples, config), config)
         mark_groups(bundle, [e.group for e in examples])
         digest = bundle.save(into / name, created_at=datetime.now(UTC).isoformat(timespec="seconds"))
         print(f"{into / name}: {task.label}, {len(examples)} rows, digest {digest[:12]}", flush=True)

@@ -70,5 +70,7 @@ def recognise(folder: Path) -> str:
 
 def read_collection(folder: Path, name: str = "") -> Collection:
     """Folder → Collection; `name` only where the folder's files do not tell. Raises BadInput."""
+    if name and name not in SIGNS:
+        raise BadInput(f"no collection {name!r}; known: {', '.join(SIGNS)}")
     read: Callable[[Path], Collection] = import_module(f"fusion.research.{name or recognise(folder)}").read
     return read(folder)

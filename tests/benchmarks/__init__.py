@@ -1,0 +1,1 @@
+"""Studies and measurements: what their tables rest on."""

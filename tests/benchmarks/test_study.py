@@ -1,0 +1,208 @@
+"""What the tables of a study rest on: folds by group and shared by arms, paired draws, embeddings kept."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from benchmarks.study import arms, comparing, comparison, generalisation, pages
+from benchmarks.study.__main__ import PARTS
+from benchmarks.study.folds import Rows, Said, listen
+from benchmarks.study.keeping import Keeper
+from fusion import Example, Frames, Modality, PatientInputs, PixelInput
+from fusion.research import SIGNS, Collection, Task
+from tests.fusion import simulated
+
+
+def rows(count: int, groups: int) -> list[Example]:
+    rng = np.random.default_rng(0)
+    return [
+        Example(PatientInputs(key=str(i)), {"icu": int(rng.random() < 0.4)}, f"g{i % groups}")
+        for i in range(count)
+    ]
+
+
+def test_folds_never_split_a_group_and_are_the_same_for_every_arm() -> None:
+    examples, seen_by = rows(120, 30), {}
+
+    def arm(name: str) -> arms.Arm:
+        def judge(seen: Rows, held: Rows, seed: int) -> Mapping[str, Said]:
+            assert not {examples[i].group for i in seen} & {examples[i].group for i in held}
+            assert len(seen) + len(held) == 120
+            seen_by.setdefault(name, []).append((seed, tuple(held)))
+            return {name: Said(held.astype(float))}
+
+        return judge
+
+    heard = listen(
+        examples, "icu", {"one": arm("one"), "two": arm("two")}, repeats={"one": 3, "two": 3}, folds=5, seed=0
+    )
+    assert seen_by["one"] == seen_by["two"]
+    assert len({held for _, held in seen_by["one"]}) == 15, "another partition each repeat"
+    for told in heard.risks.values():
+        assert len(told) == 3
+        for risks in told:
+            assert np.array_equal(risks, np.arange(120)), "every row is judged once a repeat"
+
+
+def test_weighted_scores_are_those_of_the_rows_drawn() -> None:
+    rng = np.random.default_rng(1)
+    risks, labels = rng.random(80).round(1), (rng.random(80) < 0.4).astype(float)
+    weights = comparing.draw([f"g{i // 2}" for i in range(80)], 0, draws=20)
+    assert (weights[0] == 1).all()
+    assert np.array_equal(weights[:, ::2], weights[:, 1::2]), "both rows of a group are drawn together"
+    for weight, area, precision, error in zip(
+        weights,
+        comparing.auroc(risks, labels, weights),
+        comparing.auprc(risks, labels, weights),
+        comparing.brier(risks, labels, weights),
+        strict=True,
+    ):
+        drawn = np.repeat(np.arange(80), weight.astype(int))
+        assert area == pytest.approx(roc_auc_score(labels[drawn], risks[drawn]))
+        assert precision == pytest.approx(average_precision_score(labels[drawn], risks[drawn]))
+        assert error == pytest.approx(((risks[drawn] - labels[drawn]) ** 2).mean())
+
+
+def test_paired_differences_are_tighter_than_unpaired_ones() -> None:
+    rng = np.random.default_rng(2)
+    labels = (rng.random(300) < 0.4).astype(float)
+    one = labels + rng.normal(size=300)
+    other = one + 0.1 * rng.normal(size=300)
+    weights = comparing.draw([str(i) for i in range(300)], 0)
+    first, second = (comparing.scored(comparing.auroc, [r], labels, weights) for r in (one, other))
+    gap, alone = comparing.difference(first, second), comparing.interval(first)
+    assert gap.high - gap.low < (alone.high - alone.low) / 3
+    assert comparing.difference(first, first).high == 0
+
+
+def test_the_quick_part_of_a_study_keeps_groups_whole() -> None:
+    examples = rows(4000, 1000)
+    some = comparison._some(examples, quick=True)
+    assert 600 < len(some) <= 800
+    chosen = {e.group for e in some}
+    assert len(some) == sum(e.group in chosen for e in examples)
+
+
+def test_tuning_is_split_off_by_group() -> None:
+    examples = rows(120, 40)
+    config = simulated.make_config(modalities=(Modality.TABULAR,), outcomes=simulated.OUTCOMES[:1])
+    train, tuning = arms.split(examples, config)
+    assert not {e.group for e in train} & {e.group for e in tuning}
+    assert len(train) + len(tuning) == 120
+    assert 15 <= len(tuning) <= 25
+
+
+def test_a_kept_embedding_is_not_made_again(tmp_path: Path) -> None:
+    config = simulated.make_config(modalities=(Modality.IMAGE,))
+    asked = []
+
+    def read() -> Frames:
+        asked.append(1)
+        return Frames(np.full((1, 40, 40), 0.5, np.float32), np.zeros(1, np.float32))
+
+    pixels = PixelInput("digest", read, np.zeros(1, np.float32))
+    example = Example(PatientInputs(key="a", images=(pixels,)), {"icu": 1}, "a")
+    first = Keeper(tmp_path).filled([example], config)[0].inputs.images[0].embeddings
+    again = Keeper(tmp_path).filled([example], config)[0].inputs.images[0].embeddings
+    assert len(asked) == 1
+    assert np.array_equal(first[simulated.IMAGE.version], again[simulated.IMAGE.version])
+    Keeper(tmp_path).filled([example], replace(config, image_size=48))
+    assert len(asked) == 2, "another size is another embedding"
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> comparison.Outcome:
+    """A whole study on simulated patients."""
+    config = simulated.make_config()
+    names = ("fields", "channels", "image_backbone", "image_size", "folds", "epochs")
+    examples = tuple(
+        replace(e, attributes={**e.attributes, "view": "AP" if e.labels["icu"] else "PA"})
+        for e in simulated.examples(150, 3, missing=0.1)
+    )
+    task = Task(name="icu", label="Intensive care", examples=examples)
+    collection = Collection(
+        name="simulated",
+        tasks={"icu": task},
+        settings={
+            **{name: getattr(config, name) for name in names},
+            "modalities": (Modality.TABULAR, Modality.IMAGE, Modality.SERIES),
+        },
+        caveats=("Simulated patients.",),
+    )
+    keeper = Keeper(tmp_path_factory.mktemp("kept"))
+    found = comparison.measure(collection, task, keeper, repeats=1, seed=0, quick=False)
+    print(comparison.page(collection, [found], repeats=1, seed=0, quick=False))
+    return found
+
+
+def test_a_study_holds_every_arm_and_says_where_fusion_helps(outcome: comparison.Outcome) -> None:
+    arms_found = set(outcome.found)
+    assert {"fused", "fused, gated", "fused, attention", "stack: sum of logits", "stack: image"} <= arms_found
+    assert {"fused: image only", "gradient boosting, one row of all", "view only"} <= arms_found
+    assert outcome.auroc("view only").value == 1.0, "the view was made to tell the outcome"
+    assert outcome.auroc("fused").value > outcome.auroc("fused: image only").value
+    assert outcome.best_alone not in ("fused", "stack: sum of logits")
+    collection = Collection(name="simulated", tasks={}, settings={"outcomes": ()}, caveats=("Simulated.",))
+    said = "\n".join(comparison._shows(collection, [outcome]))
+    assert "Better than the simple stack" in said
+    assert "**not** shown to help" in said
+    assert "best arm is *view only*" in said
+
+
+def test_whom_a_left_out_source_holds_is_not_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = [
+        replace(e, group=f"g{i // 2}", attributes={"view": "AP" if i % 3 else "PA"})
+        for i, e in enumerate(simulated.examples(60, 3))
+    ]
+    task = Task(name="icu", label="Intensive care", examples=tuple(examples))
+    collection = Collection(
+        name="simulated", tasks={"icu": task}, settings={"modalities": (Modality.TABULAR,)}
+    )
+
+    def spy(name: str) -> arms.Arm:
+        def judge(seen: Rows, held: Rows, seed: int) -> Mapping[str, Said]:
+            assert not {examples[i].group for i in seen} & {examples[i].group for i in held}
+            assert len({examples[i].attributes["view"] for i in held}) == 1
+            return {name: Said(np.full(len(held), 0.5))}
+
+        return judge
+
+    monkeypatch.setattr(arms, "simple", lambda *_: {"simple stack": spy(generalisation.STACK)})
+    monkeypatch.setattr(arms, "fused", lambda *_, **__: spy(generalisation.FUSED))
+    found = generalisation.leave_out(collection, task, "view", Keeper(), seed=0, quick=True)
+    assert all(not np.isnan(risks).any() for risks in found.risks.values())
+    assert "pooled" in "\n".join(generalisation._table(found, 0))
+
+
+def test_small_sources_are_left_out_together() -> None:
+    examples = [
+        Example(PatientInputs(key=str(i)), {"icu": 1}, str(i), {"site": "big" if i < 40 else f"small{i}"})
+        for i in range(60)
+    ]
+    assert set(generalisation.sources_of(examples, "site")) == {"big", generalisation.TOGETHER}
+
+
+def test_every_part_can_be_found() -> None:
+    assert set(PARTS) == set(SIGNS)
+    for parts in PARTS.values():
+        for module in parts.values():
+            assert importlib.util.find_spec(module) is not None, module
+
+
+def test_a_table_replaces_only_its_own_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "PAGE", tmp_path / "experiments.md")
+    pages.keep("one", "## One\n\nfirst")
+    pages.keep("two", "## Two")
+    pages.keep("one", "## One\n\nagain")
+    text = pages.PAGE.read_text()
+    assert text.count("## One") == 1
+    assert "again" in text
+    assert "first" not in text
+    assert "## Two" in text
