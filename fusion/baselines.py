@@ -1,7 +1,7 @@
 """What a fusion is compared with: a simple stack, and one concatenated row (the HAIM recipe).
 
 simple stack          each modality by itself: principal components and logistic regression for embeddings,
-                      logistic regression for fields and findings, boosting for series; the sum of their logits
+                      logistic regression for fields and findings, boosting for series; the sum of logits
 logistic regression,  on one row of everything: each pixel or text modality's mean embedding (reduced to the
 gradient boosting     principal components of the training rows), fields, genomic findings, series summaries
 

@@ -32,11 +32,14 @@ from fusion.train import assign_folds, settled
 HORIZON = 720.0  # hours; the collections say "at any time in the illness" or "in hospital"
 TUNING = 6  # a sixth of what a fused model learns from is its tuning split
 QUICK_EPOCHS = 20
+LARGE, LARGE_BATCH = 2000, 256  # rows of a task; rows of a minibatch
 
 
 def config_of(collection: Collection, task: Task, *, quick: bool = False) -> FusionConfig:
-    """What the collection asks for, one outcome."""
+    """What the collection asks for, one outcome; large minibatches where there are many rows."""
     settings = dict(collection.settings)
+    if len(task.examples) > LARGE:
+        settings.setdefault("batch_size", LARGE_BATCH)
     if quick:
         settings["epochs"] = min(QUICK_EPOCHS, int(settings.get("epochs", QUICK_EPOCHS)))
     return FusionConfig(outcomes=(OutcomeSpec(task.name, task.label, HORIZON),), **settings)
@@ -101,12 +104,13 @@ def severity(collection: Collection, examples: Sequence[Example], task: str) -> 
 
 
 def fused(
-    examples: Sequence[Example], config: FusionConfig, name: str, *, alone: bool, kinds: bool = False
+    examples: Sequence[Example], config: FusionConfig, name: str, *, alone: bool, kinds_at: int | None = None
 ) -> Arm:
     """`fusion.train` whole.
 
-    alone  also the same model with all modalities but one hidden
-    kinds  also the other ways of fusing, on the same encoders and the same out-of-fold evidence
+    alone     also the same model with all modalities but one hidden
+    kinds_at  seed of the repeat in which the other ways of fusing are asked too, on the same encoders and the
+              same out-of-fold evidence
     """
     with settled(config):
         batch = collate([e.inputs for e in examples], config, Embedder(config))
@@ -125,7 +129,7 @@ def fused(
             for modality in config.modalities:
                 risks = predict_risks(bundle, asked, only=(modality,))[:, 0]
                 found[f"{name}: {modality.value} only"] = Said(risks)
-        if kinds and len(config.modalities) > 1:
+        if seed == kinds_at and len(config.modalities) > 1:
             for kind in FusionKind:
                 if kind != config.fusion:
                     other = fused_by(kind, bundle, tuning)

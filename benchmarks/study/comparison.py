@@ -78,12 +78,19 @@ def measure(
     examples = keeper.filled(_some(task.examples, quick), widest)
     each = arms.simple(examples, config) | arms.circumstances(examples, task.name, PLACES)
     each |= arms.severity(collection, examples, task.name)
-    each[FUSED] = arms.fused(examples, config, FUSED, alone=True, kinds=not quick)
+    each[FUSED] = arms.fused(examples, config, FUSED, alone=True, kinds_at=None if quick else seed)
     for name, modalities in more.items():
         if any(m in e.inputs.present() for e in examples for m in set(modalities) - set(config.modalities)):
             each[name] = arms.fused(examples, replace(config, modalities=modalities), name, alone=True)
     folds = QUICK_FOLDS if quick else FOLDS
-    heard = listen(examples, task.name, each, repeats=dict.fromkeys(each, repeats), folds=folds, seed=seed)
+    heard = listen(
+        examples,
+        task.name,
+        each,
+        repeats={name: 1 if name in more else repeats for name in each},
+        folds=folds,
+        seed=seed,
+    )
     weights = comparing.draw(heard.groups, seed)
     found = {
         arm: comparing.scored(comparing.auroc, said, heard.labels, weights)
