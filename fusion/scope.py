@@ -5,7 +5,7 @@ Pictures. Two scores, both linear or nearly so in the embedding, so that serving
     distance   1 - cosine to the mean direction of training pictures: other body parts, other modalities,
                photographs, noise, text, blank pictures
     wrongness  -log chance of "as trained" in a linear classifier of training pictures against the same
-               pictures upside-down, flipped, turned, with inverted grey scale, cut up in another order
+               pictures upside-down, flipped, turned, inverted, cut up in another order, mostly black
                (self-supervised: no other pictures and no labels are needed)
 
 Each is compared with what training pictures score when their patient was left out of the fit. A picture is
@@ -57,6 +57,13 @@ def _cut_up(picture: FloatArray) -> FloatArray:
     )
 
 
+def _mostly_black(picture: FloatArray) -> FloatArray:
+    """Only the upper third is left."""
+    black = picture.copy()
+    black[..., picture.shape[-2] // 3 :, :] = 0
+    return black
+
+
 WRONG: dict[str, tuple[str, Callable[[FloatArray], FloatArray]]] = {  # name → words, how it is made
     "upside_down": ("it seems to be upside-down", lambda x: x[..., ::-1, ::-1]),
     "flipped": ("it seems to be flipped top to bottom", lambda x: x[..., ::-1, :]),
@@ -64,6 +71,7 @@ WRONG: dict[str, tuple[str, Callable[[FloatArray], FloatArray]]] = {  # name →
     "turned_right": ("it seems to be turned by a quarter", lambda x: np.rot90(x, 3, axes=(-2, -1))),
     "inverted": ("its grey scale seems to be inverted", lambda x: 1 - x),
     "cut_up": (UNLIKE, _cut_up),
+    "mostly_black": ("most of it is black", _mostly_black),
 }
 
 
@@ -272,7 +280,7 @@ def fit_scope(
 ) -> Scope | None:
     """What training patients say about the model's limits; None when the config asks for neither part.
 
-    Reads the pixels of at most `config.scope_pictures` training pictures, to embed them wrong in six ways.
+    Reads the pixels of at most `config.scope_pictures` training pictures, to embed them wrong in seven ways.
     """
     image = None
     if config.scope_pictures > 0 and Modality.IMAGE in config.modalities:

@@ -24,7 +24,7 @@ from fusion.heat_maps import GRID, Look, curves, mean_of
 from fusion.research import read_collection
 from fusion.train import assign_folds, settled
 
-MOST, FEW = 40, 6  # pictures explained; in a quick run
+MOST, FEW = 20, 6  # pictures explained; in a quick run
 SHOWS = (
     "What it shows: how often a map may be shown without a warning; a map drawn at random gets past "
     "deletion and insertion as often as four random orders allow it to. What it does not: that a map "

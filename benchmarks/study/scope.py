@@ -115,7 +115,11 @@ def _ways() -> dict[str, Callable[[Floats], Floats]]:
         "turned left by a quarter": WRONG["turned_left"][1],
         "turned right by a quarter": WRONG["turned_right"][1],
         "inverted grey scale": WRONG["inverted"][1],
-        "lower three quarters black": lambda x: np.concatenate(
+        "lower two thirds black": WRONG["mostly_black"][1],
+        "right half black (no such picture in the fit)": lambda x: np.concatenate(
+            [x[..., : x.shape[-1] // 2], 0 * x[..., x.shape[-1] // 2 :]], axis=-1
+        ),
+        "lower three quarters black (no such picture in the fit)": lambda x: np.concatenate(
             [x[..., : x.shape[-2] // 4, :], 0 * x[..., x.shape[-2] // 4 :, :]], axis=-2
         ),
         "mirrored left to right (not looked for)": lambda x: x[..., ::-1],

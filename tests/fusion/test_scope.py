@@ -30,9 +30,10 @@ CONFIG = simulated.make_config(
 
 
 def picture(rng: np.random.Generator) -> np.ndarray:
-    """A frame with a top and a bottom: dark, with bright discs whose lower half fades away; [1, 48, 48]."""
+    """A frame with a top and a bottom: dark, a bar above bright discs that fade downwards; [1, 48, 48]."""
     y, x = np.mgrid[0:48, 0:48].astype(np.float32)
     frame = 0.1 + 0.03 * rng.random((48, 48), dtype=np.float32)
+    frame[3:8, 10:38] += 0.5
     for centre in (14, 34):
         cy, cx, radius = 24 + rng.normal(0, 2), centre + rng.normal(0, 1.5), 9 + rng.normal(0, 0.7)
         inside = (y - cy) ** 2 + (x - cx) ** 2 < radius**2
@@ -77,7 +78,7 @@ def test_pictures_like_those_of_training_are_seldom_called_out_of_scope(trained:
     assert np.mean(alarms) <= 3 * stated
 
 
-@pytest.mark.parametrize("kind", ["upside_down", "flipped", "inverted", "cut_up", "turned_left"])
+@pytest.mark.parametrize("kind", ["upside_down", "flipped", "inverted", "cut_up", "turned_left", "mostly_black"])
 def test_a_picture_the_wrong_way_is_found_and_said_in_words(trained: fusion.Bundle, kind: str) -> None:
     rng = np.random.default_rng(6)
     words, make = WRONG[kind]
