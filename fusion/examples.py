@@ -37,7 +37,8 @@ def labels_of(examples: Sequence[Example], config: FusionConfig) -> Tensor:
     """float32 [B, R]; NaN = unknown. Of outcomes that are horizons of one event: per interval between them,
     NaN where the patient was not at risk (`fusion.survival`).
 
-    Raises BadInput for a label that is neither 0 nor 1.
+    Raises BadInput for a label that is neither 0 nor 1, and where all labels are of outcomes the model does
+    not know.
     """
     rows = np.full((len(examples), len(config.outcomes)), np.nan, np.float32)
     curves = curves_of(config.outcomes)
@@ -55,6 +56,13 @@ def labels_of(examples: Sequence[Example], config: FusionConfig) -> Tensor:
                 rows[i, places] = intervals_of(follow_up, [spec.horizon_hours for spec in specs])
             else:
                 rows[i, places] = intervals_from_labels(example.labels, [spec.name for spec in specs])
+    known = {name for spec in config.outcomes for name in (spec.name, spec.event)}
+    named = {name for example in examples for name in (*example.labels, *example.follow_up)}
+    if named and not named & known:
+        raise BadInput(
+            f"no label is of an outcome of this model: they name {', '.join(sorted(named))} where "
+            f"{', '.join(spec.name for spec in config.outcomes)} (0 or 1) is expected"
+        )
     return torch.from_numpy(rows)
 
 

@@ -104,10 +104,9 @@ class AttentionFusion(Fusion):
 
     def together(self, evidence: Tensor, present: Tensor) -> Tensor:
         evidence = _masked(evidence, present[..., None])
-        tokens = torch.cat(
-            [self.summary.expand(len(evidence), -1, -1), self.content(evidence) + self.name], dim=1
-        )
-        hidden = torch.cat([torch.zeros(len(present), 1, dtype=torch.bool), ~present], dim=1)
+        content = self.content(evidence) + self.name
+        tokens = torch.cat([torch.zeros_like(content[:, :1]) + self.summary, content], dim=1)
+        hidden = torch.cat([torch.zeros_like(present[:, :1]), ~present], dim=1)
         attended, _ = self.attention(
             tokens[:, :1], tokens, tokens, key_padding_mask=hidden, need_weights=False
         )

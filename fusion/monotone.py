@@ -70,16 +70,15 @@ def choose_map(logits: Array, labels: Array, base: float) -> tuple[Map, dict[str
     """logits, labels float64 [B] → the map, and each tried map's cross-validated log loss.
 
     Among maps that the number of events allows: the simplest that is not worse than the best by more than a
-    standard error of the paired difference (Hastie, Tibshirani & Friedman 2009, 7.10). Deterministic: parts
-    are dealt by rank.
+    standard error of the paired difference (Hastie, Tibshirani & Friedman 2009, 7.10). The same rows give the
+    same choice.
     """
     rarer = int(min(labels.sum(), len(labels) - labels.sum()))
     tried = [kind for kind in KINDS if rarer >= LEAST_RARER[kind]]
     if rarer < 10:  # too few to choose: the two-number map, strongly shrunk
         kind = tried[-1]
         return KINDS[kind](logits, labels, base), {}
-    part = np.empty(len(logits), np.int64)
-    part[np.lexsort((logits, labels))] = np.arange(len(logits)) % PARTS
+    part = np.random.default_rng(len(logits)).permutation(len(logits)) % PARTS
     losses = {kind: np.zeros(len(logits)) for kind in tried}
     for held in range(PARTS):
         seen, asked = part != held, part == held

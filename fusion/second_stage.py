@@ -27,7 +27,7 @@ from fusion.survival import by_horizon, curves_of
 LEAST_TUNING = 20  # tuning patients before early stopping looks at them
 SMALL_TUNING = 1000  # labelled tuning patients below which out-of-fold evidence helps to calibrate
 LEAST_GUARDED = 60  # patients with all of a pattern before the guard judges it
-WORSE = 1.64  # standard errors by which hearing less must be better before less is heard
+WORSE = 1.0  # standard error by which hearing less must be better before less is heard
 HIDDEN = 0.5  # weight of a patient with modalities hidden beside one who truly lacks them
 MOST_PER_PATTERN = 1000  # patients that a pattern is calibrated on
 
@@ -65,15 +65,17 @@ def fit_fusion(
         fit(model.fusion, loss, tuning_loss, rows=len(rows), how=how, tell=tell)
     model.eval()
     told = (evidence, present, labels)
-    guard(model, told if tuning is None else _joined(told, tuning))
+    if tuning is not None and len(tuning[0]):
+        told = _joined(told, tuning) if is_convex else tuning  # the bent kinds flatter what they were fitted on
+    guard(model, told)
 
 
 def guard(model: FusionModel, told: Told) -> None:
     """Set `model.heard`: where a pattern's outcome is told better without a modality, leave that one out.
 
     From the smallest pattern to the largest, each is compared with what its sub-patterns (one modality less,
-    and each modality alone) already hear, on the same patients, by log loss: only what is better by more than
-    chance allows (1.64 standard errors of the paired difference) takes its place. So no pattern is left
+    and each modality alone) already hear, on the same patients, by log loss: what is better by more than a
+    standard error of the paired difference takes its place. So no pattern is left
     significantly worse than the best modality in it, as far as out-of-fold patients can tell.
     """
     evidence, present, labels = told
