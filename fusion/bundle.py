@@ -1,11 +1,14 @@
-"""A model as a folder: `model.safetensors` and `metadata.json`, checked on load. Nothing is unpickled."""
+"""A model as a folder: `model.safetensors` and `metadata.json`, checked on load. Nothing is unpickled.
+
+Where the image backbone was fine-tuned it travels along, in `backbone.safetensors`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,12 +19,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from fusion.backbones import ImageBackbone, tuned_backbone
 from fusion.calibrate import Calibration
 from fusion.config import FusionConfig, OutcomeSpec
 from fusion.config_json import config_from_json, config_to_json, declared_inputs, declared_outputs
 from fusion.conformal import Interval
 from fusion.embedding import Embedder, backbone_versions
-from fusion.errors import BundleMismatch, UnknownEncoder
+from fusion.errors import BadInput, BundleMismatch, UnknownEncoder
 from fusion.inputs import Modality
 from fusion.model import FusionModel
 from fusion.scope import Scope
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
 Beside = TypeVar("Beside", Scope, Summary)
 FORMAT = 1
 SCOPE, SUMMARY = "scope.", "training_inputs."  # prefixes of the tensors that are kept beside the model
-WEIGHTS, METADATA = "model.safetensors", "metadata.json"
+WEIGHTS, METADATA, BACKBONE = "model.safetensors", "metadata.json", "backbone.safetensors"
 REQUIRED = (
     "format", "config", "inputs", "outputs", "encoders", "calibration", "intervals", "cohort", "metrics",
     "intended_use", "licence", "created_at", "torch_version", "weights_sha256",
@@ -85,7 +89,7 @@ class Bundle:
         return tuple(map(float, self.calibration.base_risks()))
 
     def save(self, folder: Path, *, created_at: str = "") -> str:
-        """Write the folder; its digest (SHA-256 over both files, hex).
+        """Write the folder; its digest (SHA-256, hex; the metadata holds those of the other files).
 
         created_at  ISO 8601 moment, given by the caller: fusion has no clock
         """
@@ -96,11 +100,22 @@ class Bundle:
         weights = save_tensors({k: v.contiguous() for k, v in state.items()})
         created = created_at or str(self.metadata.get("created_at", ""))
         self.metadata.update(self._declared(hashlib.sha256(weights).hexdigest(), created))
+        self.metadata["backbone_sha256"] = self._save_backbone(folder)
         (folder / WEIGHTS).write_bytes(weights)
         (folder / METADATA).write_text(
             json.dumps(self.metadata, indent=1, sort_keys=True, allow_nan=False) + "\n"
         )
         return folder_digest(folder)
+
+    def _save_backbone(self, folder: Path) -> str:
+        """SHA-256 of the fine-tuned backbone's file; "" where there is none."""
+        if self.embedder.tuned is None:
+            return ""
+        state = self.embedder.tuned.network.state_dict()
+        constants = {"constants": json.dumps(self.embedder.tuned.constants)}
+        weights = save_tensors({k: v.contiguous().clone() for k, v in state.items()}, constants)
+        (folder / BACKBONE).write_bytes(weights)
+        return hashlib.sha256(weights).hexdigest()
 
     def _declared(self, weights_sha256: str, created_at: str) -> dict[str, Any]:
         return {
@@ -123,10 +138,12 @@ class Bundle:
         }
 
     @classmethod
-    def load(cls, folder: Path, *, digest: str | None = None) -> Bundle:
+    def load(cls, folder: Path, *, digest: str | None = None, image_weights: Path | None = None) -> Bundle:
         """Read and check a folder. Raises BundleMismatch, saying what differs.
 
-        digest  what `save` returned, as kept elsewhere: any change to either file is refused
+        digest         what `save` returned, as kept elsewhere: any change to any file is refused
+        image_weights  where the image backbone's weights lie here, for a model that was trained with
+                       `FusionConfig.image_weights`; its version tells whether they are the same
         """
         for name in (WEIGHTS, METADATA):
             if not (folder / name).is_file():
@@ -149,11 +166,16 @@ class Bundle:
             raise BundleMismatch(f"{METADATA} has intervals or calibration for another number of outcomes")
         if metadata["inputs"] != declared_inputs(config, metadata["encoders"]):
             raise BundleMismatch("declared inputs do not follow from the config")
-        _check_versions(config, versions)
+        tuned = _read_backbone(folder, config, metadata)
+        config = _with_weights(config, folder, image_weights, is_tuned=tuned is not None)
+        _check_versions(config, versions, tuned)
         beside = _load_weights(model, weights)
         scope = _read_beside(Scope.from_json, metadata.get("scope", {}), beside, SCOPE)
         summary = _read_beside(Summary.from_json, metadata.get("training_inputs", {}), beside, SUMMARY)
-        return cls(config, model, calibration, intervals, versions, metadata, scope=scope, summary=summary)
+        embedder = Embedder(config, versions, tuned=tuned)
+        return cls(
+            config, model, calibration, intervals, versions, metadata, embedder, scope=scope, summary=summary
+        )
 
 
 def folder_digest(folder: Path) -> str:
@@ -222,16 +244,51 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
-def _check_versions(config: FusionConfig, declared: Mapping[Modality, str]) -> None:
+def _read_backbone(folder: Path, config: FusionConfig, metadata: Mapping[str, Any]) -> ImageBackbone | None:
+    """The fine-tuned image backbone; None for a bundle without one."""
+    wanted = metadata.get("backbone_sha256", "")
+    if not wanted:
+        return None
+    if not (folder / BACKBONE).is_file():
+        raise BundleMismatch(f"the bundle has no {BACKBONE}, and its image backbone was fine-tuned")
+    held = (folder / BACKBONE).read_bytes()
+    if hashlib.sha256(held).hexdigest() != wanted:
+        raise BundleMismatch(f"{BACKBONE} is not the file that {METADATA} describes (SHA-256 differs)")
     try:
-        here = backbone_versions(config)
-    except UnknownEncoder as fault:
+        return tuned_backbone(config.image_backbone, folder / BACKBONE)
+    except (BadInput, UnknownEncoder) as fault:
+        raise BundleMismatch(f"{BACKBONE} does not fit {config.image_backbone}: {fault}") from fault
+
+
+def _with_weights(config: FusionConfig, folder: Path, given: Path | None, *, is_tuned: bool) -> FusionConfig:
+    """The config with the place of the image weights on this machine, where the model needs them."""
+    uses = {m for m in (Modality.IMAGE, Modality.CINE) if m in config.modalities} - (
+        {Modality.IMAGE} if is_tuned else set()
+    )
+    if not config.image_weights or not uses:
+        return replace(config, image_weights="")
+    here = given or folder / config.image_weights
+    if not here.is_file():
+        raise BundleMismatch(
+            f"the bundle was trained with the image weights {config.image_weights}, which are not at {here}: "
+            "fetch that file and name it (IMAGE_WEIGHTS in the settings, image_weights= in Bundle.load)"
+        )
+    return replace(config, image_weights=str(here))
+
+
+def _check_versions(
+    config: FusionConfig, declared: Mapping[Modality, str], tuned: ImageBackbone | None
+) -> None:
+    try:
+        here = backbone_versions(config, tuned)
+    except (UnknownEncoder, BadInput) as fault:
         raise BundleMismatch(f"an encoder of the bundle is not available here: {fault}") from fault
     for modality in sorted(here.keys() | declared.keys()):
         if here.get(modality) != declared.get(modality):
+            other = f"; {config.image_weights} holds other weights" if config.image_weights else ""
             raise BundleMismatch(
                 f"{modality.value} encoder: the bundle declares {declared.get(modality)}, "
-                f"here is {here.get(modality)}"
+                f"here is {here.get(modality)}{other}"
             )
 
 

@@ -85,7 +85,13 @@ class FusionConfig:
     interval_level: float = 0.9  # stated coverage of the conformal interval
     seed: int = 0
     threads: int = 1
-    finetune: str = "none"  # none | head | all: what of the image backbone is trained
+    image_weights: str = ""  # safetensors file for the image backbone, and for the cine backbone of that name
+    view_flags: bool = True  # the image encoder is told which views are frontal and which lateral
+    finetune: str = "none"  # none | head | gradual: what of the image backbone is trained (fusion.finetune)
+    finetune_epochs: int = 10
+    finetune_rate: float = 1e-3  # learning rate of the new head; each earlier stage 2.6 times less
+    device: str = "auto"  # where backbones are trained: the GPU where there is one, "cpu" or "cuda"
+    precision: str = "auto"  # of that: "float32" | "bfloat16" | "float16"; auto: float32 on a CPU
     scope_pictures: int = 0  # training pictures read to learn which pictures are out of scope; 0: none are
     scope_fields: tuple[str, ...] = ()  # fields whose range in training bounds whom the model may judge
     scope_false_alarms: float = 0.02  # chance that a picture like those of training is called out of scope

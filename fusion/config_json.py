@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fusion.config import FieldKind, FieldSpec, FusionConfig, FusionKind, OutcomeSpec
@@ -17,6 +18,7 @@ def config_to_json(config: FusionConfig) -> dict[str, Any]:
     data = dataclasses.asdict(config)
     data["modalities"] = [m.value for m in config.modalities]
     data["fusion"] = config.fusion.value
+    data["image_weights"] = Path(config.image_weights).name  # where it lies is the machine's affair
     for name in ("outcomes", "fields", "genomics", "channels"):
         data[name] = [dict(spec) for spec in data[name]]
     for name in ("fields", "genomics", "channels"):
@@ -34,6 +36,7 @@ def config_from_json(data: Mapping[str, Any]) -> FusionConfig:
     settled["modalities"] = tuple(Modality(name) for name in data["modalities"])
     settled["fusion"] = FusionKind(data["fusion"])
     settled["scope_fields"] = tuple(data.get("scope_fields", ()))
+    settled.setdefault("view_flags", False)  # bundles from before views were told apart
     return FusionConfig(**settled)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 
 from fusion.backbones import (
     ImageBackbone,
@@ -26,11 +27,19 @@ class Embedder:
     """Looks an embedding up by backbone version; reads pixels (or text) only when it is not there.
 
     versions  modality → backbone version, for the modalities of the config that have a backbone
+    tuned     the image backbone, where it was fine-tuned: then images are embedded by it
     """
 
-    def __init__(self, config: FusionConfig, versions: dict[Modality, str] | None = None) -> None:
+    def __init__(
+        self,
+        config: FusionConfig,
+        versions: dict[Modality, str] | None = None,
+        *,
+        tuned: ImageBackbone | None = None,
+    ) -> None:
         self._config = config
-        self.versions = versions if versions is not None else backbone_versions(config)
+        self.tuned = tuned
+        self.versions = versions if versions is not None else backbone_versions(config, tuned)
         self._made: dict[tuple[str, str, int], FloatArray] = {}
 
     @property
@@ -51,14 +60,17 @@ class Embedder:
     @cached_property
     def image_backbone(self) -> ImageBackbone:
         """The image backbone itself; loaded at the first use."""
-        return _load(self._config.image_backbone, self.versions[Modality.IMAGE])
+        if self.tuned is not None:
+            _check_version(self.tuned.version, self.versions[Modality.IMAGE])
+            return self.tuned
+        return _load(self._config, self._config.image_backbone, self.versions[Modality.IMAGE])
 
     @cached_property
     def cine_backbone(self) -> ImageBackbone:
         """The cine backbone itself; loaded at the first use."""
-        if Modality.IMAGE in self.versions and self._config.cine_backbone == self._config.image_backbone:
+        if self.versions.get(Modality.IMAGE) == self.versions[Modality.CINE]:
             return self.image_backbone
-        return _load(self._config.cine_backbone, self.versions[Modality.CINE])
+        return _load(self._config, self._config.cine_backbone, self.versions[Modality.CINE])
 
     @cached_property
     def text_backbone(self) -> TextBackbone:
@@ -103,13 +115,14 @@ class Embedder:
         return made
 
 
-def backbone_versions(config: FusionConfig) -> dict[Modality, str]:
-    """Modality → version of its backbone as installed here. Raises UnknownEncoder."""
+def backbone_versions(config: FusionConfig, tuned: ImageBackbone | None = None) -> dict[Modality, str]:
+    """Modality → version of its backbone as installed here. Raises UnknownEncoder and BadInput (weights)."""
     versions: dict[Modality, str] = {}
     if Modality.IMAGE in config.modalities:
-        versions[Modality.IMAGE] = image_version(config.image_backbone)
+        name = config.image_backbone
+        versions[Modality.IMAGE] = tuned.version if tuned else image_version(name, _weights(config, name))
     if Modality.CINE in config.modalities:
-        versions[Modality.CINE] = image_version(config.cine_backbone)
+        versions[Modality.CINE] = image_version(config.cine_backbone, _weights(config, config.cine_backbone))
     if Modality.TEXT in config.modalities:
         versions[Modality.TEXT] = text_version(config.text_backbone)
     return versions
@@ -121,8 +134,14 @@ def _of_width(held: FloatArray, width: int) -> FloatArray:
     return held
 
 
-def _load(name: str, wanted: str) -> ImageBackbone:
-    backbone = load_backbone(name)
+def _weights(config: FusionConfig, name: str) -> Path | None:
+    """The file of `image_weights`: for the image backbone, and a cine backbone of that architecture."""
+    same = name.partition("+")[0] == config.image_backbone.partition("+")[0]
+    return Path(config.image_weights) if config.image_weights and same else None
+
+
+def _load(config: FusionConfig, name: str, wanted: str) -> ImageBackbone:
+    backbone = load_backbone(name, weights=_weights(config, name))
     _check_version(backbone.version, wanted)
     return backbone
 

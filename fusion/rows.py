@@ -20,6 +20,9 @@ from fusion.errors import BadInput
 from fusion.inputs import FloatArray, Modality, NoteInput, PatientInputs, PixelInput, SeriesPoint
 
 MAX_SENTENCES = 64  # of the newest notes
+VIEWS = ("frontal", "lateral")  # columns after an image's embedding: 1 where its view is that one
+FRONTAL = frozenset({"AP", "PA", "FRONTAL", "POSTEROANTERIOR", "ANTEROPOSTERIOR"})
+LATERAL = frozenset({"L", "LL", "RL", "LAT", "LATERAL", "LLD", "RLD"})
 SUMMARY = ("last", "mean", "lowest", "highest", "change_per_day", "hours_since", "log_count")
 
 
@@ -77,20 +80,22 @@ def build_rows(inputs: Sequence[PatientInputs], config: FusionConfig, embedder: 
     for modality in config.modalities:
         if modality == Modality.TABULAR:
             parts = [_fields(p.fields, config.fields, r) for p, r in zip(inputs, refused, strict=True)]
-            rows[modality] = _stack(parts, 1)
+            rows[modality] = _stack(parts, 1, modality)
         elif modality == Modality.GENOMICS:
             parts = [_fields(p.genomics, config.genomics, r) for p, r in zip(inputs, refused, strict=True)]
-            rows[modality] = _stack(parts, 1)
+            rows[modality] = _stack(parts, 1, modality)
         elif modality == Modality.SERIES:
             parts = [_series(p.series, config, r) for p, r in zip(inputs, refused, strict=True)]
-            rows[modality] = _stack(parts, len(SUMMARY))
+            rows[modality] = _stack(parts, len(SUMMARY), modality)
         elif modality == Modality.TEXT:
-            rows[modality] = _stack([_sentences(p, config, embedder) for p in inputs], embedder.text_width)
+            parts = [_sentences(p, config, embedder) for p in inputs]
+            rows[modality] = _stack(parts, embedder.text_width, modality)
         elif modality == Modality.IMAGE:
-            rows[modality] = _stack([_views(p, config, embedder) for p in inputs], embedder.image_width)
+            width = embedder.image_width + view_columns(config)
+            rows[modality] = _stack([_views(p, config, embedder) for p in inputs], width, modality)
         else:
             clips = [_cine(p, config, embedder) for p in inputs]
-            stacked = _stack([(v, np.ones(len(v), bool)) for v, _, _ in clips], embedder.cine_width)
+            stacked = _stack([(v, np.ones(len(v), bool)) for v, _, _ in clips], embedder.cine_width, modality)
             times = np.zeros(stacked.known.shape, np.float32)
             for i, (values, when, kept) in enumerate(clips):
                 times[i, : len(values)] = when
@@ -183,9 +188,25 @@ def _sentences(inputs: PatientInputs, config: FusionConfig, embedder: Embeddings
     return rows, np.ones(len(rows), bool)
 
 
+def view_columns(config: FusionConfig) -> int:
+    """How many columns stand after an image's embedding."""
+    return len(VIEWS) if config.view_flags else 0
+
+
+def view_flags(view: str) -> tuple[float, float]:
+    """(frontal, lateral) of a ViewPosition (0018,5101) or a like word; (0, 0) when it tells neither."""
+    words = frozenset(view.upper().replace("_", " ").replace("-", " ").split())
+    is_frontal = bool(words & FRONTAL)
+    return float(is_frontal), float(not is_frontal and bool(words & LATERAL))
+
+
 def _views(inputs: PatientInputs, config: FusionConfig, embedder: Embeddings) -> _Row:
-    parts = [embedder.image(pixels)[:1] for pixels in inputs.images[: config.max_images]]
+    shown = inputs.images[: config.max_images]
+    parts = [embedder.image(pixels)[:1] for pixels in shown]
     rows = np.concatenate([np.zeros((0, embedder.image_width), np.float32), *parts])
+    if config.view_flags:
+        flags = np.array([view_flags(pixels.view) for pixels in shown], np.float32).reshape(len(shown), 2)
+        rows = np.concatenate([rows, flags], axis=1)
     return rows, np.ones(len(rows), bool)
 
 
@@ -204,13 +225,15 @@ def _cine(
     return rows[kept], times[kept] - times[kept[0]], kept
 
 
-def _stack(rows: Sequence[_Row], width: int) -> Rows:
+def _stack(rows: Sequence[_Row], width: int, modality: Modality) -> Rows:
     longest = max([1, *(len(known) for _, known in rows)])
     values = np.zeros((len(rows), longest, width), np.float32)
     mask = np.zeros((len(rows), longest), bool)
     for i, (row, known) in enumerate(rows):
         if not np.isfinite(row).all():
-            raise BadInput("an input holds values that are not finite")
+            raise BadInput(
+                f"{modality.value}: values are not finite where float32 [{len(row)}, {width}] is expected"
+            )
         values[i, : len(row)] = np.where(known[:, None], row, 0)
         mask[i, : len(row)] = known
     return Rows(values, mask)

@@ -1,6 +1,12 @@
 """Networks that turn pixels and sentences into embeddings, by name. Frozen; used once, at arrival."""
 
-from fusion.backbones.image import ImageBackbone, image_backbone_names, image_version, load_backbone
+from fusion.backbones.image import (
+    ImageBackbone,
+    image_backbone_names,
+    image_version,
+    load_backbone,
+    tuned_backbone,
+)
 from fusion.backbones.text import (
     TextBackbone,
     load_text_backbone,
@@ -19,4 +25,5 @@ __all__ = [
     "split_sentences",
     "text_backbone_names",
     "text_version",
+    "tuned_backbone",
 ]

@@ -8,6 +8,7 @@ unless a safetensors file is given (parameter names as in the published checkpoi
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable
 from functools import lru_cache
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +25,7 @@ from torch.nn import functional as F
 from fusion.backbones import networks
 from fusion.backbones.first_layer import fold_first, grey_constants
 from fusion.errors import BadInput, UnknownEncoder
-from fusion.harmonise import harmonise
+from fusion.harmonise import HARMONISED, harmonise
 from fusion.inputs import FloatArray
 from fusion.numerics import without_denormals
 
@@ -32,8 +34,9 @@ SCALE = (0.229, 0.224, 0.225)
 CONSTANTS = {  # (mean, scale) of networks whose published weights were trained with others
     "inception_v3": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+Constants = tuple[tuple[float, ...], tuple[float, ...]]  # mean and scale of each channel
 PREPARATION = "grey x3, bilinear antialiased square resize, ImageNet mean and scale, v1"
-HARMONISED = "+harmonised"  # after a backbone's name: see fusion.harmonise
+TUNED = "+tuned"  # in a version, after the name
 SEED = 20261123
 FRAMES_AT_ONCE = 16
 
@@ -58,17 +61,23 @@ class ImageBackbone:
     """A frozen CNN: frames → feature maps → embeddings. Grey frames go in as one channel (see first_layer).
 
     name     as in `FusionConfig.image_backbone`
-    version  "name:" + 8 hex digits over weights and preparation: equal versions, equal embeddings
+    version  "name:" + 8 hex digits over weights and preparation: equal versions, equal embeddings;
+             "name+tuned:…" for weights that were fine-tuned here and travel in a bundle
     width    D of an embedding
     """
 
-    def __init__(self, name: str, network: nn.Module) -> None:
+    def __init__(
+        self, name: str, network: nn.Module, *, is_tuned: bool = False, constants: Constants | None = None
+    ) -> None:
         self.name = name
+        self.is_tuned = is_tuned
         self.is_harmonised = name.endswith(HARMONISED)
-        mean, scale = CONSTANTS.get(name.removesuffix(HARMONISED), (MEAN, SCALE))
+        self.constants = constants or CONSTANTS.get(name.removesuffix(HARMONISED), (MEAN, SCALE))
+        mean, scale = self.constants
         fold_first(network, mean, scale)
         self.network = network.eval().requires_grad_(False)
-        self.version = f"{name}:{_digest(network, mean, scale)}"  # the name tells whether it harmonises
+        called = name + (TUNED if is_tuned else "")  # the name tells whether it harmonises
+        self.version = f"{called}:{_digest(network, mean, scale)}"
         self.width = int(network.width)  # type: ignore[arg-type]
         self._colour = _columns(mean), _columns(scale)
         self._grey = grey_constants(mean, scale)
@@ -78,6 +87,10 @@ class ImageBackbone:
 
         values  float32 [T, H, W] or [T, 1, H, W], grey; or [T, 3, H, W], RGB or three sequences of one slice
         """
+        return self.normalise(self.resize(values, size))
+
+    def resize(self, values: FloatArray, size: int) -> Tensor:
+        """The same frames, still in [0, 1], float32 [T, C, size, size]. Raises BadInput."""
         if values.ndim == 3:
             values = values[:, None]
         if values.ndim != 4 or 0 in values.shape or values.shape[1] not in (1, 3):
@@ -94,7 +107,13 @@ class ImageBackbone:
             frames = torch.cat([_resized(part, size) for part in parts])
         else:
             frames = _resized(frames, size)
+        return frames
+
+    def normalise(self, frames: Tensor) -> Tensor:
+        """float32 [T, C, size, size] in [0, 1] → with the mean and scale its weights were trained with."""
         mean, scale = self._grey if frames.shape[1] == 1 else self._colour
+        if isinstance(mean, Tensor):
+            mean, scale = mean.to(frames.device), scale.to(frames.device)  # type: ignore[union-attr]
         return (frames - mean) / scale
 
     def maps(self, prepared: Tensor) -> Tensor:
@@ -121,7 +140,7 @@ class ImageBackbone:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = networks.randomised(self.network)
-        return ImageBackbone(self.name, network)
+        return ImageBackbone(self.name, network, constants=self.constants)
 
 
 def load_backbone(name: str, *, weights: Path | None = None) -> ImageBackbone:
@@ -140,17 +159,50 @@ def load_backbone(name: str, *, weights: Path | None = None) -> ImageBackbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         network = BUILDERS[base]()
+    constants = None
     if weights is not None:
-        if weights.suffix != ".safetensors":
-            raise BadInput(f"weights of {name} must be a .safetensors file")
-        _put(network, load_file(weights), name)
-    return ImageBackbone(name, network)
+        state, constants = read_weights(weights, name)
+        _put(network, state, name)
+    return ImageBackbone(name, network, constants=constants)
 
 
-@lru_cache(maxsize=8)
-def image_version(name: str) -> str:
-    """The version `load_backbone(name)` has here."""
-    return load_backbone(name).version
+def tuned_backbone(name: str, weights: Path) -> ImageBackbone:
+    """The backbone of that name with fine-tuned weights. Raises UnknownEncoder and BadInput."""
+    found = load_backbone(name, weights=weights)
+    return ImageBackbone(name, found.network, is_tuned=True, constants=found.constants)
+
+
+def image_version(name: str, weights: Path | None = None) -> str:
+    """The version `load_backbone(name, weights=…)` has here."""
+    if weights is None:
+        return _version(name, None, 0, 0)
+    held = weights.stat() if weights.is_file() else None
+    return _version(name, weights, *((held.st_mtime_ns, held.st_size) if held else (0, 0)))
+
+
+@lru_cache(maxsize=16)
+def _version(name: str, weights: Path | None, changed: int, size: int) -> str:
+    return load_backbone(name, weights=weights).version
+
+
+def read_weights(path: Path, name: str) -> tuple[dict[str, Tensor], Constants | None]:
+    """A safetensors file's tensors, and the mean and scale it was trained with where the file tells.
+
+    Raises BadInput, saying how to make one.
+    """
+    base = name.removesuffix(HARMONISED)
+    how = f"make it with `python -m fusion.backbones.convert {base} FILE OUT.safetensors`"
+    if path.suffix != ".safetensors":
+        raise BadInput(f"weights of {name} must be a .safetensors file, not {path.name}; {how}")
+    if not path.is_file():
+        raise BadInput(f"weights of {name} are not at {path}; put them there, or {how}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = json.loads((file.metadata() or {}).get("constants", "null"))
+        constants = None if said is None else (tuple(map(float, said[0])), tuple(map(float, said[1])))
+        return load_file(path), constants
+    except (SafetensorError, ValueError, TypeError, IndexError) as fault:
+        raise BadInput(f"{path.name} is no safetensors file; {how}") from fault
 
 
 def _put(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
@@ -159,7 +211,14 @@ def _put(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     wrong = [key for key in own if key in state and state[key].shape != own[key].shape]
     if missing or wrong:
-        raise BadInput(f"weights do not fit {name}: missing {missing[:3]}, of another shape {wrong[:3]}")
+        raise BadInput(
+            f"weights do not fit {name}: missing {missing[:3]}, of another shape {wrong[:3]}. Published "
+            "checkpoints are renamed where needed by `python -m fusion.backbones.convert`"
+        )
+    if bad := [
+        key for key in own if own[key].is_floating_point() and not bool(torch.isfinite(state[key]).all())
+    ]:
+        raise BadInput(f"weights of {name} hold values that are not finite: {bad[:3]}")
     network.load_state_dict({key: state.get(key, value) for key, value in own.items()})
 
 

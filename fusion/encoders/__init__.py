@@ -7,9 +7,11 @@ from fusion.config import FusionConfig
 from fusion.embedding import width_of
 from fusion.encoders.base import Encoded, Encoder
 from fusion.encoders.cine import CineEncoder
+from fusion.encoders.image import ImageEncoder
 from fusion.encoders.pooled import PooledEncoder
 from fusion.encoders.record import RecordEncoder
 from fusion.inputs import Modality
+from fusion.rows import view_columns
 
 __all__ = ["Encoded", "Encoder", "build_encoder"]
 
@@ -26,5 +28,6 @@ def build_encoder(modality: Modality, config: FusionConfig) -> Encoder:
     if modality == Modality.TEXT:
         return PooledEncoder(width_of(config.text_backbone), e, r)
     if modality == Modality.IMAGE:
-        return PooledEncoder(width_of(config.image_backbone), e, r)
+        heads = r if config.finetune != "none" else 0
+        return ImageEncoder(width_of(config.image_backbone), e, r, flags=view_columns(config), heads=heads)
     return CineEncoder(width_of(config.cine_backbone), e, r)

@@ -1,0 +1,210 @@
+"""The first stage of training: every encoder out of fold, then on all training patients.
+
+Where the image backbone is fine-tuned (`fusion.finetune`), so is it: on each fold's own patients first, so
+that no embedding of a patient it was tuned on counts as out of fold; then on all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fusion.batch import Batch, Tokens
+from fusion.config import FusionConfig
+from fusion.finetune import Tuned
+from fusion.fitting import Fit, fit
+from fusion.image_tuning import ImageTuning
+from fusion.inputs import Modality
+from fusion.losses import masked_bce
+from fusion.model import FusionModel
+from fusion.telling import Teller
+
+LEAST_TUNING = 20  # tuning patients with a modality before early stopping looks at them
+CLASS_BALANCE = 0.5  # exponent of the class weights: 0 none, 1 fully balanced
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Data:
+    """Patients of one split; labels float32 [B, R], NaN = unknown."""
+
+    batch: Batch
+    labels: Tensor
+
+    def with_tokens(self, modality: Modality, tokens: Tokens) -> Data:
+        """The same patients with other tokens of one modality."""
+        return Data(replace(self.batch, tokens={**self.batch.tokens, modality: tokens}), self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Saver:
+    """Where each fit of a training says how far it is; nothing is saved without a folder.
+
+    course  digest of all that decides this training (see `fusion.train`)
+    """
+
+    folder: Path | None = None
+    course: str = ""
+
+    def place(self, *words: str) -> Path | None:
+        """The file of one fit."""
+        return None if self.folder is None else self.folder / f"{'-'.join(words)}.safetensors"
+
+
+@dataclass(eq=False, slots=True)
+class FirstStage:
+    """What the encoders are trained on, and what they said of patients they had not seen.
+
+    tuning  the pictures, where the image backbone is fine-tuned
+    tuned   the backbone and head that were tuned on all training patients; None until then, and without
+    """
+
+    model: FusionModel
+    data: Data
+    held: Data
+    folds: NDArray[np.int64]
+    config: FusionConfig
+    teller: Teller
+    saver: Saver
+    tuning: ImageTuning | None = None
+    tuned: Tuned | None = None
+
+    def run(self) -> Tensor:
+        """Train every encoder of the model; evidence out of fold, float32 [B, M, R]."""
+        count, outcomes = len(self.data.labels), len(self.config.outcomes)
+        out_of_fold = torch.zeros(count, len(self.config.modalities), outcomes)
+        for place, modality in enumerate(self.config.modalities):
+            if not bool(self.model.trained[place].any()):
+                self.teller.done((max(2, self.config.folds) + 1) * self.steps(modality))
+                continue
+            for fold in range(int(self.folds.max()) + 1):
+                name = f"{modality.value}, fold {fold + 1} of {int(self.folds.max()) + 1}"
+                seen = torch.from_numpy(self.folds != fold)
+                scratch = FusionModel(self.config)
+                scratch.base_logit.copy_(self.model.base_logit)
+                said, _ = self._train(scratch, modality, seen, name, f"fold{fold}")
+                out_of_fold[~seen, place] = said[~seen]
+            everyone = torch.ones(count, dtype=torch.bool)
+            _, tuned = self._train(self.model, modality, everyone, f"{modality.value}, all patients", "all")
+            self.tuned = tuned or self.tuned
+        return out_of_fold
+
+    def steps(self, modality: Modality) -> int:
+        """How many fits that modality takes a fold."""
+        return 1 + (self.tuning is not None and modality == Modality.IMAGE)
+
+    def _train(
+        self, model: FusionModel, modality: Modality, seen: Tensor, name: str, mark: str
+    ) -> tuple[Tensor, Tuned | None]:
+        """One encoder on the `seen` patients: its evidence about everyone [B, R]; what was tuned for it."""
+        data, held, tuned = self.data, self.held, None
+        if self.tuning is not None and modality == Modality.IMAGE:
+            self.teller.step(f"{name}: fine-tuning")
+            tuned = self.tuning.tuned(
+                seen,
+                model.base_logit,
+                class_weights(model, self.config),
+                self.teller.epoch,
+                checkpoint=self.saver.place(modality.value, mark, "backbone"),
+                belongs_to=self.saver.course,
+            )
+            self.teller.done()
+            self.teller.step(f"{name}: embedding")
+            tokens, watched = self.tuning.embedded(
+                tuned, data.batch.tokens[modality], held.batch.tokens[modality]
+            )
+            data, held = data.with_tokens(modality, tokens), held.with_tokens(modality, watched)
+            model.encoder(modality).get_buffer("head").copy_(tuned.head)
+        self.teller.step(name)
+        path = self.saver.place(modality.value, mark)
+        said = _fit_encoder(
+            model, modality, data, seen, held, self.config, self.teller, path, self.saver.course
+        )
+        self.teller.done()
+        return said, tuned
+
+
+def class_weights(model: FusionModel, config: FusionConfig) -> Tensor:
+    """Log of the class weights' ratio of each outcome, float32 [R] (see `masked_bce`)."""
+    return -config.extra.get("class_balance", CLASS_BALANCE) * model.base_logit
+
+
+def _fit_encoder(
+    model: FusionModel,
+    modality: Modality,
+    data: Data,
+    seen: Tensor,
+    held: Data,
+    config: FusionConfig,
+    teller: Teller,
+    checkpoint: Path | None,
+    course: str,
+) -> Tensor:
+    """Fit one encoder on the `seen` patients who have its modality; its evidence about everyone, [B, R]."""
+    place = config.modalities.index(modality)
+    encoder = model.encoder(modality)
+    rows = torch.nonzero(seen & data.batch.present[:, place]).squeeze(1)
+    encoder.fit_statistics(data.batch.tokens[modality].rows(rows))
+    everyone = encoder.prepare(data.batch.tokens[modality])
+    tokens, labels = everyone.rows(rows), data.labels[rows]
+    watch = torch.nonzero(held.batch.present[:, place]).squeeze(1)
+    watched = encoder.prepare(held.batch.tokens[modality].rows(watch))
+    watched_labels = held.labels[watch]
+    log_odds = class_weights(model, config)
+    generator = torch.Generator().manual_seed(config.seed)
+    weight = config.weight_decay * 100 / max(1, len(rows))
+    penalised = [p for name, p in encoder.named_parameters() if "bias" not in name]
+
+    def loss(index: Tensor) -> Tensor:
+        part = tokens.rows(index)
+        if modality != Modality.CINE:
+            part = _thinned(part, config.modality_dropout, generator)
+        said = model.base_logit + encoder(part).logits
+        return masked_bce(said, labels[index], log_odds=log_odds) + weight * _squares(penalised)
+
+    def tuning_loss() -> float | None:
+        if len(watch) < LEAST_TUNING:
+            return None
+        said = model.base_logit + encoder(watched).logits
+        return float(masked_bce(said, watched_labels, log_odds=log_odds))
+
+    fit(
+        encoder,
+        loss,
+        tuning_loss,
+        rows=len(rows),
+        how=Fit(
+            config.epochs,
+            config.patience,
+            config.batch_size,
+            config.learning_rate,
+            config.seed,
+            save_every=20,
+        ),
+        tell=teller.epoch,
+        generators=(generator,),
+        checkpoint=checkpoint,
+        belongs_to=course,
+    )
+    encoder.eval()
+    with torch.no_grad():
+        said: Tensor = encoder(everyone).logits
+    return said
+
+
+def _thinned(tokens: Tokens, rate: float, generator: torch.Generator) -> Tokens:
+    """Hide up to `rate` of each row's tokens, never all: so that a model meets records with gaps."""
+    if tokens.known.shape[1] < 2 or rate <= 0:
+        return tokens
+    limit = torch.rand(len(tokens), 1, generator=generator) * rate
+    kept = tokens.known & (torch.rand(tokens.known.shape, generator=generator) >= limit)
+    return tokens.hiding(torch.where(kept.any(dim=1, keepdim=True), kept, tokens.known))
+
+
+def _squares(parameters: Sequence[Tensor]) -> Tensor:
+    return torch.stack([p.square().sum() for p in parameters]).sum()
