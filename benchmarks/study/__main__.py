@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.study import pages
+from fusion import BadInput
+from fusion.research import recognise
 
 PARTS = {
     "cxr_covid": {
@@ -54,6 +56,12 @@ def main() -> None:
     parser.add_argument("--task", action="append", help="only this task (comparison, --save; keeps no table)")
     parser.add_argument("--save", type=Path, metavar="BUNDLES", help="train a bundle for each task, no study")
     asked = parser.parse_args()
+    try:
+        found = recognise(asked.folder)
+    except BadInput as fault:
+        parser.error(str(fault))
+    if found != asked.set:
+        parser.error(f"{asked.folder.name!r} is laid out like {found}, not like {asked.set}")
     if asked.save is not None:
         from benchmarks.study.saving import save_bundles
 

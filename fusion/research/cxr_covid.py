@@ -115,7 +115,7 @@ def read(folder: Path) -> Collection:
 def _table(folder: Path, name: str) -> list[Row]:
     try:
         with (folder / name).open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+            rows: list[Row] = list(csv.DictReader(file))
     except OSError as fault:
         raise BadInput(f"{name} cannot be read: {fault.strerror}") from fault
     missing = [column for column in NEEDED[name] if not rows or column not in rows[0]]
@@ -185,7 +185,7 @@ def _pixels(path: Path) -> PixelInput:
 
 def _read(path: Path) -> Frames:
     with Image.open(path) as picture:
-        values = np.asarray(picture.convert("L"), np.float32) / 255
+        values = np.asarray(picture.convert("L"), np.float32) / np.float32(255)
     return Frames(values[None], np.zeros(1, np.float32))
 
 
