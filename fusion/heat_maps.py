@@ -230,7 +230,7 @@ def _area(logits: Tensor, direction: float) -> float:
 def rank_correlation(a: Tensor, b: Tensor) -> float:
     """Spearman's, of two maps; 0 when one of them is flat."""
     ranks = [np.argsort(np.argsort(x.flatten().numpy(), kind="stable")).astype(float) for x in (a, b)]
-    if float(a.std()) < 1e-12 or float(b.std()) < 1e-12 or len(ranks[0]) < 2:
+    if float(a.std(correction=0)) < 1e-12 or float(b.std(correction=0)) < 1e-12 or len(ranks[0]) < 2:
         return 0.0
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
