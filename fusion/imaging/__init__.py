@@ -1,0 +1,1 @@
+"""What is seen in pixels: structures segmented, measured and found."""
