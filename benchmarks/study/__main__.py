@@ -34,7 +34,10 @@ PARTS = {
         "generalisation": "benchmarks.study.generalisation",
     },
     "lung_ultrasound": {"comparison": "benchmarks.study.comparison"},
-    "icu_physionet2012": {"comparison": "benchmarks.study.comparison"},
+    "icu_physionet2012": {
+        "comparison": "benchmarks.study.comparison",
+        "survival": "benchmarks.study.survival",
+    },
     "skin_ham10000": {"comparison": "benchmarks.study.comparison"},
 }
 
