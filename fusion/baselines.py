@@ -24,7 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from fusion.batch import Batch, Tokens
+from fusion.batch import SUMMARY, Batch, Tokens
 from fusion.calibrate import sigmoid
 from fusion.inputs import Modality
 
@@ -50,7 +50,9 @@ def compare(
 def blocks(batch: Batch, modalities: Sequence[Modality]) -> dict[Modality, Array]:
     """Each modality as one row a patient: the mean of its embeddings, or its values one beside the other."""
     return {
-        modality: _flat(batch.tokens[modality]) if modality in RECORD else _pooled(batch.tokens[modality])
+        modality: _flat(batch.tokens[modality], modality)
+        if modality in RECORD
+        else _pooled(batch.tokens[modality])
         for modality in modalities
     }
 
@@ -146,7 +148,7 @@ def _pooled(tokens: Tokens) -> Array:
     return np.asarray(torch.where(count > 0, mean, torch.nan).numpy())
 
 
-def _flat(tokens: Tokens) -> Array:
-    return np.asarray(
-        torch.where(tokens.known[..., None], tokens.values, torch.nan).flatten(1).double().numpy()
-    )
+def _flat(tokens: Tokens, modality: Modality) -> Array:
+    """Values one beside the other; of a series, its summary alone."""
+    values = tokens.values[..., : len(SUMMARY)] if modality == Modality.SERIES else tokens.values
+    return np.asarray(torch.where(tokens.known[..., None], values, torch.nan).flatten(1).double().numpy())

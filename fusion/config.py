@@ -68,6 +68,7 @@ class FusionConfig:
     cine_backbone: str = "efficientnet_lite0"
     text_backbone: str = "minilm"
     image_size: int = 224  # pixels a side
+    image_components: int = 32  # principal components kept of an image's embedding; 128 where rows are many
     cine_size: int = 112
     cine_frames: int = 16  # frames kept per clip, evenly spread over its time
     series_hours: float = 168.0  # how far back series are read

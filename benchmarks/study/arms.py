@@ -6,6 +6,7 @@ tuning (early stopping, calibration); all others learn from all of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ import fusion
 from benchmarks.study.folds import Arm, Floats, Rows, Said, labels_of
 from fusion import Bundle, Example, FusionConfig, FusionKind, Modality, OutcomeSpec
 from fusion.baselines import blocks, concatenated, stacked
-from fusion.batch import collate, is_plausible, summarise
+from fusion.batch import collate, is_plausible
 from fusion.embedding import Embedder
 from fusion.examples import labels_of as fusion_labels
 from fusion.model import FusionModel
@@ -32,7 +33,7 @@ from fusion.train import assign_folds, settled
 HORIZON = 720.0  # hours; the collections say "at any time in the illness" or "in hospital"
 TUNING = 6  # a sixth of what a fused model learns from is its tuning split
 QUICK_EPOCHS = 20
-LARGE, LARGE_BATCH = 2000, 256  # rows of a task; rows of a minibatch
+LARGE, LARGE_BATCH, LARGE_COMPONENTS = 2000, 256, 128  # rows of a task; of a minibatch; of an embedding
 
 
 def config_of(collection: Collection, task: Task, *, quick: bool = False) -> FusionConfig:
@@ -40,6 +41,7 @@ def config_of(collection: Collection, task: Task, *, quick: bool = False) -> Fus
     settings = dict(collection.settings)
     if len(task.examples) > LARGE:
         settings.setdefault("batch_size", LARGE_BATCH)
+        settings.setdefault("image_components", LARGE_COMPONENTS)
     if quick:
         settings["epochs"] = min(QUICK_EPOCHS, int(settings.get("epochs", QUICK_EPOCHS)))
     return FusionConfig(outcomes=(OutcomeSpec(task.name, task.label, HORIZON),), **settings)
@@ -187,3 +189,21 @@ def _series(examples: Sequence[Example], config: FusionConfig) -> Floats:
             row += summarise(points) if points else [np.nan] * 7
         rows.append(row)
     return np.array(rows, float)
+
+
+def summarise(points: Sequence[fusion.SeriesPoint]) -> list[float]:
+    """One channel's points → seven numbers (change per day by least squares; 0 for one)."""
+    ordered = sorted(points, key=lambda p: (-p.hours_before, p.value))
+    values = np.array([p.value for p in ordered])
+    days = -np.array([p.hours_before for p in ordered]) / 24
+    spread = float(((days - days.mean()) ** 2).sum())
+    slope = float(((days - days.mean()) * (values - values.mean())).sum() / spread) if spread > 1e-4 else 0.0
+    return [
+        float(values[-1]),
+        float(values.mean()),
+        float(values.min()),
+        float(values.max()),
+        slope,
+        ordered[-1].hours_before,
+        math.log(len(ordered)),
+    ]

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from fusion.batch import Tokens
 from fusion.encoders.base import CLIP, Encoded, Encoder, Projection, Trunk, attention_weights
 
-COMPONENTS = 32
-
 
 class ImageEncoder(Encoder):
     """[B, V, D + flags] → [B, E]: principal components, what a fine-tuned head said, the view, attention.
@@ -25,20 +23,29 @@ class ImageEncoder(Encoder):
     head_mean: Tensor
     head_scale: Tensor
 
-    def __init__(self, width_in: int, width: int, outcomes: int, *, flags: int = 0, heads: int = 0) -> None:
+    def __init__(
+        self,
+        width_in: int,
+        width: int,
+        outcomes: int,
+        *,
+        components: int = 32,
+        flags: int = 0,
+        heads: int = 0,
+    ) -> None:
         super().__init__()
-        self._width_in, self._flags = width_in, flags
-        self.projection = Projection(width_in, COMPONENTS)
+        self._width_in, self._flags, self._kept = width_in, flags, components + heads
+        self.projection = Projection(width_in, components)
         if heads:
             self.register_buffer("head", torch.zeros(width_in, heads))
             self.register_buffer("head_mean", torch.zeros(heads))
             self.register_buffer("head_scale", torch.ones(heads))
         if flags:
-            self.view = nn.Parameter(torch.zeros(flags, COMPONENTS + heads))
+            self.view = nn.Parameter(torch.zeros(flags, self._kept))
         self._heads = heads
-        self.scorer = nn.Linear(COMPONENTS + heads, 1, bias=False)
+        self.scorer = nn.Linear(self._kept, 1, bias=False)
         nn.init.zeros_(self.scorer.weight)
-        self.trunk = Trunk(COMPONENTS + heads, width, outcomes)
+        self.trunk = Trunk(self._kept, width, outcomes)
 
     def fit_statistics(self, tokens: Tokens) -> None:
         embeddings = tokens.values[tokens.known][:, : self._width_in]
@@ -69,8 +76,8 @@ class ImageEncoder(Encoder):
 
     def _pooled(self, prepared: Tokens) -> tuple[Tensor, Tensor]:
         held = torch.where(prepared.known[..., None], prepared.values, 0.0)
-        values = held[..., : COMPONENTS + self._heads]
+        values = held[..., : self._kept]
         if self._flags:
-            values = values + held[..., COMPONENTS + self._heads :] @ self.view
+            values = values + held[..., self._kept :] @ self.view
         weights = attention_weights(self.scorer(values).squeeze(-1), prepared.known)
         return (weights[..., None] * values).sum(1), weights
