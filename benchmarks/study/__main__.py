@@ -24,6 +24,7 @@ from fusion.research import recognise
 PARTS = {
     "cxr_covid": {
         "comparison": "benchmarks.study.comparison",
+        "detection": "benchmarks.study.detection",
         "generalisation": "benchmarks.study.generalisation",
         "heat_maps": "benchmarks.study.heat_maps",
         "scope": "benchmarks.study.scope",
