@@ -38,13 +38,14 @@ class FirstLayer(nn.Conv2d):
             stride=tuple(conv.stride),  # type: ignore[arg-type]
             padding=conv.padding,  # type: ignore[arg-type]
             bias=conv.bias is not None,
+            device="meta",  # nothing is drawn for weights that are replaced at once
         )
         self.weight, self.bias = conv.weight, conv.bias
         self._is_same = is_same
         grey_mean, grey_scale = grey_constants(mean, scale)
         self._gain = tuple(grey_scale / s for s in scale)
         self._offset = tuple((grey_mean - m) / s for m, s in zip(mean, scale, strict=True))
-        self._kept: dict[tuple[int, int], tuple[int, Tensor, Tensor]] = {}
+        self._kept: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] == self.in_channels:
@@ -59,12 +60,12 @@ class FirstLayer(nn.Conv2d):
         Kept for each size while the weights stay the same; made anew for every batch while they are trained.
         """
         size = (int(x.shape[2]), int(x.shape[3]))
-        if torch.is_grad_enabled() and self.weight.requires_grad:
+        if self.weight.requires_grad:
             return self._folds(size, x.device)
         held = self._kept.get(size)
-        if held is None or (held[0] != self.weight._version and not torch.compiler.is_exporting()):
+        if held is None or not (torch.compiler.is_exporting() or torch.equal(held[0], self.weight)):
             with torch.inference_mode(False), torch.no_grad():
-                held = (self.weight._version, *self._folds(size, self.weight.device))
+                held = (self.weight.detach().clone(), *self._folds(size, self.weight.device))
             if not torch.compiler.is_exporting():
                 self._kept[size] = held
         return held[1].to(x.device), held[2].to(x.device)
