@@ -362,12 +362,13 @@ def _sanity(image: ImageView) -> str:
     if "insertion" not in held.sanity:
         return said
     shown = {name: float(str(held.sanity[name])) for name in AREAS}
-    compared = "more" if held.sanity.get("faithful") else "no more"
+    if held.passed:
+        said += " The places it marks matter more than places drawn at random."
     return (
         f"{said} It shows where the picture {held.sanity.get('direction', 'raises')} the estimate. "
-        f"The places it marks move the estimate {compared} than places drawn at random: given back first "
-        f"{shown['insertion']:.2f} (random {shown['random_insertion']:.2f}), taken away first "
-        f"{shown['deletion']:.2f} (random {shown['random_deletion']:.2f})."
+        f"Mean estimate with its places given back first {shown['insertion']:.2f} "
+        f"(random places {shown['random_insertion']:.2f}), taken away first {shown['deletion']:.2f} "
+        f"(random places {shown['random_deletion']:.2f})."
     )
 
 
