@@ -90,13 +90,14 @@ def test_the_quick_part_of_a_study_keeps_groups_whole() -> None:
     assert len(some) == sum(e.group in chosen for e in examples)
 
 
-def test_tuning_is_split_off_by_group() -> None:
-    examples = rows(120, 40)
+def test_tuning_is_split_off_by_group_where_rows_are_many() -> None:
+    examples = rows(1200, 400)
     config = simulated.make_config(modalities=(Modality.TABULAR,), outcomes=simulated.OUTCOMES[:1])
     train, tuning = arms.split(examples, config)
     assert not {e.group for e in train} & {e.group for e in tuning}
-    assert len(train) + len(tuning) == 120
-    assert 15 <= len(tuning) <= 25
+    assert len(train) + len(tuning) == 1200
+    assert 150 <= len(tuning) <= 250
+    assert arms.split(examples[:120], config) == (examples[:120], [])
 
 
 def test_a_kept_embedding_is_not_made_again(tmp_path: Path) -> None:
