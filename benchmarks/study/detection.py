@@ -50,7 +50,9 @@ def run(folder: Path, *, repeats: int, seed: int, quick: bool) -> str:
     if quick:
         pictures, patients = pictures[:24], patients[:24]
     names = sorted(set(patients))
-    fold_of_name = dict(zip(np.random.default_rng(seed).permutation(names), np.arange(len(names)) % FOLDS, strict=True))
+    fold_of_name = dict(
+        zip(np.random.default_rng(seed).permutation(names), np.arange(len(names)) % FOLDS, strict=True)
+    )
     folds = np.array([fold_of_name[name] for name in patients])
     arms = {kind: _listen(kind, pictures, folds, seed, quick) for kind in KINDS}
     return _page(arms, patients, len(pictures), folder.name, seed, quick)
@@ -67,7 +69,8 @@ def read_boxes(folder: Path) -> tuple[list[Picture], list[str]]:
         with Image.open(folder / "images" / name) as opened:
             values = np.asarray(opened.convert("L"), np.float32) / 255
         corners = [
-            [float(r["y"]), float(r["x"]), float(r["y"]) + float(r["h"]), float(r["x"]) + float(r["w"])] for r in mine
+            [float(r["y"]), float(r["x"]), float(r["y"]) + float(r["h"]), float(r["x"]) + float(r["w"])]
+            for r in mine
         ]
         pictures.append(Picture(values, np.array(corners, np.float32), tuple(r["label"] for r in mine)))
         patients.append(groups[name])
@@ -88,12 +91,21 @@ def _groups(folder: Path) -> dict[str, str]:
 
 def _listen(kind: str, pictures: Sequence[Picture], folds: NDArray[np.int64], seed: int, quick: bool) -> Arm:
     config = DetectorConfig(
-        labels=LABELS, kind=kind, size=SIZE, strides=(16, 32), copies=COPIES, epochs=2 if quick else EPOCHS[kind], seed=seed
+        labels=LABELS,
+        kind=kind,
+        size=SIZE,
+        strides=(16, 32),
+        copies=COPIES,
+        epochs=2 if quick else EPOCHS[kind],
+        seed=seed,
     )
     started = time.perf_counter()
     whole = prepare(Detector(config), pictures, COPIES)
     assert whole is not None
-    print(f"{kind}: maps of {len(pictures)} pictures × {COPIES}, {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    print(
+        f"{kind}: maps of {len(pictures)} pictures × {COPIES}, {time.perf_counter() - started:.0f} s",
+        file=sys.stderr,
+    )
     found: list[Found | None] = [None] * len(pictures)
     truths: list[Truth] = [whole.truths[i * COPIES] for i in range(len(pictures))]
     for fold in range(FOLDS):
@@ -102,7 +114,11 @@ def _listen(kind: str, pictures: Sequence[Picture], folds: NDArray[np.int64], se
         detector = train_on(Detector(config), taught, None)
         for i, said in zip(held.tolist(), _said(detector, whole.rows((held * COPIES).tolist())), strict=True):
             found[i] = said
-        print(f"{kind}: fold {fold + 1} of {FOLDS}, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+        print(
+            f"{kind}: fold {fold + 1} of {FOLDS}, {time.perf_counter() - started:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
     said = [one for one in found if one is not None]
     return Arm(
         judge(said, truths, labels=len(LABELS)),
@@ -126,10 +142,17 @@ def _overlap(found: Found, truth: Truth) -> Floats:
     return np.array(best)
 
 
-def _page(arms: dict[str, Arm], patients: Sequence[str], count: int, name: str, seed: int, quick: bool) -> str:
+def _page(
+    arms: dict[str, Arm], patients: Sequence[str], count: int, name: str, seed: int, quick: bool
+) -> str:
     weights = comparing.draw(patients, seed, DRAWS)
     scores = {kind: _scores(arm, weights) for kind, arm in arms.items()}
-    columns = ["mAP@0.5", "mAP@0.75", *(f"found at {rate:g} false" for rate in RATES), "overlap of the surest"]
+    columns = [
+        "mAP@0.5",
+        "mAP@0.75",
+        *(f"found at {rate:g} false" for rate in RATES),
+        "overlap of the surest",
+    ]
     lines = [
         "## cxr_covid: finding the lungs",
         "",
@@ -150,7 +173,9 @@ def _page(arms: dict[str, Arm], patients: Sequence[str], count: int, name: str, 
         cells = " | ".join(str(comparing.interval(one[None])) for one in held)
         lines.append(f"| {KINDS[kind]} | {cells} | {arms[kind].seconds / 60:.1f} |")
     first, second = scores["faster_rcnn"], scores["rt_detr"]
-    paired = " | ".join(comparing.difference(a[None], b[None]).signed for a, b in zip(first, second, strict=True))
+    paired = " | ".join(
+        comparing.difference(a[None], b[None]).signed for a, b in zip(first, second, strict=True)
+    )
     lines += [f"| Faster R-CNN minus RT-DETR | {paired} | |", ""]
     lines.append(
         "Both lungs are large, near the same place in every picture and always there: an easy task, which proves "

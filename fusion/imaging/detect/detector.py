@@ -152,7 +152,12 @@ class Detector:
             "format": FORMAT,
             "config": dataclasses.asdict(self.config),
             "backbone": self.backbone.version,
-            "inputs": {"shape": ["T", "H", "W"], "dtype": "float32", "range": [0, 1], "resized_to": self.config.size},
+            "inputs": {
+                "shape": ["T", "H", "W"],
+                "dtype": "float32",
+                "range": [0, 1],
+                "resized_to": self.config.size,
+            },
             "outputs": {"boxes": "y, x, h, w in pixels of the frame; mm where its spacing is known"},
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
         }
@@ -162,9 +167,7 @@ class Detector:
         return hashlib.sha256(said.encode()).hexdigest()
 
     @classmethod
-    def load(
-        cls, folder: Path, *, digest: str | None = None, image_weights: Path | None = None
-    ) -> Detector:
+    def load(cls, folder: Path, *, digest: str | None = None, image_weights: Path | None = None) -> Detector:
         """The inverse. Raises BundleMismatch for files that are missing, changed or of another backbone.
 
         digest         what `save` answered, to refuse any other folder
@@ -176,7 +179,9 @@ class Detector:
             config = _config(metadata["config"])
             version, wanted = metadata["backbone"], metadata["weights_sha256"]
         except (OSError, ValueError, KeyError, TypeError) as fault:
-            raise BundleMismatch(f"{folder.name} holds no detector: {type(fault).__name__}: {fault}") from fault
+            raise BundleMismatch(
+                f"{folder.name} holds no detector: {type(fault).__name__}: {fault}"
+            ) from fault
         if metadata.get("format") != FORMAT:
             raise BundleMismatch(f"detector format {metadata.get('format')!r}; this version reads {FORMAT}")
         if digest is not None and hashlib.sha256(said).hexdigest() != digest:
@@ -204,7 +209,8 @@ class Prepared:
     def rows(self, index: Sequence[int]) -> Prepared:
         """Some of them."""
         return Prepared(
-            tuple(one[torch.as_tensor(list(index))] for one in self.maps), tuple(self.truths[i] for i in index)
+            tuple(one[torch.as_tensor(list(index))] for one in self.maps),
+            tuple(self.truths[i] for i in index),
         )
 
 
@@ -240,7 +246,9 @@ def prepare(detector: Detector, pictures: Sequence[Picture], copies: int) -> Pre
             held.append(there)
         truths += held
         with torch.no_grad(), without_denormals():
-            for kept, one in zip(maps, detector.pyramid(detector.backbone.normalise(torch.cat(frames))), strict=True):
+            for kept, one in zip(
+                maps, detector.pyramid(detector.backbone.normalise(torch.cat(frames))), strict=True
+            ):
                 kept.append(one.to(HELD_WIDTH))
     return Prepared(tuple(torch.cat(kept) for kept in maps), tuple(truths)) if pictures else None
 
@@ -270,10 +278,20 @@ def train_on(
         same = torch.Generator().manual_seed(config.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            parts = [tuning.rows(range(len(tuning.truths))[i : i + AT_ONCE]) for i in range(0, len(tuning.truths), AT_ONCE)]
+            parts = [
+                tuning.rows(range(len(tuning.truths))[i : i + AT_ONCE])
+                for i in range(0, len(tuning.truths), AT_ONCE)
+            ]
             return sum(float(asked(part, same)) * len(part.truths) for part in parts) / len(tuning.truths)
 
-    how = Fit(config.epochs, config.patience, config.batch_size, config.learning_rate, config.seed, weight_decay=1e-4)
+    how = Fit(
+        config.epochs,
+        config.patience,
+        config.batch_size,
+        config.learning_rate,
+        config.seed,
+        weight_decay=1e-4,
+    )
     with torch.random.fork_rng(devices=[]), without_denormals():
         torch.manual_seed(config.seed)
         fit(
@@ -321,7 +339,9 @@ def _truth(picture: Picture, config: DetectorConfig) -> Truth:
         raise BadInput("boxes must be finite (y0, x0, y1, x1) in pixels, with y0 < y1 and x0 < x1")
     scale = np.array([height, width, height, width], np.float32)
     settled = torch.from_numpy(np.clip(boxes / scale, 0, 1) * config.size)
-    return Truth(settled, torch.tensor([config.labels.index(name) for name in picture.labels], dtype=torch.int64))
+    return Truth(
+        settled, torch.tensor([config.labels.index(name) for name in picture.labels], dtype=torch.int64)
+    )
 
 
 def _moved(frame: Tensor, truth: Truth, draw: np.random.Generator) -> tuple[Tensor, Truth]:

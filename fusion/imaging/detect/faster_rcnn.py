@@ -56,7 +56,11 @@ class FasterRcnn(nn.Module):
         self.is_something = nn.Conv2d(width, each, 1)
         self.first_step = nn.Conv2d(width, each * 4, 1)
         self.read = nn.Sequential(
-            nn.Flatten(), nn.Linear(width * BINS**2, 2 * width), nn.ReLU(), nn.Linear(2 * width, 2 * width), nn.ReLU()
+            nn.Flatten(),
+            nn.Linear(width * BINS**2, 2 * width),
+            nn.ReLU(),
+            nn.Linear(2 * width, 2 * width),
+            nn.ReLU(),
         )
         self.label = nn.Linear(2 * width, labels + 1)  # the last: background
         self.second_step = nn.Linear(2 * width, labels * 4)
@@ -65,7 +69,9 @@ class FasterRcnn(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         self.labels = labels
 
-    def losses(self, maps: Sequence[Tensor], truths: Sequence[Truth], size: int, draw: torch.Generator) -> Tensor:
+    def losses(
+        self, maps: Sequence[Tensor], truths: Sequence[Truth], size: int, draw: torch.Generator
+    ) -> Tensor:
         """Sum of the four losses, mean over pictures.
 
         maps  float32 [B, C, h, w] a level;  size  side of the pictures in pixels
@@ -139,7 +145,9 @@ class FasterRcnn(nn.Module):
         kept = box.suppress(found, scores[best], NEAR, level[best])
         return found[kept[:PROPOSALS]]
 
-    def _read(self, levels: Sequence[Tensor], picture: int, proposed: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    def _read(
+        self, levels: Sequence[Tensor], picture: int, proposed: Tensor, size: int
+    ) -> tuple[Tensor, Tensor]:
         """Label logits [P, labels + 1] and coded boxes [P, labels × 4]."""
         shapes = [(level.shape[2], level.shape[3]) for level in levels]
         wanted = regions.level_of(proposed, shapes, size)
@@ -148,7 +156,9 @@ class FasterRcnn(nn.Module):
             here = torch.nonzero(wanted == place).squeeze(1)
             if len(here):
                 scale = (shapes[place][0] / size, shapes[place][1] / size)
-                seen = seen.index_put((here,), roi_align(level[picture], proposed[here], scale=scale, bins=BINS))
+                seen = seen.index_put(
+                    (here,), roi_align(level[picture], proposed[here], scale=scale, bins=BINS)
+                )
         hidden = self.read(seen)
         return self.label(hidden), self.second_step(hidden)
 
@@ -171,7 +181,9 @@ class FasterRcnn(nn.Module):
         loss = F.cross_entropy(said, labels)
         if len(some):
             wanted = box.encode(truth.boxes[matched[some]], proposed[some]) * STEP
-            steps = moved[: len(some)].view(len(some), self.labels, 4)[torch.arange(len(some)), labels[: len(some)]]
+            steps = moved[: len(some)].view(len(some), self.labels, 4)[
+                torch.arange(len(some)), labels[: len(some)]
+            ]
             loss = loss + F.smooth_l1_loss(steps, wanted, reduction="sum") / len(rows)
         return loss
 

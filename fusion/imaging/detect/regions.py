@@ -27,9 +27,7 @@ def anchors(cells: tuple[int, int], size: int) -> Tensor:
     return torch.cat([grid[:, None] - sides / 2, grid[:, None] + sides / 2], dim=2).reshape(-1, 4)
 
 
-def match(
-    candidates: Tensor, truth: Tensor, *, low: float, high: float, each_truth_has_one: bool
-) -> Tensor:
+def match(candidates: Tensor, truth: Tensor, *, low: float, high: float, each_truth_has_one: bool) -> Tensor:
     """The truth each candidate stands for: int64 [N], its row, or BACKGROUND, or IGNORED in between.
 
     A candidate stands for the truth it overlaps most when by at least `high`, is background below `low`.

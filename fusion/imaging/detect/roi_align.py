@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 
-def roi_align(maps: Tensor, boxes: Tensor, *, scale: tuple[float, float], bins: int, samples: int = 2) -> Tensor:
+def roi_align(
+    maps: Tensor, boxes: Tensor, *, scale: tuple[float, float], bins: int, samples: int = 2
+) -> Tensor:
     """Regions of one picture's feature map.
 
     maps     float32 [C, H, W]

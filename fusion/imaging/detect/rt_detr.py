@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fusion.errors import UnknownEncoder
 from fusion.imaging.detect.boxes import clipped
@@ -56,11 +57,11 @@ class RtDetr(nn.Module):
         self.model = RTDetrForObjectDetection(config)
         self.model.model.backbone = _Given(channels)
 
-    def losses(self, maps: Sequence[Tensor], truths: Sequence[Truth], size: int, draw: torch.Generator) -> Tensor:
+    def losses(
+        self, maps: Sequence[Tensor], truths: Sequence[Truth], size: int, draw: torch.Generator
+    ) -> Tensor:
         """The set loss of the paper (Hungarian matching; varifocal, L1 and GIoU), denoising queries included."""
-        asked = [
-            {"class_labels": truth.labels, "boxes": _centred(truth.boxes / size)} for truth in truths
-        ]
+        asked = [{"class_labels": truth.labels, "boxes": _centred(truth.boxes / size)} for truth in truths]
         return self._asked(maps, size, asked).loss  # type: ignore[no-any-return]
 
     def find(self, maps: Sequence[Tensor], size: int) -> list[Found]:
@@ -76,7 +77,7 @@ class RtDetr(nn.Module):
         return found
 
     def _asked(self, maps: Sequence[Tensor], size: int, labels: list[dict[str, Tensor]] | None) -> Any:
-        self.model.model.backbone.maps = list(maps)
+        self.model.model.backbone.maps = _doubling(maps)
         try:
             return self.model(pixel_values=maps[0].new_zeros(len(maps[0]), 3, size, size), labels=labels)
         finally:
@@ -93,6 +94,19 @@ class _Given(nn.Module):
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> list[tuple[Tensor, Tensor]]:
         return [(one, torch.ones(len(one), *one.shape[2:], dtype=torch.bool)) for one in self.maps]
+
+
+def _doubling(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Each level twice as fine as the next, as the network's own fusion wants them; padding rules of a backbone
+    may have made 13 cells where 12 are wanted."""
+    height, width = maps[-1].shape[2:]
+    sizes = [(height << up, width << up) for up in range(len(maps) - 1, -1, -1)]
+    return [
+        one
+        if tuple(one.shape[2:]) == size
+        else F.interpolate(one, size=size, mode="bilinear", align_corners=False)
+        for one, size in zip(maps, sizes, strict=True)
+    ]
 
 
 def _centred(boxes: Tensor) -> Tensor:
