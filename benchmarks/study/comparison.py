@@ -113,7 +113,7 @@ def page(collection: Collection, outcomes: Sequence[Outcome], *, repeats: int, s
         "risks; AUROC, mean over repeats, with the 95 % bootstrap interval over groups "
         f"({comparing.DRAWS} draws). Fused: `fusion.train` whole with the collection's settings, {epochs} "
         f"epochs at most, from {arms.SMALL:,} rows on a sixth of them for tuning; other arms learn from all. "
-        "*Best alone* is the best single modality of either recipe, picked on these very folds, so in its own "
+        "*Best alone* is the best single modality of either recipe, picked on these folds, so in its own "
         "favour."
         + (" **A quick run on a part of the rows: for finding faults, not for claims.**" if quick else ""),
         "",
