@@ -11,8 +11,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
+from django.conf import settings
 from django.db.models import Q
 
 from cds import catalogue
@@ -492,8 +494,14 @@ def _hours(as_of: datetime, at: datetime) -> float:
 # -- encoding --------------------------------------------------------------------------------------------
 @lru_cache(maxsize=4)
 def get_backbone(name: str) -> ImageBackbone:
-    """The image backbone of that name, loaded once per process."""
-    return load_backbone(name)
+    """The image backbone of that name, with the site's weights where it is the site's; once per process."""
+    return load_backbone(name, weights=image_weights(name))
+
+
+def image_weights(name: str) -> Path | None:
+    """The file of IMAGE_WEIGHTS, for the architecture that IMAGE_BACKBONE names; None for others."""
+    is_own = name.partition("+")[0] == settings.IMAGE_BACKBONE.partition("+")[0]
+    return settings.IMAGE_WEIGHTS if is_own else None
 
 
 @lru_cache(maxsize=2)

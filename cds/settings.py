@@ -63,6 +63,9 @@ class Environment(BaseSettings):
         "efficientnet_lite0",
         description="Image encoder used for studies that arrive before any model is active.",
     )
+    image_weights: Path | None = Field(
+        None, description="Weights of that image encoder (safetensors); empty: those of its package."
+    )
     text_backbone: str = Field(
         "minilm", description="Text encoder used for notes that arrive before any model is active."
     )
@@ -308,6 +311,7 @@ HOOKS_OPEN = ENV.hooks_open and urlsplit(PUBLIC_URL).hostname in {"127.0.0.1", "
 HOOKS_WAIT_S = ENV.hooks_wait_ms / 1000
 SCORE_INTERVAL_S = ENV.score_interval_minutes * 60
 IMAGE_BACKBONE = ENV.image_backbone
+IMAGE_WEIGHTS = ENV.image_weights.resolve() if ENV.image_weights else None
 TEXT_BACKBONE = ENV.text_backbone
 
 from cds.logs import logging_config  # noqa: E402  (needs nothing but the two values it is given)

@@ -37,7 +37,7 @@ class Checkpoint:
 def write(path: Path, belongs_to: str, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
     """Replace the file at `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.part")
+    half = path.with_name(f".{path.name}.{os.getpid()}.part")
     header = {"format": FORMAT, "belongs_to": belongs_to, **numbers}
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(kept, half, metadata={"json": json.dumps(header, sort_keys=True)})

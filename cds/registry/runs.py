@@ -45,7 +45,7 @@ OVERRIDES: dict[str, Override] = {
             list,
             choices=("tabular", "series", "text", "genomics", "image", "cine"),
         ),
-        Override("fusion", "Fusion", str, choices=("late", "gated", "attention")),
+        Override("fusion", "Fusion", str, choices=("late", "gated", "attention", "stacking")),
         Override("image_backbone", "Image encoder", str),
         Override("cine_backbone", "Cine encoder", str),
         Override("text_backbone", "Text encoder", str),
@@ -63,6 +63,11 @@ OVERRIDES: dict[str, Override] = {
         Override("learning_rate", "Learning rate", float, 1e-6, 1),
         Override("weight_decay", "Weight decay", float, 0, 1),
         Override("modality_dropout", "Modality dropout", float, 0, 0.95),
+        Override(
+            "finetune", "What of the image encoder is trained", str, choices=("none", "head", "gradual")
+        ),
+        Override("finetune_epochs", "Epochs of that at most", int, 1, 200),
+        Override("finetune_rate", "Learning rate of that", float, 1e-6, 1),
         Override("interval_level", "Stated coverage of the interval", float, 0.5, 0.99),
         Override("seed", "Seed", int, 0, 2**31 - 1),
     )

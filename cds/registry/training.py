@@ -1,7 +1,8 @@
 """One retraining run, whole: cohort → inputs → training → report → candidate. Worker only (torch).
 
-A run killed at any moment starts again from the beginning: embeddings made so far are kept, the cohort is
-frozen once, and the candidate is registered in the transaction that ends the run, so there is one or none.
+A run killed at any moment goes on where it was when a worker takes it up again: embeddings made so far are
+kept, the cohort is frozen once, every encoder says in a file how far it is and ends with the weights it would
+have had, and the candidate is registered in the transaction that ends the run, so there is one or none.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -74,8 +76,14 @@ def _train(run: TrainingRun, progress: Progress) -> None:
 
     progress.step("training", 0.5)
     bundle = fusion.train(
-        examples["train"], examples["tuning"], config, progress=progress.during("training", 0.5, 0.85)
+        examples["train"],
+        examples["tuning"],
+        config,
+        progress=progress.during("training", 0.5, 0.83),
+        checkpoint=_checkpoint(run),
     )
+    encoders = encode_tuned(cohort, bundle, encoders, progress, low=0.83, high=0.85)
+
     progress.step("evaluating on held-out patients", 0.85)
     report = fusion.evaluate(bundle, examples["held_out"])
 
@@ -98,6 +106,7 @@ def _train(run: TrainingRun, progress: Progress) -> None:
         by=WORKER,
         now=timezone.now(),
     )
+    shutil.rmtree(_checkpoint(run), ignore_errors=True)
 
 
 def build_config(names: Sequence[str], overrides: Mapping[str, Any]) -> FusionConfig:
@@ -112,6 +121,7 @@ def build_config(names: Sequence[str], overrides: Mapping[str, Any]) -> FusionCo
         "summarise": True,
         **runs.check_overrides(overrides),
     }
+    settled["image_weights"] = str(features.image_weights(settled["image_backbone"]) or "")
     if "modalities" in settled:
         settled["modalities"] = tuple(Modality(name) for name in settled["modalities"])
     if "fusion" in settled:
@@ -169,6 +179,28 @@ def encode_missing(
     return keys
 
 
+def encode_tuned(
+    cohort: Cohort,
+    bundle: fusion.Bundle,
+    encoders: Mapping[str, str],
+    progress: Progress,
+    *,
+    low: float,
+    high: float,
+) -> dict[str, str]:
+    """The encoders the model needs. Where its image backbone was fine-tuned, the cohort's images are encoded
+    with it here and now; other patients' images are when the model first asks for them."""
+    backbone = bundle.embedder.tuned
+    if backbone is None:
+        return dict(encoders)
+    members = list(cohort.members.select_related("patient").order_by("patient_id", "-as_of"))
+    for done, member in enumerate(members):
+        for series in features.usable_series(member.patient, as_of=member.as_of, is_cine=False):
+            features.encode_series(series, backbone, size=bundle.config.image_size, now=timezone.now())
+        progress.step("encoding images with the tuned encoder", low + (high - low) * done / len(members))
+    return {**encoders, Modality.IMAGE.value: features.pixel_key(backbone.version, bundle.config.image_size)}
+
+
 def build_examples(
     cohort: Cohort,
     config: FusionConfig,
@@ -221,9 +253,15 @@ def _save(bundle: fusion.Bundle, path: str) -> str:
     return digest
 
 
+def _checkpoint(run: TrainingRun) -> Path:
+    """Where this run's encoders say how far they are."""
+    return settings.BUNDLE_STORE / ".training" / str(run.pk)
+
+
 def _end(run: TrainingRun, state: WorkState, reason: str) -> None:
     try:
         runs.end(run, state, reason=reason, by=WORKER, now=timezone.now())
+        shutil.rmtree(_checkpoint(run), ignore_errors=True)
     except leases.LeaseLost:
         logger.warning("run %s is no longer ours; its end was not stored", run.pk)
 

@@ -89,13 +89,34 @@ def _encode_study(
                 continue
             if lost_check():
                 raise leases.LeaseLost(f"encoding of study {study.pk}")
-            version, size = features.split_pixel_key(key)
+            size = features.split_pixel_key(key)[1]
             try:
-                backbone = features.get_backbone(version.partition(":")[0])
+                backbone = _backbone(modality, key)
                 made |= features.encode_series(series, backbone, size=size, now=timezone.now())
             except (ehr.Permanent, fusion.FusionError) as fault:
                 failures.append(f"series {series.pk}: {fault}")
     return made, failures
+
+
+def _backbone(modality: Modality, key: str) -> fusion.ImageBackbone:
+    """The backbone of an embedding key. One that was fine-tuned lies in the bundle of a version that uses it.
+
+    Raises UnknownEncoder where neither the site nor a bundle has these very weights.
+    """
+    version = features.split_pixel_key(key)[0]
+    name = version.partition(":")[0]
+    if name.endswith("+tuned"):
+        owner = ModelVersion.objects.filter(**{f"encoders__{modality.value}": key}).order_by("-pk").first()
+        if owner is None:
+            raise fusion.UnknownEncoder(f"no model version holds the fine-tuned backbone {version}")
+        return get_bundle(owner).embedder.image_backbone
+    backbone = features.get_backbone(name)
+    if backbone.version != version:
+        raise fusion.UnknownEncoder(
+            f"asked for {version}, and here {name} has the weights {backbone.version}: set IMAGE_WEIGHTS to "
+            "the file the model was trained with"
+        )
+    return backbone
 
 
 _PIXELS = frozenset({Modality.IMAGE, Modality.CINE})
@@ -245,12 +266,12 @@ def _ms(start: float, end: float) -> float:
 
 def get_bundle(version: ModelVersion) -> fusion.Bundle:
     """The model of a version, loaded once per process; its digest is checked at every load."""
-    return _load_bundle(str(registry_queries.bundle_folder(version)), version.digest)
+    return _load_bundle(str(registry_queries.bundle_folder(version)), version.digest, settings.IMAGE_WEIGHTS)
 
 
 @lru_cache(maxsize=4)
-def _load_bundle(folder: str, digest: str) -> fusion.Bundle:
-    return fusion.Bundle.load(Path(folder), digest=digest)
+def _load_bundle(folder: str, digest: str, image_weights: Path | None) -> fusion.Bundle:
+    return fusion.Bundle.load(Path(folder), digest=digest, image_weights=image_weights)
 
 
 def warm_up() -> int:

@@ -40,7 +40,7 @@ def test_what_cannot_be_trained_is_refused_before_any_work() -> None:
         ({"outcomes": ()}, "at least one outcome"),
         ({"outcomes": simulated.OUTCOMES[:1] * 2}, "named once"),
         ({"modalities": ()}, "at least one modality"),
-        ({"finetune": "all"}, "finetune='all' is not offered"),
+        ({"finetune": "all"}, "finetune must be one of none, head, gradual, not 'all'"),
     ):
         with pytest.raises(fusion.BadInput, match=words):
             fusion.train(data, [], dataclasses.replace(QUICK, **changes))
