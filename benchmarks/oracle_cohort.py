@@ -41,6 +41,7 @@ CONFIG = fusion.FusionConfig(
     modalities=MODALITIES,
     image_backbone="small_cnn",
     text_backbone="hashing",
+    batch_size=64,
 )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusion.bundle import Bundle
-from fusion.calibrate import fit_calibration, sigmoid
+from fusion.calibrate import Calibration, fit_calibration, sigmoid
 from fusion.config import FusionConfig, FusionKind
 from fusion.conformal import fit_interval
 from fusion.embedding import Embedder
@@ -29,6 +29,7 @@ SMALL_TUNING = 1000  # labelled tuning patients below which out-of-fold evidence
 LEAST_GUARDED = 60  # patients with all of a pattern before the guard judges it
 WORSE = 1.0  # standard error by which hearing less must be better before less is heard
 HIDDEN = 0.5  # weight of a patient with modalities hidden beside one who truly lacks them
+PARTS = 5  # that the calibration is fitted without, in turn, to measure the interval
 MOST_PER_PATTERN = 1000  # patients that a pattern is calibrated on
 
 Told = tuple[Tensor, Tensor, Tensor]
@@ -66,7 +67,9 @@ def fit_fusion(
     model.eval()
     told = (evidence, present, labels)
     if tuning is not None and len(tuning[0]):
-        told = _joined(told, tuning) if is_convex else tuning  # the bent kinds flatter what they were fitted on
+        told = (
+            _joined(told, tuning) if is_convex else tuning
+        )  # the bent kinds flatter what they were fitted on
     guard(model, told)
 
 
@@ -118,17 +121,27 @@ def calibrate_bundle(
         more, masks, hidden = _hidden_down(told, config.seed)
         further = model.fuse(told[0][more], masks).double().numpy()
     present, labels = told[1].numpy(), told[2].double().numpy()
-    calibration = fit_calibration(
-        np.concatenate([fused, further]),
-        np.concatenate([labels, labels[more.numpy()]]),
-        np.concatenate([present, masks.numpy()]),
-        base=model.base_logit.double().numpy(),
-        modalities=names,
-        fitted_on=source,
-        weight=np.concatenate([np.ones(len(fused)), hidden]),
-        curves=curves,
-    )
-    risks = sigmoid(calibration.logits(fused, present, names))
+
+    def calibrated_on(rows: NDArray[np.bool_]) -> Calibration:
+        also = rows[more.numpy()]
+        return fit_calibration(
+            np.concatenate([fused[rows], further[also]]),
+            np.concatenate([labels[rows], labels[more.numpy()][also]]),
+            np.concatenate([present[rows], masks.numpy()[also]]),
+            base=model.base_logit.double().numpy(),
+            modalities=names,
+            fitted_on=source,
+            weight=np.concatenate([np.ones(int(rows.sum())), hidden[also]]),
+            curves=curves,
+        )
+
+    # The interval is measured on patients their calibration has not seen: otherwise it would be too narrow.
+    part = np.random.default_rng(config.seed).permutation(len(fused)) % PARTS
+    risks = np.empty(fused.shape)
+    for held in range(PARTS):
+        rows = part == held
+        risks[rows] = sigmoid(calibrated_on(~rows).logits(fused[rows], present[rows], names))
+    calibration = calibrated_on(np.ones(len(fused), bool))
     happened, weights = by_horizon(labels, curves)
     patterns = [named(row, names) for row in present]
     intervals = tuple(
