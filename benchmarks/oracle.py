@@ -48,8 +48,8 @@ SHARES = (0.0, 0.4)
 BOOTSTRAP = 200
 PEER_SEEDS = 2  # it takes longer than everything else together
 PEER_NOTE = (
-    f"pytorch-widedeep 1.7 (TabMlp on the same rows, {PEER_SEEDS} seeds at most): its torchvision fails beside "
-    "a CPU torch until two of its operators are declared empty; it knows no missing value, so the training mean "
+    f"pytorch-widedeep 1.7 (TabMlp on the same rows, {PEER_SEEDS} seeds): its torchvision fails beside "
+    "a CPU torch until two of its operators are declared empty; it knows no missing value, so the mean "
     "with an indicator stands in its place."
 )
 SUBGROUPS = ("sex female", "sex male", "age older", "age younger")

@@ -65,7 +65,7 @@ class Calibration:
 
     def base_risks(self) -> Array:
         """float64 [R]: what is said of a patient of whom nothing is known."""
-        return accumulated(sigmoid(np.array([self.base])), self.curves)[0]
+        return np.asarray(accumulated(sigmoid(np.array([self.base])), self.curves)[0], np.float64)
 
     def logits(self, fused: Array, present: NDArray[np.bool_], modalities: Sequence[str]) -> Array:
         """Uncalibrated logits [B, R] and masks [B, M] → logits of the risks float64 [B, R]."""

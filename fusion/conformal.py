@@ -73,7 +73,7 @@ def fit_interval(
     *,
     level: float,
     weights: Array | None = None,
-    patterns: Sequence[str] | None = None,
+    patterns: Sequence[str] | NDArray[np.str_] | None = None,
 ) -> Interval:
     """risks, labels float64 [B] (unknown labels NaN) → Interval.
 
@@ -119,7 +119,7 @@ def covered(
     labels: Array,
     *,
     weights: Array | None = None,
-    patterns: Sequence[str] | None = None,
+    patterns: Sequence[str] | NDArray[np.str_] | None = None,
 ) -> tuple[int, int]:
     """(groups whose event rate lies within the interval of their mean risk, groups), of known labels.
 
