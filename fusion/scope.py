@@ -250,7 +250,7 @@ def _record_reason(scope: RecordScope | None, inputs: PatientInputs, config: Fus
                 f"{range_.label.lower()} is outside the range of the patients the model was trained on "
                 f"({range_.low:g} to {range_.high:g}{unit})"
             )
-    others = {Modality.TEXT, Modality.IMAGE, Modality.CINE, *inputs.pending} & set(config.modalities)
+    others = set(config.modalities) - {Modality.TABULAR, Modality.GENOMICS, Modality.SERIES}
     if inputs.present() & others or inputs.pending & others:
         return ""
     known = known_values(inputs, config)
