@@ -59,6 +59,12 @@ class Environment(BaseSettings):
     )
     hooks_wait_ms: int = Field(300, ge=0, le=450, description="How long a hook call waits for a fresh score.")
     score_interval_minutes: int = Field(60, ge=1, description="A score older than twice this is Stale.")
+    fairness_auroc_gap: float = Field(
+        0.1, ge=0, le=1, description="A model whose AUROC differs more between groups is not promoted."
+    )
+    fairness_calibration_gap: float = Field(
+        0.1, ge=0, le=1, description="The same for the share of events observed minus that expected."
+    )
     image_backbone: str = Field(
         "efficientnet_lite0",
         description="Image encoder used for studies that arrive before any model is active.",
@@ -310,6 +316,8 @@ REGULATORY_LABEL = ENV.regulatory_label
 HOOKS_OPEN = ENV.hooks_open and urlsplit(PUBLIC_URL).hostname in {"127.0.0.1", "localhost", "::1"}
 HOOKS_WAIT_S = ENV.hooks_wait_ms / 1000
 SCORE_INTERVAL_S = ENV.score_interval_minutes * 60
+FAIRNESS_AUROC_GAP = ENV.fairness_auroc_gap
+FAIRNESS_CALIBRATION_GAP = ENV.fairness_calibration_gap
 IMAGE_BACKBONE = ENV.image_backbone
 IMAGE_WEIGHTS = ENV.image_weights.resolve() if ENV.image_weights else None
 TEXT_BACKBONE = ENV.text_backbone

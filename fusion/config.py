@@ -97,4 +97,9 @@ class FusionConfig:
     scope_fields: tuple[str, ...] = ()  # fields whose range in training bounds whom the model may judge
     scope_false_alarms: float = 0.02  # chance that a picture like those of training is called out of scope
     summarise: bool = False  # keep tenths of the training inputs, so that serving can tell a shift
+    most_auroc_gap: float | None = 0.1  # between two groups of patients (fusion.fairness); None: no limit
+    most_calibration_gap: float | None = 0.1  # of observed minus expected, likewise
+    dp_noise: float = 0.0  # noise of DP-SGD over its clipping norm (fusion.privacy); 0: ordinary training
+    dp_clip: float = 1.0  # largest norm of one patient's gradient
+    dp_delta: float = 1e-5  # chance that the stated privacy fails
     extra: dict[str, float] = field(default_factory=dict)

@@ -5,6 +5,7 @@ A report of an older shape, or a figure that could not be computed, is shown as 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,30 @@ class Subgroup:
 
 
 @dataclass(frozen=True, slots=True)
+class FairGroup:
+    """One group of patients; each figure with its interval, or why there is none."""
+
+    attribute: str
+    value: str
+    n: int
+    events: int
+    auroc: str
+    sensitivity: str
+    ppv: str
+    calibration: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fairness:
+    """Whether the model does as well for one group as for another. `gaps`: the widest, in words, over its limit?"""
+
+    verdict: str
+    threshold: str
+    groups: tuple[FairGroup, ...]
+    gaps: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class OutcomeReport:
     """Everything measured about one outcome on the held-out patients."""
 
@@ -68,6 +93,7 @@ class OutcomeReport:
     ablation: tuple[Measured, ...]
     baselines: tuple[Measured, ...]
     subgroups: tuple[Subgroup, ...]
+    fairness: Fairness | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +190,7 @@ def _outcome(name: str, said: Mapping[str, Any], report: Mapping[str, Any]) -> O
         ablation=_compared((report.get("ablation") or {}).get(name)),
         baselines=_compared((report.get("baselines") or {}).get(name)),
         subgroups=tuple(_subgroup(row) for row in (report.get("subgroups") or {}).get(name, ())),
+        fairness=_fairness((report.get("fairness") or {}).get(name)),
     )
 
 
@@ -259,6 +286,41 @@ def _subgroup(row: Mapping[str, Any]) -> Subgroup:
         mean_risk=words.percent(row.get("mean_risk")),
         observed=words.percent(row.get("observed")),
     )
+
+
+def _fairness(said: object) -> Fairness | None:
+    if not isinstance(said, Mapping) or not said.get("groups"):
+        return None
+    return Fairness(
+        verdict=str(said.get("verdict", "")),
+        threshold=words.percent(said.get("threshold")),
+        groups=tuple(_fair_group(row) for row in said["groups"]),
+        gaps=tuple((_signed(str(gap["said"])), bool(gap["over"])) for gap in said.get("gaps", ())),
+    )
+
+
+def _fair_group(row: Mapping[str, Any]) -> FairGroup:
+    def figure(name: str) -> str:
+        if _number(row.get(name)) is None:
+            return str(row.get("note") or "not measured")
+        between = _range(row[name])
+        return f"{_value(row[name])} ({between})" if between else _value(row[name])
+
+    return FairGroup(
+        attribute=words.outcome(str(row.get("attribute", ""))),
+        value=str(row.get("value", "")),
+        n=int(row.get("n", 0)),
+        events=int(row.get("events", 0)),
+        auroc=figure("auroc"),
+        sensitivity=figure("sensitivity"),
+        ppv=figure("ppv"),
+        calibration=figure("calibration"),
+    )
+
+
+def _signed(text: str) -> str:
+    """A true minus sign before digits."""
+    return re.sub(r"-(?=\d)", "−", text)
 
 
 def _coverage(said: object) -> str:

@@ -29,12 +29,14 @@ STAYS = ("inpatient", "emergency", INTENSIVE_CARE)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """phrase completes "23 in 100 patients like this …"."""
+    """phrase completes "23 in 100 patients like this …"; act_at is the risk from which local policy asks
+    somebody to act."""
 
     name: str
     label: str
     phrase: str
     horizon: timedelta
+    act_at: float = 0.25
 
     @property
     def horizon_hours(self) -> float:
@@ -49,7 +51,7 @@ OUTCOMES: dict[str, Outcome] = {
         "are admitted to intensive care within 14 days",
         timedelta(days=14),
     ),
-    "death": Outcome("death", "Death within 30 days", "die within 30 days", timedelta(days=30)),
+    "death": Outcome("death", "Death within 30 days", "die within 30 days", timedelta(days=30), act_at=0.15),
 }
 
 

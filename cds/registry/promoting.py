@@ -2,6 +2,9 @@
 
     candidate → active → retired → active (roll-back)
 
+A version whose figures differ too much between groups of patients is refused, at the request and again at the
+decision. Rolling back to a version that was in use before is not: it is for emergencies.
+
 No torch here; workers load the new version when they meet it (each score names its version).
 """
 
@@ -16,7 +19,7 @@ from cds.audit import recording
 from cds.errors import ClinicError, Conflict, Invalid, NotAllowed
 from cds.jobs import Job, outbox
 from cds.patients import access
-from cds.registry import bundles
+from cds.registry import bundles, fairness
 from cds.registry.models import ActiveModel, ModelVersion, Promotion, Stage
 
 TRANSITIONS: dict[Stage, frozenset[Stage]] = {
@@ -36,6 +39,12 @@ def request(
     if Stage.ACTIVE not in TRANSITIONS[Stage(version.stage)]:
         raise Conflict(f"{version.label} is {version.stage}")
     try:
+        fairness.check_gaps(version)
+    except Conflict as refusal:
+        with transaction.atomic():
+            _record("promotion.request", version, by=by, now=now, outcome="refused", reason=str(refusal))
+        raise
+    try:
         with transaction.atomic():
             promotion = Promotion.objects.create(
                 version=version, reason=reason.strip()[:500], requested_by=user, requested_at=now
@@ -51,7 +60,8 @@ def approve(promotion: Promotion, *, by: recording.Actor, user: User, now: datet
     """The second person's yes: the version answers for its outcomes from now on.
 
     raises  NotAllowed  for the person who asked, or without the permission; the refusal is audited
-            Conflict    already decided, or the files are not those that were evaluated
+            Conflict    already decided, the files are not those that were evaluated, or a gap between groups
+                        of patients is over its limit
     """
     version = promotion.version
     try:
@@ -59,6 +69,7 @@ def approve(promotion: Promotion, *, by: recording.Actor, user: User, now: datet
         if user.pk == promotion.requested_by_id:
             raise NotAllowed("a promotion is approved by another person than the one who asked for it")
         bundles.check_unchanged(version)
+        fairness.check_gaps(version)
     except ClinicError as refusal:
         with transaction.atomic():
             _record(

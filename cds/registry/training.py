@@ -85,7 +85,8 @@ def _train(run: TrainingRun, progress: Progress) -> None:
     encoders = encode_tuned(cohort, bundle, encoders, progress, low=0.83, high=0.85)
 
     progress.step("evaluating on held-out patients", 0.85)
-    report = fusion.evaluate(bundle, examples["held_out"])
+    acted_at = {name: outcomes.get_outcome(name).act_at for name in run.outcomes}
+    report = fusion.evaluate(bundle, examples["held_out"], thresholds=acted_at)
 
     progress.step("saving the model", 0.97)
     path = f"{'+'.join(run.outcomes)}/{run.pk}"
@@ -119,6 +120,8 @@ def build_config(names: Sequence[str], overrides: Mapping[str, Any]) -> FusionCo
         "scope_pictures": SCOPE_PICTURES,
         "scope_fields": SCOPE_FIELDS,
         "summarise": True,
+        "most_auroc_gap": settings.FAIRNESS_AUROC_GAP,
+        "most_calibration_gap": settings.FAIRNESS_CALIBRATION_GAP,
         **runs.check_overrides(overrides),
     }
     settled["image_weights"] = str(features.image_weights(settled["image_backbone"]) or "")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from cds.registry.outcomes import OUTCOMES
+
 
 class Category(StrEnum):
     """Low is never used for "not known": a patient without a score has no category."""
@@ -37,12 +39,15 @@ class Policy:
 POLICIES: dict[str, Policy] = {
     "icu-admission": Policy(
         0.10,
-        0.25,
+        OUTCOMES["icu-admission"].act_at,
         0.50,
         "At 25 % and above: ask a senior clinician to review, and observe at least every 4 hours.",
     ),
     "death": Policy(
-        0.05, 0.15, 0.35, "At 15 % and above: ask a senior clinician to review goals and level of care."
+        0.05,
+        OUTCOMES["death"].act_at,
+        0.35,
+        "At 15 % and above: ask a senior clinician to review goals and level of care.",
     ),
 }
 DEFAULT = Policy(0.10, 0.25, 0.50, "No local policy is set for this outcome.")

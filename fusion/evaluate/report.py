@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from fusion.bundle import Bundle
 from fusion.conformal import covered
 from fusion.errors import BadInput, NotEnoughData
 from fusion.examples import Example, labels_of
+from fusion.fairness import Limits, compare_groups
 from fusion.patterns import named
 from fusion.predict import risks as predict_risks
 from fusion.survival import by_horizon, curves_of
@@ -36,6 +37,8 @@ class Report:
     ablation: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     baselines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     subgroups: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    fairness: dict[str, dict[str, Any]] = field(default_factory=dict)
+    privacy: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -46,15 +49,24 @@ class Report:
             "ablation": self.ablation,
             "baselines": self.baselines,
             "subgroups": self.subgroups,
+            "fairness": self.fairness,
+            "privacy": self.privacy,
             "notes": list(self.notes),
         }
 
 
-def evaluate(bundle: Bundle, held_out: Sequence[Example], *, comparison: bool = True) -> Report:
+def evaluate(
+    bundle: Bundle,
+    held_out: Sequence[Example],
+    *,
+    comparison: bool = True,
+    thresholds: Mapping[str, float] | None = None,
+) -> Report:
     """Score a bundle on held-out examples; intervals are 95 % bootstrap over patient groups.
 
-    comparison  also ablation, baselines and subgroups. Baselines are fitted on the bundle's training
+    comparison  also ablation, baselines, subgroups and fairness. Baselines are fitted on the bundle's training
                 examples, so only on a bundle that was just trained (a note says when they are left out)
+    thresholds  outcome → the risk from which somebody acts, for fairness; default: its base rate in training
     Also writes the headline figures to `bundle.metadata["metrics"]`.
     Raises NotEnoughData without a held-out example, BadInput when one of its groups was trained on.
     """
@@ -79,6 +91,8 @@ def evaluate(bundle: Bundle, held_out: Sequence[Example], *, comparison: bool = 
         ablation=_ablation(bundle, batch, labels, groups) if comparison else {},
         baselines=_baselines(bundle, batch, labels, groups) if comparison else {},
         subgroups=_subgroups(bundle, held_out, risks, labels, weights, patterns) if comparison else {},
+        fairness=_fairness(bundle, held_out, risks, labels, weights, thresholds or {}) if comparison else {},
+        privacy=dict(bundle.metadata.get("privacy", {})),
         notes=("baselines need the training examples; this bundle was loaded, not trained here",)
         if comparison and not bundle.examples
         else (),
@@ -230,6 +244,31 @@ def _subgroups(
                     }
                 )
         found[spec.name] = rows
+    return found
+
+
+def _fairness(
+    bundle: Bundle,
+    held_out: Sequence[Example],
+    risks: Array,
+    labels: Array,
+    weights: Array,
+    thresholds: Mapping[str, float],
+) -> dict[str, dict[str, Any]]:
+    config, found = bundle.config, {}
+    names = sorted({name for e in held_out for name in e.attributes})
+    for r, spec in enumerate(config.outcomes):
+        known = np.flatnonzero(~np.isnan(labels[:, r]))
+        found[spec.name] = compare_groups(
+            risks[known, r],
+            labels[known, r],
+            [held_out[i].group for i in known],
+            {name: [held_out[i].attributes.get(name, "unknown") for i in known] for name in names},
+            threshold=thresholds.get(spec.name, bundle.base_rates[r]),
+            limits=Limits(config.most_auroc_gap, config.most_calibration_gap),
+            seed=config.seed,
+            weights=weights[known, r],
+        )
     return found
 
 

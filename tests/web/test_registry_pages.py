@@ -142,3 +142,72 @@ def test_audit_page_lists_filters_and_verifies(ward: Clinic, sign_in: Callable[[
     verified = client.get("/audit?verify=1").content.decode()
     assert re.search(r"Verified: all \d+ events", verified)
     assert client.get("/audit?since=nonsense&page=x&patient=zz").status_code == 200
+
+
+FAIR = {
+    "threshold": 0.25,
+    "verdict": "over the limit",
+    "groups": [
+        {
+            "attribute": "sex",
+            "value": "female",
+            "n": 90,
+            "events": 30,
+            "note": "",
+            **{
+                name: {"value": 0.71, "low": 0.6, "high": 0.8}
+                for name in ("auroc", "sensitivity", "ppv", "calibration")
+            },
+        },
+        {"attribute": "sex", "value": "other", "n": 9, "events": 2, "note": "too few", "auroc": None},
+    ],
+    "gaps": [
+        {
+            "attribute": "sex",
+            "figure": "auroc",
+            "between": ["female", "male"],
+            "value": -0.15,
+            "clear": True,
+            "over": True,
+            "said": "sex: AUROC of female minus male is -0.15 [-0.20, -0.10]; limit 0.10",
+        }
+    ],
+}
+
+
+def test_fairness_is_shown_and_a_gap_over_its_limit_keeps_a_version_from_use(
+    ward: Clinic, sign_in: Callable[[str], Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "check_unchanged", lambda version: None)
+    version = ModelVersion.objects.get(number=3)
+    report = {"outcomes": {"icu-admission": {"n": 99, "events": 32}}, "fairness": {"icu-admission": FAIR}}
+    ModelVersion.objects.filter(pk=version.pk).update(report=report)
+    client = sign_in("admin")
+    page = client.get(f"/models/{version.pk}").content.decode()
+    for said in (
+        'data-testid="fairness"',
+        "0.71 (0.60 to 0.80)",
+        "too few",
+        "AUROC of female minus male is −0.15",
+        'data-testid="unfair"',
+        "Sensitivity and PPV at a risk of 25",
+    ):
+        assert said in page
+    assert 'data-testid="promote"' not in page
+    answer = client.post(f"/models/{version.pk}/request", {"reason": "Better"})
+    assert answer.status_code == 409
+    assert "differ too much between groups" in answer.content.decode()
+    assert not Promotion.objects.filter(version=version).exists()
+
+
+def test_the_page_of_a_run_says_how_fair_its_version_is(
+    ward: Clinic, sign_in: Callable[[str], Client]
+) -> None:
+    run = TrainingRun.objects.first()
+    assert run is not None
+    ModelVersion.objects.filter(run=run).update(run=None)
+    ModelVersion.objects.filter(number=3).update(run=run, report={"fairness": {"icu-admission": FAIR}})
+    page = sign_in("admin").get(f"/models/runs/{run.pk}").content.decode()
+    assert 'data-testid="run-fairness"' in page
+    assert "over the limit" in page
+    assert "cannot be put to use" in page

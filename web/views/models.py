@@ -13,7 +13,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from cds.errors import Conflict, Invalid
 from cds.patients import access
-from cds.registry import promoting, queries
+from cds.registry import fairness, promoting, queries
 from cds.registry.models import Stage
 from cds.risk import shifts
 from web import reports, words
@@ -66,6 +66,10 @@ def request_promotion(request: HttpRequest, version_id: object) -> HttpResponse:
         )
     except Invalid as fault:
         return _show(request, version_id, request_error=str(fault), status=400)
+    except Conflict as fault:
+        if not fairness.gaps_over(version):
+            raise
+        return _show(request, version_id, request_error=str(fault), status=409)
     messages.success(request, f"Promotion of {version.label} is requested. A second person decides.")
     return redirect("model", version_id=version.pk)
 
@@ -137,6 +141,7 @@ def _show(request: HttpRequest, version_id: object, *, status: int = 200, **erro
         "facts": reports.facts(version),
         "shift": shifts.newest_shift(version),
         "promotions": promotions,
+        "unfair": fairness.gaps_over(version) if Stage(version.stage) != Stage.ACTIVE else [],
         "waiting": waiting,
         "asked_by_viewer": asked_by_viewer,
         "can_request": access.can_request_promotion(request.user)

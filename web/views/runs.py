@@ -17,7 +17,7 @@ from cds.errors import Invalid
 from cds.jobs.models import WorkState
 from cds.patients import access
 from cds.patients.models import Source
-from cds.registry import cohorts, outcomes, queries, runs
+from cds.registry import cohorts, fairness, outcomes, queries, runs
 from cds.registry.models import TrainingRun
 from web import charts, words
 from web.people import actor_of, user_of
@@ -140,7 +140,18 @@ def _config(form: dict[str, Any]) -> dict[str, Any]:
 
 def _context(request: HttpRequest, run_id: object) -> dict[str, Any]:
     found = queries.get_run(run_id)
-    return {"view": _view(found), "run": found, "can_cancel": access.can_start_runs(request.user)}
+    version = getattr(found, "version", None)
+    return {
+        "view": _view(found),
+        "run": found,
+        "can_cancel": access.can_start_runs(request.user),
+        "unfair": fairness.gaps_over(version) if version else [],
+        "verdicts": [
+            (outcome, said.get("verdict", "")) for outcome, said in fairness.fairness_of(version).items()
+        ]
+        if version
+        else [],
+    }
 
 
 def _view(found: TrainingRun) -> RunView:
