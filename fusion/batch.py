@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fusion.config import FusionConfig
 from fusion.inputs import Modality, PatientInputs
-from fusion.rows import SUMMARY, Embeddings, build_rows, is_plausible, kept_frames, shown_notes, summarise
+from fusion.rows import SUMMARY, Embeddings, build_rows, is_plausible, kept_frames, shown_notes
 
-__all__ = ["SUMMARY", "Batch", "Tokens", "collate", "is_plausible", "kept_frames", "shown_notes", "summarise"]
+__all__ = ["SUMMARY", "Batch", "Tokens", "collate", "is_plausible", "kept_frames", "shown_notes"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from fusion.config import FieldKind, FieldSpec, FusionConfig, FusionKind, OutcomeSpec
 from fusion.inputs import Modality
-from fusion.rows import SUMMARY
+from fusion.rows import GRID, SUMMARY
 from fusion.widths import width_of
 
 
@@ -50,8 +50,9 @@ def declared_inputs(config: FusionConfig, encoders: Mapping[str, str]) -> list[d
             entry |= {"shape": [len(specs)], "fields": [_spec(spec) for spec in specs]}
         elif modality == Modality.SERIES:
             entry |= {
-                "shape": [len(config.channels), len(SUMMARY)],
+                "shape": [len(config.channels), len(SUMMARY) + 2 * GRID],
                 "summary": list(SUMMARY),
+                "grid": GRID,
                 "hours": config.series_hours,
                 "fields": [_spec(spec) for spec in config.channels],
             }

@@ -6,8 +6,9 @@ that no embedding of a patient it was tuned on counts as out of fold; then on al
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from fusion.model import FusionModel
 from fusion.telling import Teller
 
 LEAST_TUNING = 20  # tuning patients with a modality before early stopping looks at them
+LEAST_GAIN = 1e-4  # of the watched loss, below which what was trained is not worth keeping
+BATCHES = 32  # minibatches in an epoch of many patients
 CLASS_BALANCE = 0.5  # exponent of the class weights: 0 none, 1 fully balanced
 
 
@@ -73,6 +76,7 @@ class FirstStage:
     saver: Saver
     tuning: ImageTuning | None = None
     tuned: Tuned | None = None
+    penalties: dict[Modality, Tensor] = field(default_factory=dict)  # chosen once, for every fold alike
 
     def run(self) -> Tensor:
         """Train every encoder of the model; evidence out of fold, float32 [B, M, R]."""
@@ -123,7 +127,17 @@ class FirstStage:
         self.teller.step(name)
         path = self.saver.place(modality.value, mark)
         said = _fit_encoder(
-            model, modality, data, seen, held, self.config, self.teller, path, self.saver.course
+            model,
+            modality,
+            data,
+            seen,
+            held,
+            self.config,
+            self.teller,
+            path,
+            self.saver.course,
+            self.folds,
+            self.penalties,
         )
         self.teller.done()
         return said, tuned
@@ -144,21 +158,64 @@ def _fit_encoder(
     teller: Teller,
     checkpoint: Path | None,
     course: str,
+    folds: NDArray[np.int64],
+    penalties: dict[Modality, Tensor],
 ) -> Tensor:
-    """Fit one encoder on the `seen` patients who have its modality; its evidence about everyone, [B, R]."""
+    """Fit one encoder on the `seen` patients who have its modality; its evidence about everyone, [B, R].
+
+    First what has an optimum (`Encoder.fit_first`), then the rest by `fit`, stopped early by patients it was
+    not trained on: the tuning split, or a fold set aside. It is kept only where it helps them.
+    """
     place = config.modalities.index(modality)
     encoder = model.encoder(modality)
     rows = torch.nonzero(seen & data.batch.present[:, place]).squeeze(1)
     encoder.fit_statistics(data.batch.tokens[modality].rows(rows))
     everyone = encoder.prepare(data.batch.tokens[modality])
     tokens, labels = everyone.rows(rows), data.labels[rows]
+    penalty = penalties.get(modality)
+    encoder.fit_first(
+        tokens, labels, model.base_logit, folds[rows.numpy()], seed=config.seed, penalty=penalty
+    )
+    penalties.setdefault(modality, encoder.trunk.penalty.clone())
     watch = torch.nonzero(held.batch.present[:, place]).squeeze(1)
-    watched = encoder.prepare(held.batch.tokens[modality].rows(watch))
-    watched_labels = held.labels[watch]
+    watched = encoder.prepare(held.batch.tokens[modality].rows(watch)), held.labels[watch]
+    encoder.eval()
+    with torch.no_grad():
+        losses = [
+            float(masked_bce(model.base_logit + encoder(part).logits, known)) if len(known) else None
+            for part, known in ((tokens, labels), watched)
+        ]
+    teller.begin(losses[0] or 0.0, losses[1])
+    if len(rows) >= encoder.least_rows:
+        kept = torch.ones(len(rows), dtype=torch.bool)
+        if len(watch) < LEAST_TUNING:
+            aside = torch.from_numpy(folds[rows.numpy()] == folds[rows.numpy()].min())
+            watched, kept = (tokens.rows(torch.nonzero(aside).squeeze(1)), labels[aside]), ~aside
+        fitted = tokens.rows(torch.nonzero(kept).squeeze(1)), labels[kept]
+        _train_rest(model, modality, fitted, watched, config, teller, checkpoint, course)
+    encoder.eval()
+    with torch.no_grad():
+        said: Tensor = encoder(everyone).logits
+    return said
+
+
+def _train_rest(
+    model: FusionModel,
+    modality: Modality,
+    fitted: tuple[Tokens, Tensor],
+    watched: tuple[Tokens, Tensor],
+    config: FusionConfig,
+    teller: Teller,
+    checkpoint: Path | None,
+    course: str,
+) -> None:
+    """Train what `fit_first` left, on (prepared tokens, labels); undone where the watched are not helped."""
+    encoder = model.encoder(modality)
+    tokens, labels = fitted
     log_odds = class_weights(model, config)
     generator = torch.Generator().manual_seed(config.seed)
-    weight = config.weight_decay * 100 / max(1, len(rows))
-    penalised = [p for name, p in encoder.named_parameters() if "bias" not in name]
+    weight = config.weight_decay * 100 / max(1, len(labels))
+    penalised = [p for name, p in encoder.named_parameters() if p.requires_grad and "bias" not in name]
 
     def loss(index: Tensor) -> Tensor:
         part = tokens.rows(index)
@@ -167,34 +224,37 @@ def _fit_encoder(
         said = model.base_logit + encoder(part).logits
         return masked_bce(said, labels[index], log_odds=log_odds) + weight * _squares(penalised)
 
-    def tuning_loss() -> float | None:
-        if len(watch) < LEAST_TUNING:
-            return None
-        said = model.base_logit + encoder(watched).logits
-        return float(masked_bce(said, watched_labels, log_odds=log_odds))
+    def watched_loss() -> float:
+        said = model.base_logit + encoder(watched[0]).logits
+        return float(masked_bce(said, watched[1], log_odds=log_odds))
 
-    fit(
+    encoder.eval()
+    with torch.no_grad():
+        before = watched_loss()
+    kept = copy.deepcopy(encoder.state_dict())
+    encoder.end_training(helped=True)
+    how = Fit(
+        config.epochs,
+        config.patience,
+        max(config.batch_size, len(labels) // BATCHES),
+        config.learning_rate,
+        config.seed,
+        save_every=20,
+    )
+    done = fit(
         encoder,
         loss,
-        tuning_loss,
-        rows=len(rows),
-        how=Fit(
-            config.epochs,
-            config.patience,
-            config.batch_size,
-            config.learning_rate,
-            config.seed,
-            save_every=20,
-        ),
+        watched_loss,
+        rows=len(labels),
+        how=how,
         tell=teller.epoch,
         generators=(generator,),
         checkpoint=checkpoint,
         belongs_to=course,
     )
-    encoder.eval()
-    with torch.no_grad():
-        said: Tensor = encoder(everyone).logits
-    return said
+    if done.best_loss is None or done.best_loss > before - LEAST_GAIN:
+        encoder.load_state_dict(kept)
+        encoder.end_training(helped=False)
 
 
 def _thinned(tokens: Tokens, rate: float, generator: torch.Generator) -> Tokens:

@@ -23,7 +23,13 @@ MAX_SENTENCES = 64  # of the newest notes
 VIEWS = ("frontal", "lateral")  # columns after an image's embedding: 1 where its view is that one
 FRONTAL = frozenset({"AP", "PA", "FRONTAL", "POSTEROANTERIOR", "ANTEROPOSTERIOR"})
 LATERAL = frozenset({"L", "LL", "RL", "LAT", "LATERAL", "LLD", "RLD"})
-SUMMARY = ("last", "mean", "lowest", "highest", "change_per_day", "hours_since", "log_count")
+WINDOWS = (1.0, 0.5, 1 / 6)  # of the hours that are read, counted back from as_of
+GRID = 24  # steps of equal length, oldest first: each channel's mean in the step
+_PER_WINDOW = ("mean", "lowest", "highest", "spread", "change_per_day", "log_count")
+SUMMARY = (
+    *("last", "first", "hours_since"),
+    *(f"{name}_{part}" for part in ("all", "half", "sixth") for name in _PER_WINDOW),
+)
 
 
 class Embeddings(Protocol):
@@ -85,8 +91,7 @@ def build_rows(inputs: Sequence[PatientInputs], config: FusionConfig, embedder: 
             parts = [_fields(p.genomics, config.genomics, r) for p, r in zip(inputs, refused, strict=True)]
             rows[modality] = _stack(parts, 1, modality)
         elif modality == Modality.SERIES:
-            parts = [_series(p.series, config, r) for p, r in zip(inputs, refused, strict=True)]
-            rows[modality] = _stack(parts, len(SUMMARY), modality)
+            rows[modality] = _series([p.series for p in inputs], config, refused)
         elif modality == Modality.TEXT:
             parts = [_sentences(p, config, embedder) for p in inputs]
             rows[modality] = _stack(parts, embedder.text_width, modality)
@@ -122,24 +127,6 @@ def shown_notes(inputs: PatientInputs, config: FusionConfig, embedder: Embedding
     return places[:MAX_SENTENCES]
 
 
-def summarise(points: Sequence[SeriesPoint]) -> list[float]:
-    """One channel's points → the seven numbers of SUMMARY (change per day by least squares; 0 for one)."""
-    ordered = sorted(points, key=lambda p: (-p.hours_before, p.value))
-    values = np.array([p.value for p in ordered])
-    days = -np.array([p.hours_before for p in ordered]) / 24
-    spread = float(((days - days.mean()) ** 2).sum())
-    slope = float(((days - days.mean()) * (values - values.mean())).sum() / spread) if spread > 1e-4 else 0.0
-    return [
-        float(values[-1]),
-        float(values.mean()),
-        float(values.min()),
-        float(values.max()),
-        slope,
-        ordered[-1].hours_before,
-        math.log(len(ordered)),
-    ]
-
-
 def is_plausible(value: float | None, spec: FieldSpec) -> bool:
     """Whether a value is known, finite and within its field's range."""
     if value is None or not math.isfinite(value):
@@ -164,22 +151,86 @@ def _fields(values: Mapping[str, float | None], specs: Sequence[FieldSpec], refu
     return row, known
 
 
-def _series(points: Sequence[SeriesPoint], config: FusionConfig, refused: set[str]) -> _Row:
-    specs = {spec.name: spec for spec in config.channels}
-    held: dict[str, list[SeriesPoint]] = {}
-    for point in points:
-        spec = specs.get(point.channel)
-        if spec is None or not 0 <= point.hours_before <= config.series_hours:
-            continue
-        if is_plausible(point.value, spec):
-            held.setdefault(point.channel, []).append(point)
-        else:
-            refused.add(point.channel)
-    row = np.zeros((len(specs), len(SUMMARY)), np.float32)
-    for i, name in enumerate(specs):
-        if name in held:
-            row[i] = summarise(held[name])
-    return row, np.array([name in held for name in specs], bool)
+def _series(patients: Sequence[Sequence[SeriesPoint]], config: FusionConfig, refused: list[set[str]]) -> Rows:
+    """Summaries and grid of every channel of every patient at once: float32 [B, channels, SUMMARY + 2 GRID].
+
+    The order of the points tells nothing. Of a window without a value, mean, lowest and highest are the last
+    value, spread and change 0.
+    """
+    place = {spec.name: i for i, spec in enumerate(config.channels)}
+    count, width = len(place), len(SUMMARY) + 2 * GRID
+    values = np.zeros((len(patients), count, width), np.float32)
+    told = [
+        (number, place[p.channel], p.hours_before, p.value)
+        for number, points in enumerate(patients)
+        for p in points
+        if p.channel in place and 0 <= p.hours_before <= config.series_hours
+    ]
+    table = np.array(told, np.float64).reshape(len(told), 4)
+    fits = _plausible(table[:, 3], table[:, 1].astype(int), config.channels)
+    for number, channel in {(int(n), int(c)) for n, c in table[~fits, :2]}:
+        refused[number].add(config.channels[channel].name)
+    table = table[fits]
+    table = table[np.lexsort((table[:, 3], -table[:, 2], table[:, 1], table[:, 0]))]
+    group = (table[:, 0] * count + table[:, 1]).astype(int)
+    held, starts = np.unique(group, return_index=True)
+    flat = values.reshape(len(patients) * count, width)
+    if len(held):
+        last = np.append(starts[1:], len(group)) - 1
+        flat[held, :3] = np.stack([table[last, 3], table[starts, 3], table[last, 2]], axis=1)
+        for number, window in enumerate(WINDOWS):
+            first = 3 + number * len(_PER_WINDOW)
+            flat[held, first : first + 3] = flat[held, :1]
+            inside = table[:, 2] <= window * config.series_hours
+            _summarise(flat[:, first : first + len(_PER_WINDOW)], group[inside], table[inside])
+        _fill_grid(flat[:, len(SUMMARY) :], group, table, config.series_hours)
+    known = np.zeros(len(flat), bool)
+    known[held] = True
+    return Rows(values, known.reshape(len(patients), count))
+
+
+def _summarise(out: FloatArray, group: NDArray[np.int64], table: NDArray[np.float64]) -> None:
+    """Fill `_PER_WINDOW` of each group, sorted, from (…, hours_before, value) rows."""
+    if not len(group):
+        return
+    held, starts, counts = np.unique(group, return_index=True, return_counts=True)
+    value, days = table[:, 3], -table[:, 2] / 24
+
+    def total(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.add.reduceat(x, starts), np.float64)
+
+    mean, middle = total(value) / counts, total(days) / counts
+    off = value - np.repeat(mean, counts)
+    when = days - np.repeat(middle, counts)
+    spread = total(when**2)
+    slope = np.where(spread > 1e-4, total(when * off) / np.maximum(spread, 1e-4), 0.0)
+    lowest, highest = np.minimum.reduceat(value, starts), np.maximum.reduceat(value, starts)
+    out[held] = np.stack(
+        [mean, lowest, highest, np.sqrt(total(off**2) / counts), slope, np.log1p(counts)], axis=1
+    )
+
+
+def _fill_grid(out: FloatArray, group: NDArray[np.int64], table: NDArray[np.float64], hours: float) -> None:
+    """Means in the first GRID columns, 1 where a step has a value in the other GRID."""
+    step = GRID - 1 - np.minimum((table[:, 2] / max(hours, 1e-9) * GRID).astype(int), GRID - 1)
+    place = group * GRID + step
+    counts = np.bincount(place, minlength=len(out) * GRID).reshape(len(out), GRID)
+    sums = np.bincount(place, weights=table[:, 3], minlength=len(out) * GRID).reshape(len(out), GRID)
+    out[:, :GRID] = sums / np.maximum(counts, 1)
+    out[:, GRID:] = counts > 0
+
+
+def _plausible(
+    values: NDArray[np.float64], channels: NDArray[np.int64], specs: Sequence[FieldSpec]
+) -> NDArray[np.bool_]:
+    """`is_plausible` of many values at once."""
+    if not len(values):
+        return np.zeros(0, bool)
+    low = np.array([-np.inf if s.low is None else s.low for s in specs])[channels]
+    high = np.array([np.inf if s.high is None else s.high for s in specs])[channels]
+    is_binary = np.array([s.kind == FieldKind.BINARY for s in specs])[channels]
+    within = np.where(is_binary, (values == 0) | (values == 1), (values >= low) & (values <= high))
+    return np.asarray(np.isfinite(values) & within, bool)
 
 
 def _sentences(inputs: PatientInputs, config: FusionConfig, embedder: Embeddings) -> _Row:

@@ -38,6 +38,11 @@ class Teller:
         fraction = (self._done + (epoch + 1) / of) / self._steps
         self.tell(Progress(self._name, min(1.0, fraction), epoch + 1, train_loss, tuning_loss))
 
+    def begin(self, train_loss: float, tuning_loss: float | None) -> None:
+        """Losses before the first epoch: of what has an optimum, and was fitted to it."""
+        fraction = self._done / self._steps
+        self.tell(Progress(self._name, min(1.0, fraction), 0, train_loss, tuning_loss))
+
     def done(self, steps: int = 1) -> None:
         """So many steps have ended."""
         self._done += steps

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from fusion.errors import BadInput
 
 WIDTHS = {
@@ -21,6 +24,8 @@ WIDTHS = {
 def width_of(backbone: str) -> int:
     """D of the embeddings that the backbone of that name makes."""
     base = backbone.removesuffix("+harmonised")
+    if (Path(base) / "config.json").is_file():  # a transformers encoder in a folder of its own
+        return int(json.loads((Path(base) / "config.json").read_text())["hidden_size"])
     if base not in WIDTHS:
         raise BadInput(f"no backbone {backbone!r}; known: {', '.join(sorted(WIDTHS))}")
     return WIDTHS[base]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fusion.batch import SUMMARY
 from fusion.config import FusionConfig
 from fusion.embedding import width_of
 from fusion.encoders.base import Encoded, Encoder
@@ -10,6 +9,7 @@ from fusion.encoders.cine import CineEncoder
 from fusion.encoders.image import ImageEncoder
 from fusion.encoders.pooled import PooledEncoder
 from fusion.encoders.record import RecordEncoder
+from fusion.encoders.series import SeriesEncoder
 from fusion.inputs import Modality
 from fusion.rows import view_columns
 
@@ -24,10 +24,17 @@ def build_encoder(modality: Modality, config: FusionConfig) -> Encoder:
     if modality == Modality.GENOMICS:
         return RecordEncoder(len(config.genomics), 1, e, r)
     if modality == Modality.SERIES:
-        return RecordEncoder(len(config.channels), len(SUMMARY), e, r)
+        return SeriesEncoder(len(config.channels), e, r)
     if modality == Modality.TEXT:
         return PooledEncoder(width_of(config.text_backbone), e, r)
     if modality == Modality.IMAGE:
         heads = r if config.finetune != "none" else 0
-        return ImageEncoder(width_of(config.image_backbone), e, r, flags=view_columns(config), heads=heads)
+        return ImageEncoder(
+            width_of(config.image_backbone),
+            e,
+            r,
+            components=config.image_components,
+            flags=view_columns(config),
+            heads=heads,
+        )
     return CineEncoder(width_of(config.cine_backbone), e, r)

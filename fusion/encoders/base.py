@@ -5,11 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusion.batch import Tokens
+from fusion.encoders.linear import fit_linear
 
 DROPOUT = 0.2
 CLIP = 5.0  # standard deviations beyond which a standardised value tells nothing more
@@ -25,7 +28,14 @@ class Encoded:
 
 
 class Encoder(nn.Module, ABC):
-    """Tokens → Encoded. Rows without a known token give finite numbers that fusion then ignores."""
+    """Tokens → Encoded. Rows without a known token give finite numbers that fusion then ignores.
+
+    trunk       turns features into logits
+    least_rows  patients below which nothing is trained beyond what `fit_first` fits
+    """
+
+    trunk: Trunk
+    least_rows: int = 300
 
     @abstractmethod
     def fit_statistics(self, tokens: Tokens) -> None:
@@ -39,32 +49,79 @@ class Encoder(nn.Module, ABC):
     def forward(self, prepared: Tokens) -> Encoded:
         """The trained part."""
 
+    @abstractmethod
+    def features(self, prepared: Tokens) -> Tensor:
+        """What the trunk sees, float32 [B, P]."""
+
+    def end_training(self, *, helped: bool) -> None:
+        """Called before what `fit_first` leaves is trained, and with `helped` False where it is put back."""
+
+    def fit_first(
+        self,
+        prepared: Tokens,
+        labels: Tensor,
+        base: Tensor,
+        folds: NDArray[np.int64],
+        *,
+        seed: int,
+        penalty: Tensor | None = None,
+    ) -> None:
+        """Whatever is fitted to its optimum before the rest is trained: here the trunk's linear part.
+
+        prepared  of N patients who have the modality;  labels float32 [N, R], NaN = unknown
+        base      float32 [R], logit of the event rate;  folds int [N], one group in one fold
+        """
+        self.eval()
+        with torch.no_grad():
+            features = self.features(prepared)
+        self.trunk.fit_linear(features, labels, base, folds, penalty)
+
 
 class Trunk(nn.Module):
     """Features [B, P] → embedding [B, E] and logits [B, R]: a linear model plus a small bent one.
 
-    With little data the penalty keeps the bent part near zero, and this is logistic regression.
+    The linear part is fitted first, to its optimum (`encoders.linear`); what it cannot see is learned after
+    it, and only where there are patients enough. Until then this is logistic regression.
     """
+
+    penalty: Tensor
 
     def __init__(self, features: int, width: int, outcomes: int) -> None:
         super().__init__()
         self.embed = nn.Linear(features, width)
         self.linear = nn.Linear(features, outcomes)
         self.head = nn.Linear(width, outcomes, bias=False)
+        self.register_buffer("penalty", torch.zeros(outcomes))
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
-        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.weight)
+
+    def fit_linear(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        base: Tensor,
+        folds: NDArray[np.int64],
+        penalty: Tensor | None = None,
+    ) -> None:
+        """Set the linear part (see `encoders.linear.fit_linear`); training leaves it as it is after that."""
+        weights, offsets, chosen = fit_linear(features, labels, base, folds, penalty=penalty)
+        with torch.no_grad():
+            self.linear.weight.copy_(weights)
+            self.linear.bias.copy_(offsets)
+            self.penalty.copy_(chosen)
+        self.linear.requires_grad_(False)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        features = F.dropout(features, DROPOUT, self.training)
-        embedding = F.gelu(self.embed(features))
+        embedding = F.gelu(self.embed(F.dropout(features, DROPOUT, self.training)))
         return embedding, self.linear(features) + self.head(embedding)
 
 
 class Projection(nn.Module):
     """Embeddings [.., D] → principal components [.., P], fitted on training rows; fixed afterwards.
 
-    Scaled so that the first component has unit variance: the penalty then weighs on the lesser ones.
+    Each of the D numbers is standardised first, so that no loud one drowns the others. Scaled so that the
+    first component has unit variance: the penalty then weighs on the lesser ones.
     """
 
     mean: Tensor
@@ -80,18 +137,18 @@ class Projection(nn.Module):
         if len(rows) > most:
             rows = rows[torch.linspace(0, len(rows) - 1, most).long()]
         mean = rows.double().mean(0)
-        centred = rows.double() - mean
-        _, values, right = torch.linalg.svd(centred, full_matrices=False)
+        scale = rows.double().std(0, correction=0) if len(rows) else torch.ones_like(mean)
+        scale = torch.where(scale > 1e-6 * scale.max().clamp(min=1e-12), scale, torch.inf)
+        _, values, right = torch.linalg.svd((rows.double() - mean) / scale, full_matrices=False)
         kept = min(self.components.shape[1], int((values > 1e-6 * values[:1].clamp(min=1e-12)).sum()))
-        right = (
-            right[:kept]
-            * right[:kept].sum(1).sign().where(right[:kept].sum(1) != 0, torch.tensor(1.0))[:, None]
-        )
+        right = right[:kept]
+        signs = right.sum(1).sign()
+        right = right * torch.where(signs != 0, signs, 1.0)[:, None]
         spread = values[0] / max(1, len(rows) - 1) ** 0.5 if len(values) else torch.tensor(1.0)
         self.mean.copy_(mean.float())
         self.components.zero_()
         if kept:
-            self.components[:, :kept] = (right.T / spread.clamp(min=1e-6)).float()
+            self.components[:, :kept] = ((right / scale).T / spread.clamp(min=1e-6)).float()
 
     def forward(self, values: Tensor) -> Tensor:
         return ((values - self.mean) @ self.components).clamp(-4 * CLIP, 4 * CLIP)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fusion.batch import Tokens
 from fusion.encoders.base import Encoded, Encoder, Projection, Trunk, attention_weights
@@ -34,7 +34,17 @@ class CineEncoder(Encoder):
         projected = self.projection(tokens.values)
         return Tokens(torch.where(tokens.known[..., None], projected, 0.0), tokens.known, tokens.times_ms)
 
+    least_rows = 30  # nothing but training makes a recurrent network
+
+    def features(self, prepared: Tokens) -> Tensor:
+        return self._seen(prepared)[0]
+
     def forward(self, prepared: Tokens) -> Encoded:
+        seen, weights = self._seen(prepared)
+        embedding, logits = self.trunk(seen)
+        return Encoded(embedding, logits, weights)
+
+    def _seen(self, prepared: Tokens) -> tuple[Tensor, Tensor]:
         known = prepared.known
         mask = known[..., None].float()
         values = torch.where(known[..., None], prepared.values, 0.0)
@@ -49,5 +59,4 @@ class CineEncoder(Encoder):
         count = mask.sum(1).clamp(min=1)
         mean = (values * mask).sum(1) / count
         motion = ((((values - mean[:, None]) ** 2) * mask).sum(1) / count + 1e-6).sqrt()
-        embedding, logits = self.trunk(torch.cat([seen, mean, motion], dim=1))
-        return Encoded(embedding, logits, weights)
+        return torch.cat([seen, mean, motion], dim=1), weights

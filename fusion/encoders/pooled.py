@@ -1,9 +1,9 @@
-"""Images and notes: attention over views or sentences, each an embedding of a frozen backbone."""
+"""Notes: attention over sentences, each an embedding of a frozen backbone."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fusion.batch import Tokens
 from fusion.encoders.base import Encoded, Encoder, Projection, Trunk, attention_weights
@@ -31,9 +31,15 @@ class PooledEncoder(Encoder):
         projected = self.projection(tokens.values)
         return Tokens(torch.where(tokens.known[..., None], projected, 0.0), tokens.known)
 
+    def features(self, prepared: Tokens) -> Tensor:
+        return self._pooled(prepared)[0]
+
     def forward(self, prepared: Tokens) -> Encoded:
-        values = torch.where(prepared.known[..., None], prepared.values, 0.0)
-        weights = attention_weights(self.scorer(values).squeeze(-1), prepared.known)
-        pooled = (weights[..., None] * values).sum(1)
+        pooled, weights = self._pooled(prepared)
         embedding, logits = self.trunk(pooled)
         return Encoded(embedding, logits, weights)
+
+    def _pooled(self, prepared: Tokens) -> tuple[Tensor, Tensor]:
+        values = torch.where(prepared.known[..., None], prepared.values, 0.0)
+        weights = attention_weights(self.scorer(values).squeeze(-1), prepared.known)
+        return (weights[..., None] * values).sum(1), weights

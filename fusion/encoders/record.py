@@ -1,49 +1,117 @@
-"""Tabular fields, genomic findings and series summaries: values that may be missing, and stay so."""
+"""Tabular fields and genomic findings: values that may be missing, and stay so."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fusion.batch import Tokens
 from fusion.encoders.base import CLIP, Encoded, Encoder, Trunk
+from fusion.encoders.trees import Trees
+
+BINS = 6
+LEAST_FOR_BINS = 300  # known values of a number below which it stays one straight line
 
 
 class RecordEncoder(Encoder):
-    """[B, F, K] → [B, E]: each field's K numbers standardised with training statistics, times its mask,
-    beside the mask itself. A missing field is a zero with its mask down, whatever stood in its place."""
+    """[B, F, K] → [B, E]: each field's K numbers, standardised with training statistics, as line and as bins.
+
+    bins    piecewise-linear encoding between training quantiles (Gorishniy 2022): risk may rise at both ends
+    known   whether the field is known stands beside its numbers, standardised too: *which* values a clinic
+            has asked for tells something. A missing field is a zero with that flag down, whatever stood there
+    trees   with many patients, boosted trees on the same numbers are a second voice; the mean is said
+    """
 
     mean: Tensor
     scale: Tensor
+    share: Tensor
+    edges: Tensor
 
     def __init__(self, fields: int, numbers: int, width: int, outcomes: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(fields, numbers))
         self.register_buffer("scale", torch.ones(fields, numbers))
-        self.trunk = Trunk(max(1, fields * (numbers + 1)), width, outcomes)
+        self.register_buffer("share", torch.full((fields,), 0.5))
+        self.register_buffer("edges", torch.zeros(fields, numbers, BINS + 1))
+        self.trunk = Trunk(max(1, fields * (numbers * (1 + BINS) + 1)), width, outcomes)
+        self.trees = Trees(outcomes)
 
     def fit_statistics(self, tokens: Tokens) -> None:
         weight = tokens.known[..., None].double()
         count = weight.sum(0).clamp(min=1)
-        values = tokens.values.double()
+        values = tokens.values[..., : self.mean.shape[1]].double()
         mean = (values * weight).sum(0) / count
-        variance = (((values - mean) ** 2) * weight).sum(0) / count
-        scale = variance.sqrt()
+        scale = ((((values - mean) ** 2) * weight).sum(0) / count).sqrt()
         self.mean.copy_(mean.float())
         # A number that never varies among training patients says nothing: huge scale, not a tiny one.
         self.scale.copy_(torch.where(scale > 1e-6, scale, torch.full_like(scale, 1e6)).float())
+        self.share.copy_(tokens.known.float().mean(0) if len(tokens) else self.share)
+        self.edges.copy_(self._quantiles(values, tokens.known))
+
+    def _quantiles(self, values: Tensor, known: Tensor) -> Tensor:
+        """Standardised quantiles float32 [F, K, BINS + 1]; all zero where there are too few values."""
+        edges = torch.zeros_like(self.edges)
+        at = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
+        for field in range(edges.shape[0]):
+            rows = values[known[:, field], field]
+            if len(rows) >= LEAST_FOR_BINS:
+                edges[field] = torch.quantile(rows, at, dim=0).T.float()
+        standard = ((edges - self.mean[..., None]) / self.scale[..., None]).clamp(-CLIP, CLIP)
+        return torch.where((edges != 0).any(-1, keepdim=True), standard, 0.0)
 
     def prepare(self, tokens: Tokens) -> Tokens:
-        fields = len(self.mean)
-        values = ((tokens.values[:, :fields] - self.mean) / self.scale).clamp(-CLIP, CLIP)
+        fields, numbers = self.mean.shape
+        values = ((tokens.values[:, :fields, :numbers] - self.mean) / self.scale).clamp(-CLIP, CLIP)
         known = tokens.known[:, :fields]
         return Tokens(torch.where(known[..., None], values, 0.0), known)
 
+    def features(self, prepared: Tokens) -> Tensor:
+        known = prepared.known
+        numbers = self._numbers(prepared)
+        low, high = self.edges[..., :-1], self.edges[..., 1:]
+        width = torch.where(high - low > 1e-4, high - low, torch.full_like(low, 1e6))
+        bins = ((numbers[..., None] - low) / width).clamp(0, 1)
+        parts = torch.cat([numbers[..., None] / numbers.shape[-1] ** 0.5, bins], dim=-1).flatten(2)
+        parts = torch.where(known[..., None], parts, 0.0)
+        flag = (known.float() - self.share) / (self.share * (1 - self.share)).sqrt().clamp(min=0.1)
+        features = torch.cat([parts, flag[..., None]], dim=2).flatten(1)
+        return features if features.shape[1] else features.new_zeros(len(prepared), 1)
+
+    def fit_first(
+        self,
+        prepared: Tokens,
+        labels: Tensor,
+        base: Tensor,
+        folds: NDArray[np.int64],
+        *,
+        seed: int,
+        penalty: Tensor | None = None,
+    ) -> None:
+        super().fit_first(prepared, labels, base, folds, seed=seed, penalty=penalty)
+        self.trees.fit(self._raw(prepared), labels, base, seed=seed)
+
     def forward(self, prepared: Tokens) -> Encoded:
-        known = prepared.known[..., None]
-        numbers = torch.where(known, prepared.values, 0.0) / prepared.values.shape[-1] ** 0.5
-        features = torch.cat([numbers, 0.5 * known.float()], dim=2).flatten(1)
-        if features.shape[1] == 0:
-            features = features.new_zeros(len(prepared), 1)
-        embedding, logits = self.trunk(features)
-        return Encoded(embedding, logits)
+        embedding, logits = self.trunk(self.features(prepared))
+        return Encoded(embedding, self._with_trees(prepared, logits))
+
+    def _with_trees(self, prepared: Tokens, logits: Tensor) -> Tensor:
+        """Mean of the two voices, where the trees have one. While the trunk is trained they are silent: on
+        the patients they were fitted on they know too much."""
+        if self.training:
+            return logits
+        together = (logits + self.trees(self._raw(prepared))) / 2
+        return torch.where(self.trees.is_fitted, together, logits)
+
+    def _numbers(self, prepared: Tokens) -> Tensor:
+        """Standardised numbers float32 [B, F, K], zero where unknown."""
+        held = prepared.values[..., : self.mean.shape[1]]
+        return torch.where(prepared.known[..., None], held, 0.0)
+
+    def _raw(self, prepared: Tokens) -> Tensor:
+        """The same flat, NaN where unknown: trees know what to do with that."""
+        numbers = self._numbers(prepared)
+        missing = torch.full_like(numbers, torch.nan)
+        flat = torch.where(prepared.known[..., None], numbers, missing).flatten(1)
+        return flat if flat.shape[1] else flat.new_full((len(flat), 1), torch.nan)

@@ -14,6 +14,7 @@ from fusion import Modality
 from fusion.batch import Tokens, collate
 from fusion.encoders import build_encoder
 from fusion.fuse import build_fusion
+from fusion.rows import VIEWS
 from tests.fusion import simulated
 
 EMPTY = {
@@ -75,7 +76,8 @@ def test_padding_and_what_it_holds_change_nothing(modality: Modality) -> None:
     encoder = build_encoder(modality, config).eval()
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter)
-    length, width = (3, 1) if modality == Modality.TABULAR else (5, 128 if modality == Modality.TEXT else 32)
+    widths = {Modality.TABULAR: 1, Modality.TEXT: 128, Modality.IMAGE: 32 + len(VIEWS), Modality.CINE: 32}
+    length, width = 3 if modality == Modality.TABULAR else 5, widths[modality]
     values, known = torch.randn(4, length, width), torch.ones(4, length, dtype=torch.bool)
     known[1, 2:] = False
     times = torch.arange(length).repeat(4, 1) * 40.0
