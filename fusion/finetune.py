@@ -120,7 +120,8 @@ def finetune(
 
     def logits(pictures: Tensor) -> Tensor:
         device = next(net.parameters()).device
-        return base_logit.to(device) + net(pictures.to(device).float())
+        said: Tensor = net(pictures.to(device).float())
+        return base_logit.to(device) + said
 
     def loss(index: Tensor) -> Tensor:
         pictures = train.values[index].float()
