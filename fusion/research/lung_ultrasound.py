@@ -5,7 +5,7 @@ Tasks: `abnormal` (any pneumonia against regular), `covid` (COVID-19 against oth
 a physician saw: `b_lines`, `consolidations`.
 
 Only the clip is an input: age, machine and source go together with the label here, so they are left out.
-Reading clips needs OpenCV (`opencv-python-headless`).
+Reading clips needs OpenCV (the extra `studies`).
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _read(path: Path, fps: float) -> Frames:
     try:
         import cv2
     except ImportError as fault:
-        raise BadInput("clips are read with OpenCV: pip install opencv-python-headless") from fault
+        raise BadInput("clips are read with OpenCV, which is not installed: add the extra `studies`") from fault
     clip = cv2.VideoCapture(str(path))
     frames = []
     while (got := clip.read())[0]:
