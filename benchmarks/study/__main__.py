@@ -25,6 +25,7 @@ PARTS = {
     "cxr_covid": {
         "comparison": "benchmarks.study.comparison",
         "detection": "benchmarks.study.detection",
+        "finetune": "benchmarks.study.finetune",
         "generalisation": "benchmarks.study.generalisation",
         "heat_maps": "benchmarks.study.heat_maps",
         "scope": "benchmarks.study.scope",
@@ -39,7 +40,10 @@ PARTS = {
         "comparison": "benchmarks.study.comparison",
         "survival": "benchmarks.study.survival",
     },
-    "skin_ham10000": {"comparison": "benchmarks.study.comparison"},
+    "skin_ham10000": {
+        "comparison": "benchmarks.study.comparison",
+        "finetune": "benchmarks.study.finetune",
+    },
 }
 
 
