@@ -17,7 +17,7 @@ if find_spec("torch") is not None:  # without it, on a small machine, `fusion.ed
         text_backbone_names,
     )
     from fusion.bundle import Bundle
-    from fusion.config import FieldKind, FieldSpec, FusionConfig, FusionKind, OutcomeSpec
+    from fusion.config import CinePooling, FieldKind, FieldSpec, FusionConfig, FusionKind, OutcomeSpec
     from fusion.errors import BadInput, BundleMismatch, Cancelled, FusionError, NotEnoughData, UnknownEncoder
     from fusion.evaluate import Report, evaluate
     from fusion.explain import ImageExplanation, explain_image, frames_explained
@@ -34,6 +34,7 @@ __all__ = [
     "Bundle",
     "BundleMismatch",
     "Cancelled",
+    "CinePooling",
     "Contribution",
     "Driver",
     "Example",

@@ -55,6 +55,16 @@ class FusionKind(StrEnum):
     STACKING = "stacking"  # a meta-learner with weights of its own for every pattern of present modalities
 
 
+class CinePooling(StrEnum):
+    """How the frames of a clip become one: a recurrent network, attention, or, to compare with, less."""
+
+    GRU = "gru"
+    LSTM = "lstm"
+    ATTENTION = "attention"
+    MEAN = "mean"  # of the frames, whatever their order
+    FRAME = "frame"  # the middle one alone
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusionConfig:
     """A model and its training, complete: the same config, data and seed give the same model."""
@@ -71,6 +81,7 @@ class FusionConfig:
     image_components: int = 32  # principal components kept of an image's embedding; 128 where rows are many
     cine_size: int = 112
     cine_frames: int = 16  # frames kept per clip, evenly spread over its time
+    cine_pooling: CinePooling = CinePooling.GRU
     series_hours: float = 168.0  # how far back series are read
     max_images: int = 2
     max_notes: int = 5

@@ -37,4 +37,4 @@ def build_encoder(modality: Modality, config: FusionConfig) -> Encoder:
             flags=view_columns(config),
             heads=heads,
         )
-    return CineEncoder(width_of(config.cine_backbone), e, r)
+    return CineEncoder(width_of(config.cine_backbone), e, r, config.cine_pooling)
