@@ -52,8 +52,10 @@ def run(folder: Path, *, repeats: int, seed: int, quick: bool) -> str:
         repeats = 1
     shifts = _shifts(seed)
     embedded = {}
-    pictures = {p.key: _small(p) for p, _ in everyone}
     asked = {e.inputs.images[0].key for e in examples}
+    pictures = {
+        p.key: _small(p) for p in [*(p for p, _ in everyone), *(e.inputs.images[0] for e in examples)]
+    }
     for arm, name in BACKBONES.items():
         backbone = fusion.load_backbone(name)
         for shift, change in shifts.items():
@@ -76,7 +78,8 @@ def run(folder: Path, *, repeats: int, seed: int, quick: bool) -> str:
         f"{comparing.difference(found['harmonised', shift], found['as it is', shift]).signed} |"
         for shift in shifts
     ]
-    noticed = _noticed(everyone, embedded, size, seed)
+    draws = 10 if quick else DRAWS
+    noticed = _noticed(everyone, embedded, size, seed, draws)
     reduced = " (quick run: small pictures)" if quick else ""
     return "\n".join(
         [
@@ -93,7 +96,7 @@ def run(folder: Path, *, repeats: int, seed: int, quick: bool) -> str:
             "| --- | --- | --- | --- |",
             *rows,
             "",
-            f"The shift detector, {DRAWS} windows of patients each beside the summary of the others "
+            f"The shift detector, {draws} windows of patients each beside the summary of the others "
             f"({len(everyone)} patients; noticed: p at most 0.01); mean distance in standard "
             "deviations of training pictures:",
             "",
@@ -145,8 +148,6 @@ def _first_pictures(folder: Path) -> list[tuple[PixelInput, str]]:
         for example in sorted(task.examples, key=lambda e: e.inputs.key):
             for pixels in example.inputs.images[:1]:
                 found.setdefault(example.group, (pixels, example.attributes.get("view", "")))
-    for example in read_collection(folder, "cxr_covid").tasks["severe_outcome"].examples:
-        found[example.group] = (example.inputs.images[0], example.attributes.get("view", ""))
     return list(found.values())
 
 
@@ -204,6 +205,7 @@ def _noticed(
     embedded: dict[tuple[str, str], dict[str, Floats]],
     size: int,
     seed: int,
+    draws: int,
 ) -> list[str]:
     """A row a shift: share of windows that are noticed, and the mean distance, for each size of window."""
     name = BACKBONES["as it is"]
@@ -220,7 +222,7 @@ def _noticed(
     supine = np.array(["supine" in view.lower() for _, view in everyone])
     shifts = [shift for arm, shift in embedded if arm == "as it is"]
     hits: dict[tuple[str, int], list[tuple[bool, float]]] = {}
-    for draw in range(DRAWS):
+    for draw in range(draws):
         order = np.random.default_rng(seed + draw).permutation(len(everyone))
         for count in WINDOWS:
             window, rest = order[:count], order[count:]
