@@ -129,7 +129,8 @@ def test_statistics_of_normalisation_stay_those_of_pretraining() -> None:
     assert all(torch.equal(v, after[k]) for k, v in before.items())
     norm = next(m for m in net.network.modules() if isinstance(m, nn.BatchNorm2d))
     assert norm.weight.grad is not None, "its gain is trained"
-    assert net.network.model.embedder.embedder.convolution.weight.grad is not None, "grey pictures reach the first"
+    stem = net.network.model.embedder.embedder.convolution
+    assert stem.weight.grad is not None, "a grey picture trains the first layer's three channels"
 
 
 def test_the_head_alone_leaves_the_backbone_as_it_was() -> None:
@@ -145,7 +146,8 @@ def test_gradual_changes_the_backbone_and_says_so_in_its_version() -> None:
     found = tune(CONFIG)
     assert found.backbone.is_tuned
     assert found.backbone.version.startswith("small_cnn+tuned:")
-    assert found.backbone.version == tune(CONFIG).backbone.version, "same data, config and seed: the same weights"
+    again = tune(CONFIG).backbone
+    assert found.backbone.version == again.version, "same data, config and seed: the same weights"
     values = picture(True, 1)
     assert not np.allclose(found.backbone.embed(values, SIZE), plain.embed(values, SIZE), atol=1e-3)
     assert plain.version == fusion.load_backbone("small_cnn").version, "what came in is untouched"
