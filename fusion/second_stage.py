@@ -26,7 +26,7 @@ from fusion.survival import by_horizon, curves_of
 
 LEAST_TUNING = 20  # tuning patients before early stopping looks at them
 SMALL_TUNING = 1000  # labelled tuning patients below which out-of-fold evidence helps to calibrate
-LEAST_GUARDED = 60  # patients with all of a pattern before the guard judges it
+LEAST_GUARDED, MOST_GUARDED = 60, 5000  # patients with all of a pattern on whom the guard judges it
 WORSE = 1.0  # standard error by which hearing less must be better before less is heard
 HIDDEN = 0.5  # weight of a patient with modalities hidden beside one who truly lacks them
 PARTS = 5  # that the calibration is fitted without, in turn, to measure the interval
@@ -86,12 +86,14 @@ def guard(model: FusionModel, told: Told) -> None:
     with torch.no_grad():
         for pattern in sorted(range(len(subsets)), key=lambda p: int(subsets[p].sum())):
             inside = torch.nonzero(subsets[pattern]).squeeze(1).tolist()
-            rows = present[:, inside].all(dim=1)
-            if len(inside) < 2 or int(rows.sum()) < LEAST_GUARDED:
+            rows = torch.nonzero(present[:, inside].all(dim=1)).squeeze(1)
+            if len(inside) < 2 or len(rows) < LEAST_GUARDED:
                 continue
+            if len(rows) > MOST_GUARDED:
+                rows = rows[torch.linspace(0, len(rows) - 1, MOST_GUARDED).long()]
             lesser = sorted({pattern - 2**m for m in inside} | {2**m for m in inside})
             asked = [pattern, *lesser]
-            logits = [model.fuse(evidence[rows], subsets[p].expand(int(rows.sum()), -1)) for p in asked]
+            logits = [model.fuse(evidence[rows], subsets[p].expand(len(rows), -1)) for p in asked]
             losses = [_losses(said, labels[rows]) for said in logits]
             for r in range(labels.shape[1]):
                 gains = [_gain(losses[0][:, r], less[:, r]) for less in losses[1:]]

@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 DAYS = (3, 7, 14, 28)  # after the moment of judgement, 48 h after admission
 JUDGED = 48.0
 LOST = 12.0  # mean days until a patient is lost, simulated
-EPOCHS = 30
+EPOCHS = 15
 ARMS = {
     "survival": "discrete-time survival, all stays",
     "alive": "one binary outcome a horizon, the lost counted as alive",
