@@ -35,6 +35,7 @@ from fusion.inputs import Modality
 from fusion.model import FusionModel
 from fusion.numerics import without_denormals
 from fusion.scope import fit_scope
+from fusion.privacy import train_private
 from fusion.second_stage import calibrate_bundle, fit_fusion
 from fusion.shift import summarise_inputs
 from fusion.telling import Progress, Tell, Teller
@@ -67,6 +68,8 @@ def train(
     tunes = config.finetune != "none" and Modality.IMAGE in config.modalities
     with settled(config):
         teller = Teller(progress, (len(config.modalities) + tunes) * (max(2, config.folds) + 1) + 2)
+        if config.dp_noise > 0:
+            return train_private(train, tuning, config, teller)
         saver = Saver(checkpoint, "" if checkpoint is None else _course(train, tuning, config))
         teller.step("reading inputs")
         embedder = Embedder(config)

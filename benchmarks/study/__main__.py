@@ -39,6 +39,7 @@ PARTS = {
     "icu_physionet2012": {
         "comparison": "benchmarks.study.comparison",
         "survival": "benchmarks.study.survival",
+        "privacy": "benchmarks.study.privacy",
     },
     "skin_ham10000": {
         "comparison": "benchmarks.study.comparison",
