@@ -31,7 +31,7 @@ from fusion.train import assign_folds
 Floats = NDArray[np.float32]
 FOLDS, SIDE = 5, 320  # side: pictures are shrunk to it before anything is simulated
 BACKBONES = {"as it is": "efficientnet_lite0", "harmonised": "efficientnet_lite0+harmonised"}
-WINDOWS, DRAWS = (20, 50), 100
+WINDOWS, DRAWS = (20, 50), 60
 SHOWS = (
     "What it shows: a model that reads pictures as they come loses most to gamma, blur and loss of "
     "resolution; harmonising takes back what grey-scale curves, windows and borders cost, and cannot "
