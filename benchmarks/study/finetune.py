@@ -13,8 +13,9 @@ import numpy as np
 import fusion
 from benchmarks.study.comparing import auroc, brier, difference, draw, interval, scored
 from benchmarks.study.folds import Floats, labels_of
-from fusion import Example, FusionConfig, Modality, OutcomeSpec
+from fusion import Example, Frames, FusionConfig, Modality, OutcomeSpec, PixelInput
 from fusion.batch import collate
+from fusion.embedding import Embedder
 from fusion.predict import risks as predict_risks
 from fusion.research import Collection, read_collection
 from fusion.train import assign_folds
@@ -34,6 +35,7 @@ def run(folder: Path, *, repeats: int, seed: int, quick: bool) -> str:
     examples = _some(task.examples, 120 if quick else MOST, seed)
     epochs = 2 if quick else EPOCHS
     config = _config(collection, name, task.label, epochs)
+    examples = _shrunk(examples, config)
     labels = labels_of(examples, name)
     weights = draw([e.group for e in examples], seed)
     said: dict[str, dict[str, list[Floats]]] = {"image": {}, "image and record": {}}
@@ -91,6 +93,24 @@ def _out_of_fold(
         alone[held] = predict_risks(bundle, batch, only=(Modality.IMAGE,))[:, 0]
         print(f"finetune: {ARMS[arm]}, fold {fold + 1} of {FOLDS}", file=sys.stderr, flush=True)
     return alone, fused
+
+
+def _shrunk(examples: Sequence[Example], config: FusionConfig) -> list[Example]:
+    """Pictures read once, at the size the encoder takes: the very ones it would make of them each time."""
+    backbone = Embedder(config).image_backbone
+
+    def small(pixels: PixelInput) -> PixelInput:
+        values = backbone.resize(pixels.read().values[:1], config.image_size).numpy()
+        return replace(
+            pixels, read=lambda: Frames(values, np.zeros(1, np.float32)), times_ms=np.zeros(1, np.float32)
+        )
+
+    return [
+        replace(
+            e, inputs=replace(e.inputs, images=tuple(small(p) for p in e.inputs.images[: config.max_images]))
+        )
+        for e in examples
+    ]
 
 
 def _some(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
