@@ -10,8 +10,8 @@ Four figures a group, each with a 95 % bootstrap interval over patients:
 
 A gap is the difference between two groups of one attribute. It is over its limit when it is larger and chance
 alone would not explain it: its interval, widened for the number of comparisons of that outcome (Bonferroni),
-excludes 0. All gaps are taken on the same draws of patients. Groups with fewer than 10 events, or fewer than 10
-patients without, are too few to judge; that they were not judged is said, and is no proof of fairness.
+excludes 0. All gaps are taken on the same draws of patients. Groups with fewer than 10 events, or fewer than
+10 patients without, are too few to judge; that they were not judged is said, and is no proof of fairness.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def _interval(found: Array) -> dict[str, float | None]:
 def _gaps(
     groups: Sequence[tuple[str, str, NDArray[np.intp]]], judged: Sequence[bool], found: Array, limits: Limits
 ) -> list[dict[str, Any]]:
-    """Per attribute and limited figure the widest difference between two judged groups that is clear of chance;
-    where none is, the widest."""
+    """Per attribute and limited figure the widest difference between two judged groups that is clear of
+    chance; where none is, the widest."""
     pairs = [
         (one, two)
         for one, two in combinations(range(len(groups)), 2)

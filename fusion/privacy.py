@@ -1,19 +1,20 @@
 """Training that hides whether any one patient was in it: DP-SGD (Abadi 2016), with its ε stated.
 
-    ε, δ   for any one training patient, whatever is computed from the weights later: the chance of any outcome
+    ε, δ   for any one training patient, whatever is computed from the weights later: the chance of any
+    outcome
            of the training changes by a factor of at most e^ε with or without that patient, but for a chance δ
 
 What is trained is smaller than usual, so that one guarantee covers all of it: every encoder's linear part and
-the fusion (their sum) are one logistic model, trained once. There are no folds, no early stopping and no guard,
-each of which would look at patients again. Each patient gives one row, so ε is per *patient*; batches are
-Poisson samples; a patient's gradient is cut at `dp_clip` and Gaussian noise of `dp_noise` × `dp_clip` is added
-to the sum. The event rates are counted once with the same noise. opacus clips, adds the noise and accounts for
-all of it together (Rényi; Mironov 2017).
+the fusion (their sum) are one logistic model, trained once. There are no folds, no early stopping and no
+guard, each of which would look at patients again. Each patient gives one row, so ε is per *patient*; batches
+are Poisson samples; a patient's gradient is cut at `dp_clip` and Gaussian noise of `dp_noise` × `dp_clip` is
+added to the sum. The event rates are counted once with the same noise. opacus clips, adds the noise and
+accounts for all of it together (Rényi; Mironov 2017).
 
-Statistics (standardisation, projections), calibration and the interval are fitted on the *tuning* patients
-without noise: the guarantee does not cover them. Use public data, or people who agreed. The report is not
-covered either. Noise and batches come from the machine's own entropy, never from the seed, which a bundle
-tells: two private trainings therefore differ.
+Statistics (standardisation, projections, the directions trained), calibration and the interval are fitted on
+the *tuning* patients without noise: the guarantee does not cover them. Use public data, or people who
+agreed. The report is not covered either. Noise and batches come from the machine's own entropy, never from
+the seed, which a bundle tells: two private trainings therefore differ.
 """
 
 from __future__ import annotations
@@ -42,11 +43,17 @@ from fusion.telling import Progress, Teller
 
 LEAST_TUNING = 20
 RATE, MOMENTUM = 0.25, 0.9
+DIRECTIONS, LENGTH = (
+    64,
+    4.0,
+)  # kept of the features, and the root mean square length of a tuning patient's in them
 SHARE = 1 / 8  # of the training patients in an average batch, or `batch_size` of them where that is more
 
 COVERS = "weights and event rates, for any one training patient"
 NOT_COVERED = (
-    "tuning patients: standardisation, projections, calibration and the interval are fitted on them without noise",
+    "tuning patients: standardisation, projections, directions, calibration and the interval are fitted on "
+    "them "
+    "without noise",
     "held-out patients: the report is computed on them without noise",
     "the number of training patients, which the metadata tell",
     "other trainings on the same patients: their ε adds up",
@@ -97,7 +104,8 @@ def noise_for(epsilon: float, config: FusionConfig, patients: int) -> float:
 def train_private(
     train: Sequence[Example], tuning: Sequence[Example], config: FusionConfig, teller: Teller
 ) -> Bundle:
-    """Examples → Bundle whose `metadata["privacy"]` states ε; called by `fusion.train` where `dp_noise` is set.
+    """Examples → Bundle whose `metadata["privacy"]` states ε; called by `fusion.train` where `dp_noise` is
+    set.
 
     Raises BadInput for settings that would need training patients again, NotEnoughData with fewer than 20
     tuning examples, UnknownEncoder without opacus.
@@ -118,8 +126,9 @@ def train_private(
     for modality in config.modalities:
         model.encoder(modality).fit_statistics(held.tokens[modality])
     teller.step("private training")
+    basis = public_basis(features_of(model, held))
     weights = private_linear(
-        features_of(model, batch),
+        features_of(model, batch) @ basis,
         labels,
         model.base_logit,
         course=course,
@@ -128,7 +137,7 @@ def train_private(
         draw=draw,
         tell=lambda done: teller.tell(Progress("private training", 0.1 + 0.7 * done)),
     )
-    _put(model, weights)
+    _put(model, weights @ basis.T)
     with torch.no_grad():
         said = model.encode(held)
     teller.step("calibration")
@@ -180,8 +189,8 @@ def one_row_each(groups: Sequence[str], seed: int) -> list[int]:
 def noisy_base_logit(labels: Tensor, noise: float, draw: torch.Generator) -> Tensor:
     """Logit of each outcome's event rate from counts with Gaussian noise, float32 [R].
 
-    labels  float32 [N, R], one row a patient; NaN = unknown. A patient changes each of the 2R counts by at most
-    one, all of them together by √(2R), which the noise is scaled to: one step of the accountant
+    labels  float32 [N, R], one row a patient; NaN = unknown. A patient changes each of the 2R counts by at
+    most one, all of them together by √(2R), which the noise is scaled to: one step of the accountant
     """
     known = (~torch.isnan(labels)).sum(0).double()
     counts = torch.stack([torch.nansum(labels, dim=0).double(), known])
@@ -207,6 +216,19 @@ def features_of(model: FusionModel, batch: Batch) -> Tensor:
     return torch.cat([*parts, batch.present.float()], dim=1)
 
 
+def public_basis(features: Tensor) -> Tensor:
+    """The directions in which the *tuning* patients' features vary most, float32 [P, ≤ 64].
+
+    Noise is added in every direction that is trained, so few are trained, and which must not be told by
+    those the guarantee covers (Zhou 2021). Not centred, so that what is linear in them stays linear in the
+    features.
+    """
+    _, values, right = torch.linalg.svd(features.double(), full_matrices=False)
+    kept = right[: min(DIRECTIONS, int((values > 1e-6 * values[0]).sum()))].T
+    length = float((features.double() @ kept).square().sum(1).mean().sqrt())
+    return (kept * LENGTH / max(length, 1e-9)).float()
+
+
 def private_linear(
     features: Tensor,
     labels: Tensor,
@@ -221,7 +243,8 @@ def private_linear(
     """DP-SGD of a logistic model without intercept beside `base`: weights float32 [R, P].
 
     features float32 [N, P], one row a patient; labels float32 [N, R], NaN = unknown. The loss of a patient is
-    their mean over known outcomes. The mean of the second half of all steps is returned, which costs no privacy.
+    their mean over known outcomes. The mean of the second half of all steps is returned, which costs no
+    privacy.
     """
     opacus = _opacus()
     inner = nn.Linear(features.shape[1], labels.shape[1], bias=False)
@@ -291,7 +314,8 @@ def _check(config: FusionConfig, tuning: int) -> None:
         raise BadInput("dp_delta must lie between 0 and 1, dp_clip above 0, dp_noise at 0 or above")
     if tuning < LEAST_TUNING:
         raise NotEnoughData(
-            f"{tuning} tuning examples; a private training standardises and calibrates on at least {LEAST_TUNING}"
+            f"{tuning} tuning examples; a private training standardises and calibrates on at least "
+            f"{LEAST_TUNING}"
         )
 
 

@@ -67,7 +67,8 @@ class FairGroup:
 
 @dataclass(frozen=True, slots=True)
 class Fairness:
-    """Whether the model does as well for one group as for another. `gaps`: the widest, in words, over its limit?"""
+    """Whether the model does as well for one group as for another. `gaps`: the widest, in words, over its
+    limit?"""
 
     verdict: str
     threshold: str

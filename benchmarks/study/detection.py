@@ -45,7 +45,8 @@ class Arm:
 
 
 def run(folder: Path, *, repeats: int, seed: int, quick: bool) -> str:
-    """The lung boxes of `folder` → Markdown. One pass over the folds, whatever `repeats` says: heads take minutes."""
+    """The lung boxes of `folder` → Markdown. One pass over the folds, whatever `repeats` says: heads take
+    minutes."""
     pictures, patients = read_boxes(folder)
     if quick:
         pictures, patients = pictures[:24], patients[:24]
@@ -158,12 +159,17 @@ def _page(
         "",
         f"    python -m benchmarks.study cxr_covid DIR --part detection --seed {seed}",
         "",
-        f"{count} radiographs of {len(set(patients))} patients, {2 * count} boxes drawn by people (left and right lung "
-        f"told apart); {FOLDS} folds by patient, {SIZE} px, EfficientNet-Lite0 with ImageNet weights frozen under both, "
+        f"{count} radiographs of {len(set(patients))} patients, {2 * count} boxes drawn by people (left "
+        f"and right lung "
+        f"told apart); {FOLDS} folds by patient, {SIZE} px, EfficientNet-Lite0 with ImageNet weights "
+        f"frozen under both, "
         f"each picture {COPIES} times (moved, scaled, brighter or darker, never mirrored); "
-        f"{EPOCHS['faster_rcnn']} epochs of Faster R-CNN, {EPOCHS['rt_detr']} of a small RT-DETR: a budget of minutes on "
-        "one core, not the best that either can do. 95 % intervals over patients. mAP: all-point interpolation. "
-        "*found at r false*: share of boxes found at r findings a picture that are none (FROC). *overlap of the "
+        f"{EPOCHS['faster_rcnn']} epochs of Faster R-CNN, {EPOCHS['rt_detr']} of a small RT-DETR: a budget "
+        f"of minutes on "
+        "one core, not the best that either can do. 95 % intervals over patients. mAP: all-point "
+        "interpolation. "
+        "*found at r false*: share of boxes found at r findings a picture that are none (FROC). *overlap "
+        "of the "
         "surest*: mean intersection over union of each box with the surest finding of its label.",
         "",
         f"| detector | {' | '.join(columns)} | minutes |",
@@ -178,8 +184,10 @@ def _page(
     )
     lines += [f"| Faster R-CNN minus RT-DETR | {paired} | |", ""]
     lines.append(
-        "Both lungs are large, near the same place in every picture and always there: an easy task, which proves "
-        "that the detectors learn and that their boxes are where people draw them, and says nothing of small or "
+        "Both lungs are large, near the same place in every picture and always there: an easy task, which "
+        "proves "
+        "that the detectors learn and that their boxes are where people draw them, and says nothing of "
+        "small or "
         "rare findings. RT-DETR starts from random weights above the backbone; it is known to want far more "
         "pictures and epochs than this."
     )

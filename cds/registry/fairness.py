@@ -28,7 +28,8 @@ def gaps_over(version: ModelVersion) -> list[str]:
 
 
 def check_gaps(version: ModelVersion) -> None:
-    """Raises Conflict, naming the gaps: no person may promote past it, only retraining or the site's limits."""
+    """Raises Conflict, naming the gaps: no person may promote past it, only retraining or the site's
+    limits."""
     if over := gaps_over(version):
         raise Conflict(
             f"{version.label} differs too much between groups of patients: {'. '.join(over)}. "

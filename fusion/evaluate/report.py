@@ -64,7 +64,8 @@ def evaluate(
 ) -> Report:
     """Score a bundle on held-out examples; intervals are 95 % bootstrap over patient groups.
 
-    comparison  also ablation, baselines, subgroups and fairness. Baselines are fitted on the bundle's training
+    comparison  also ablation, baselines, subgroups and fairness. Baselines are fitted on the bundle's
+    training
                 examples, so only on a bundle that was just trained (a note says when they are left out)
     thresholds  outcome → the risk from which somebody acts, for fairness; default: its base rate in training
     Also writes the headline figures to `bundle.metadata["metrics"]`.
@@ -258,7 +259,7 @@ def _fairness(
     config, found = bundle.config, {}
     names = sorted({name for e in held_out for name in e.attributes})
     for r, spec in enumerate(config.outcomes):
-        known = np.flatnonzero(~np.isnan(labels[:, r]))
+        known = np.flatnonzero(~np.isnan(labels[:, r])).tolist()
         found[spec.name] = compare_groups(
             risks[known, r],
             labels[known, r],

@@ -189,7 +189,8 @@ def test_sampling_takes_what_it_may_and_no_more(seed: int, with_truth: int, igno
     some, none = regions.sample(matched, 16, 0.25, torch.Generator().manual_seed(seed))
     assert len(some) == min(with_truth, 4)
     assert len(none) == 16 - len(some)
-    assert (matched[some] >= 0).all() and (matched[none] == regions.BACKGROUND).all()
+    assert (matched[some] >= 0).all()
+    assert (matched[none] == regions.BACKGROUND).all()
     assert len(set(none.tolist())) == len(none)
 
 

@@ -76,7 +76,8 @@ def test_findings_are_in_pixels_and_millimetres_of_the_frame_given(detector: Det
     frames = Frames(small[None], np.zeros(1, np.float32))
     wide = Frames(large[None], np.zeros(1, np.float32), spacing_mm=(0.5, 0.25))
     plain, scaled = detector.detect(frames, threshold=0.2), detector.detect(wide, threshold=0.2)
-    assert plain and plain[0].height_mm is None
+    assert plain
+    assert plain[0].height_mm is None
     assert [b.score for b in plain] == sorted((b.score for b in plain), reverse=True)
     best, same = plain[0], min(scaled, key=lambda b: abs(b.y - 2 * plain[0].y) + abs(b.x - 4 * plain[0].x))
     assert (same.label, same.y, same.w) == (

@@ -18,7 +18,8 @@ LIMITS = Limits(0.1, 0.1)
 def compared(
     count: int, seed: int, *, shift: float = 0.0, noise: float = 0.0, limits: Limits = LIMITS, **more: Any
 ) -> dict[str, Any]:
-    """Two groups of patients; of the second, the risk is told `shift` too low and with `noise` on its logit."""
+    """Two groups of patients; of the second, the risk is told `shift` too low and with `noise` on its
+    logit."""
     draw = np.random.default_rng(seed)
     logits = draw.normal(size=count) * 1.5
     labels = (draw.random(count) < 1 / (1 + np.exp(-logits))).astype(np.float64)

@@ -112,7 +112,8 @@ def test_without_noise_it_is_ordinary_clipped_training() -> None:
 
 
 def test_no_patient_moves_a_step_by_more_than_the_clip() -> None:
-    """However far out a patient is, one step without momentum's past differs by at most rate × clip / batch."""
+    """However far out a patient is, one step without momentum's past differs by at most rate × clip /
+    batch."""
     x, y = some(40, 0)
     wild = torch.cat([x, torch.full((1, 5), 1e4)])
     course = Course(1.0, 1)

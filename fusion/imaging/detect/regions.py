@@ -54,8 +54,8 @@ def sample(matched: Tensor, count: int, share: float, generator: torch.Generator
 
 
 def level_of(boxes: Tensor, levels: Sequence[tuple[int, int]], size: int) -> Tensor:
-    """Which level a region is read from (Lin 2017): where its side is nearest to the eight cells that RoIAlign
-    reads as seven bins. int64 [N]; levels (h, w) from fine to coarse."""
+    """Which level a region is read from (Lin 2017): where its side is nearest to the eight cells that
+    RoIAlign reads as seven bins. int64 [N]; levels (h, w) from fine to coarse."""
     side = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-6).prod(dim=1).sqrt()
     pitch = torch.tensor([size / cells[0] for cells in levels])
     return (torch.log(side[:, None] / (8 * pitch[None]))).abs().argmin(dim=1)

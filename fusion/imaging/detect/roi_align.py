@@ -2,11 +2,11 @@
 
 Conventions, those called aligned=True elsewhere: a box coordinate c in picture pixels lies at c × scale - 0.5
 in the map's index space, whose point (i, j) is the centre of cell i, j. Each bin is the mean of
-`samples` × `samples` points, evenly spread within it. A point beyond the outermost centres by less than one cell
-takes the border's value; one further out is zero.
+`samples` × `samples` points, evenly spread within it. A point beyond the outermost centres by less than one
+cell takes the border's value; one further out is zero.
 
-A bilinear weight is a row weight times a column weight, and so is the mean over a bin's grid: the whole is two
-small matrix products per region, which are exact and which autograd differentiates.
+A bilinear weight is a row weight times a column weight, and so is the mean over a bin's grid: the whole is
+two small matrix products per region, which are exact and which autograd differentiates.
 """
 
 from __future__ import annotations

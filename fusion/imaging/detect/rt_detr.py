@@ -1,4 +1,5 @@
-"""RT-DETR (Zhao 2024) from transformers, on the same backbone: a transformer that answers with a set of boxes.
+"""RT-DETR (Zhao 2024) from transformers, on the same backbone: a transformer that answers with a set of
+boxes.
 
 A small configuration with random weights (only the backbone's are pretrained), beside Faster R-CNN.
 """
@@ -29,8 +30,8 @@ class RtDetr(nn.Module):
         except ImportError as fault:
             raise UnknownEncoder("rt_detr needs transformers ≥ 5 (a dependency of tessera)") from fault
         stages = [f"stage{place + 1}" for place in range(len(channels))]
-        config = RTDetrConfig(
-            backbone_config=RTDetrResNetConfig(
+        config = RTDetrConfig(  # type: ignore[call-arg]
+            backbone_config=RTDetrResNetConfig(  # type: ignore[call-arg]
                 embedding_size=8,
                 hidden_sizes=list(channels),
                 depths=[1] * len(channels),
@@ -60,7 +61,8 @@ class RtDetr(nn.Module):
     def losses(
         self, maps: Sequence[Tensor], truths: Sequence[Truth], size: int, draw: torch.Generator
     ) -> Tensor:
-        """The set loss of the paper (Hungarian matching; varifocal, L1 and GIoU), denoising queries included."""
+        """The set loss of the paper (Hungarian matching; varifocal, L1 and GIoU), denoising queries
+        included."""
         asked = [{"class_labels": truth.labels, "boxes": _centred(truth.boxes / size)} for truth in truths]
         return self._asked(maps, size, asked).loss  # type: ignore[no-any-return]
 
@@ -97,8 +99,8 @@ class _Given(nn.Module):
 
 
 def _doubling(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Each level twice as fine as the next, as the network's own fusion wants them; padding rules of a backbone
-    may have made 13 cells where 12 are wanted."""
+    """Each level twice as fine as the next, as the network's own fusion wants them; padding rules of a
+    backbone may have made 13 cells where 12 are wanted."""
     height, width = maps[-1].shape[2:]
     sizes = [(height << up, width << up) for up in range(len(maps) - 1, -1, -1)]
     return [

@@ -1,7 +1,7 @@
 """How well boxes were found: average precision and FROC, by hand-checkable rules.
 
-A finding is right when the box of its picture that it overlaps most, among those of its label, is overlapped by
-at least `overlap` and was not claimed by a surer finding (the rule of Pascal VOC; Everingham 2010).
+A finding is right when the box of its picture that it overlaps most, among those of its label, is overlapped
+by at least `overlap` and was not claimed by a surer finding (the rule of Pascal VOC; Everingham 2010).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ FALSE_PER_PICTURE = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
 class Judged:
     """Every finding of some pictures, judged.
 
-    scores float64 [N]; is_right bool [N]; labels, pictures int64 [N]; truths int64 [P, labels], boxes there are
+    scores float64 [N]; is_right bool [N]; labels, pictures int64 [N]; truths int64 [P, labels], boxes there
+    are
     """
 
     scores: Floats
@@ -90,8 +91,8 @@ def mean_average_precision(judged: Judged, weights: Floats | None = None) -> flo
 def froc(
     judged: Judged, rates: Sequence[float] = FALSE_PER_PICTURE, weights: Floats | None = None
 ) -> list[float | None]:
-    """Free-response ROC (Chakraborty 1989): the share of boxes found at the lowest threshold that calls at most
-    `rate` findings a picture that are none, for each rate; all labels together."""
+    """Free-response ROC (Chakraborty 1989): the share of boxes found at the lowest threshold that calls at
+    most `rate` findings a picture that are none, for each rate; all labels together."""
     weights = np.ones(len(judged.truths)) if weights is None else weights
     there = float((judged.truths.sum(axis=1) * weights).sum())
     if not there:

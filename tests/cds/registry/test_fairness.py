@@ -1,4 +1,5 @@
-"""A gap between groups of patients over the site's limit stops a promotion; nothing else about a report does."""
+"""A gap between groups of patients over the site's limit stops a promotion; nothing else about a report
+does."""
 
 from __future__ import annotations
 
