@@ -29,13 +29,18 @@ PARTS = {
         "generalisation": "benchmarks.study.generalisation",
         "heat_maps": "benchmarks.study.heat_maps",
         "scope": "benchmarks.study.scope",
+        "segmentation": "benchmarks.study.segmentation",
         "shift": "benchmarks.study.shift",
     },
     "brain_lgg": {
         "comparison": "benchmarks.study.comparison",
         "generalisation": "benchmarks.study.generalisation",
+        "segmentation": "benchmarks.study.segmentation",
     },
-    "lung_ultrasound": {"comparison": "benchmarks.study.comparison"},
+    "lung_ultrasound": {
+        "comparison": "benchmarks.study.comparison",
+        "simulated_echo": "benchmarks.study.simulated_echo",
+    },
     "icu_physionet2012": {
         "comparison": "benchmarks.study.comparison",
         "survival": "benchmarks.study.survival",
