@@ -130,7 +130,8 @@ def _page(
         f"trained by "
         f"DP-SGD ({EPOCHS} epochs, gradients cut at {config.dp_clip:g}, δ = {DELTA:g}, ε per stay, "
         f"accounted by opacus). "
-        "AUROC with 95 % intervals over stays.",
+        "AUROC with 95 % intervals over stays. Intervals are over the stays that are asked, whose sets "
+        "overlap between repeats; the chance of the noise itself is not in them.",
         "",
         "| ε | noise | AUROC | minus the same without noise | calibration slope |",
         "| --- | --- | --- | --- | --- |",
