@@ -37,6 +37,7 @@ def main() -> None:
             print(f"{name:16} {about.strip().splitlines()[0]}")
         print("study            its own command, on real data: python -m benchmarks.study --help")
         print("fusion           its own command: python -m benchmarks.fusion --help")
+        print("oracle           its own command: python -m benchmarks.oracle --help")
         return
     names = NAMES if "all" in asked.names else asked.names
     if asked.here:
