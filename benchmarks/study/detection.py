@@ -160,12 +160,12 @@ def _page(
         f"    python -m benchmarks.study cxr_covid DIR --part detection --seed {seed}",
         "",
         f"{count} radiographs of {len(set(patients))} patients, {2 * count} boxes drawn by people (left "
-        f"and right lung "
+        "and right lung "
         f"told apart); {FOLDS} folds by patient, {SIZE} px, EfficientNet-Lite0 with ImageNet weights "
-        f"frozen under both, "
+        "frozen under both, "
         f"each picture {COPIES} times (moved, scaled, brighter or darker, never mirrored); "
         f"{EPOCHS['faster_rcnn']} epochs of Faster R-CNN, {EPOCHS['rt_detr']} of a small RT-DETR: a budget "
-        f"of minutes on "
+        "of minutes on "
         "one core, not the best that either can do. 95 % intervals over patients. mAP: all-point "
         "interpolation. "
         "*found at r false*: share of boxes found at r findings a picture that are none (FROC). *overlap "
@@ -189,7 +189,8 @@ def _page(
         "that the detectors learn and that their boxes are where people draw them, and says nothing of "
         "small or "
         "rare findings. RT-DETR starts from random weights above the backbone; it is known to want far more "
-        "pictures and epochs than this. No miss among 76 patients still allows up to 4 % of patients with one "
+        "pictures and epochs than this. No miss among 76 patients still allows up to 4 % of patients with "
+        "one "
         "(rule of three): an interval of [1.000, 1.000] cannot say so."
     )
     return "\n".join(lines)

@@ -125,11 +125,11 @@ def _page(
         f"{seed}",
         "",
         f"{len(examples)} stays; in each of {repeats} repeats half are learned from, a fifth standardise "
-        f"(not covered by "
-        f"ε), three tenths are asked. One logistic model of the record and the summaries of the series, "
-        f"trained by "
+        "(not covered by "
+        "ε), three tenths are asked. One logistic model of the record and the summaries of the series, "
+        "trained by "
         f"DP-SGD ({EPOCHS} epochs, gradients cut at {config.dp_clip:g}, δ = {DELTA:g}, ε per stay, "
-        f"accounted by opacus). "
+        "accounted by opacus). "
         "AUROC with 95 % intervals over stays. Intervals are over the stays that are asked, whose sets "
         "overlap between repeats; the chance of the noise itself is not in them.",
         "",
