@@ -226,7 +226,8 @@ def public_basis(features: Tensor) -> Tensor:
     _, values, right = torch.linalg.svd(features.double(), full_matrices=False)
     kept = right[: min(DIRECTIONS, int((values > 1e-6 * values[0]).sum()))].T
     length = float((features.double() @ kept).square().sum(1).mean().sqrt())
-    return (kept * LENGTH / max(length, 1e-9)).float()
+    basis: Tensor = (kept * LENGTH / max(length, 1e-9)).float()
+    return basis
 
 
 def private_linear(
