@@ -72,6 +72,12 @@ class Environment(BaseSettings):
     image_weights: Path | None = Field(
         None, description="Weights of that image encoder (safetensors); empty: those of its package."
     )
+    encoder_runtime: Literal["onnxruntime", "torch"] = Field(
+        "onnxruntime", description="What runs the image encoders of the workers: onnxruntime or torch."
+    )
+    encoder_threads: int = Field(
+        1, ge=1, description="Threads of one encoding; more than one pays only on an idle machine."
+    )
     text_backbone: str = Field(
         "minilm", description="Text encoder used for notes that arrive before any model is active."
     )
@@ -321,6 +327,9 @@ FAIRNESS_CALIBRATION_GAP = ENV.fairness_calibration_gap
 IMAGE_BACKBONE = ENV.image_backbone
 IMAGE_WEIGHTS = ENV.image_weights.resolve() if ENV.image_weights else None
 TEXT_BACKBONE = ENV.text_backbone
+ENCODER_RUNTIME = ENV.encoder_runtime
+ENCODER_THREADS = ENV.encoder_threads
+ENCODER_STORE = DATA_DIR / "encoders"  # ONNX copies, made by the worker that first needs one
 
 from cds.logs import logging_config  # noqa: E402  (needs nothing but the two values it is given)
 

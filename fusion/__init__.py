@@ -4,9 +4,9 @@ The door of `fusion`: everything other rooms may use is named here. Knows no Dja
 reads no files but bundles. `fusion.model` is the file to read first.
 """
 
-from importlib.util import find_spec
+from importlib.util import find_spec as _find_spec
 
-if find_spec("torch") is not None:  # without it, on a small machine, `fusion.edge` is all there is
+if _find_spec("torch") is not None:  # without it, on a small machine, `fusion.edge` is all there is
     from fusion.backbones import (
         ImageBackbone,
         TextBackbone,
@@ -25,6 +25,7 @@ if find_spec("torch") is not None:  # without it, on a small machine, `fusion.ed
     from fusion.inputs import Frames, Modality, NoteInput, PatientInputs, PixelInput, SeriesPoint
     from fusion.predict import predict
     from fusion.prediction import Contribution, Driver, OutcomePrediction, Prediction
+    from fusion.serving import serve
     from fusion.shift import Band, ShiftReport, compare_inputs
     from fusion.train import Example, Progress, train
 
@@ -69,6 +70,7 @@ __all__ = [
     "load_backbone",
     "load_text_backbone",
     "predict",
+    "serve",
     "split_sentences",
     "text_backbone_names",
     "train",

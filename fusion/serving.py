@@ -1,14 +1,17 @@
 """Backbones served through ONNX Runtime: the same embeddings (to 1e-4) at a fraction of the time.
 
-The copy is made once per weights and size and kept in a folder that worker processes share; what is kept is
-named by the backbone's version, so other weights never meet an old copy. Heat maps need gradients and go on
-using torch.
+The copy is made once per weights, size and number of channels, and kept in a folder that worker processes
+share; it is named by the backbone's version, so other weights never meet an old copy. Heat maps need
+gradients and go on using torch.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +39,15 @@ class ServedBackbone(ImageBackbone):
         self._sessions: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()
 
+    def prepare(self, values: FloatArray, size: int) -> Tensor:
+        """As the original does."""
+        return self._original.prepare(values, size)
+
     def embed(self, values: FloatArray, size: int) -> FloatArray:
-        """Frames [T, H, W] or [T, C, H, W] in [0, 1] → embeddings float32 [T, D]. Raises BadInput."""
+        """Frames [T, H, W] or [T, C, H, W] in [0, 1] → embeddings float32 [T, D].
+
+        Raises BadInput for frames that cannot be embedded, BundleMismatch for a kept copy that was changed.
+        """
         if not len(values):
             raise BadInput("no frames to embed")
         parts = []
@@ -58,17 +68,18 @@ class ServedBackbone(ImageBackbone):
         channels, size = frames.shape[1], frames.shape[2]
         path = self._folder / f"{self.version.replace(':', '-')}-{size}x{channels}.onnx"
         sealed = path.with_suffix(".sha256")
-        if path.exists() and sealed.exists():
-            held = path.read_bytes()
-            if hashlib.sha256(held).hexdigest() != sealed.read_text().strip():
-                raise BundleMismatch(
-                    f"{path.name} is not the file that was exported (SHA-256 differs); delete it and "
-                    f"{sealed.name}, and it is made anew"
-                )
-            return open_session(held, threads=self._threads)
-        export_backbone(self._original, path, torch.cat([frames[:1], frames[-1:].flip(3)]))
-        sealed.write_text(hashlib.sha256(path.read_bytes()).hexdigest() + "\n")
-        return open_session(path, threads=self._threads)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with _alone(path.with_suffix(".lock")):
+            if not (path.exists() and sealed.exists()):
+                export_backbone(self._original, path, torch.cat([frames[:1], frames[-1:].flip(3)]))
+                sealed.write_text(hashlib.sha256(path.read_bytes()).hexdigest() + "\n")
+        held = path.read_bytes()
+        if hashlib.sha256(held).hexdigest() != sealed.read_text().strip():
+            raise BundleMismatch(
+                f"{path.name} is not the file that was exported (SHA-256 differs); delete it and "
+                f"{sealed.name}, and it is made anew"
+            )
+        return open_session(held, threads=self._threads)
 
 
 def serve(backbone: ImageBackbone, folder: Path, *, threads: int = 1) -> ServedBackbone:
@@ -77,3 +88,11 @@ def serve(backbone: ImageBackbone, folder: Path, *, threads: int = 1) -> ServedB
     threads  of ONNX Runtime within one call
     """
     return ServedBackbone(backbone, folder, threads=threads)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time: workers that start together export once. Freed when the process ends."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -92,19 +92,19 @@ class Trees(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         rows = len(features)
-        missing = torch.isnan(features)
-        known = torch.where(missing, torch.zeros_like(features), features)
+        is_nan = torch.isnan(features)
+        missing = is_nan.float()
+        known = torch.where(is_nan, torch.zeros_like(features), features)
         said = []
         for r in range(len(self.start)):
             at = torch.zeros_like(features[:, :1], dtype=torch.int64).repeat(1, TREES)  # [B, trees]
             for _ in range(DEPTH):
                 here = at[..., None]
                 feature = _node(self.feature[r], here, rows).long()
-                goes_left = torch.where(
-                    torch.gather(missing, 1, feature),
-                    _node(self.missing_left[r], here, rows),
-                    torch.gather(known, 1, feature) <= _node(self.threshold[r], here, rows),
-                )
+                is_missing = torch.gather(missing, 1, feature) > 0
+                by_value = torch.gather(known, 1, feature) <= _node(self.threshold[r], here, rows)
+                by_absence = _node(self.missing_left[r].float(), here, rows) > 0
+                goes_left = (is_missing & by_absence) | (~is_missing & by_value)
                 left, right = _node(self.left[r], here, rows), _node(self.right[r], here, rows)
                 at = torch.where(goes_left, left, right).long()
             said.append(self.start[r] + _node(self.value[r], at[..., None], rows).sum(1))

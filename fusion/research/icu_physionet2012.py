@@ -1,4 +1,4 @@
-"""Intensive care: 48 h of irregular labs and vitals → death in hospital (PhysioNet/CinC Challenge 2012, set A).
+"""Intensive care: 48 h of irregular labs and vitals → death in hospital (PhysioNet/CinC 2012, set A).
 
 Read from records.csv.gz (RecordID, Time as hh:mm since admission, Parameter, Value; -1 = unknown) and
 outcomes.csv. One row a stay, judged 48 h after admission. Age, sex, height and kind of unit are fields; the
