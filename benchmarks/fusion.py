@@ -72,14 +72,14 @@ def encoders() -> measuring.Table:
                 name, raw_torch, eager, raw, whole, whole / raw, int8, f"{check.cosine:.4f}", f"{worst:.1e}"
             )
     table.notes.append(
-        "One thread. Served: resize to 224, normalise, ONNX Runtime. Weights of efficientnet_lite0 are ImageNet's, "
-        "the others' are random here: that changes no time, but int8 cosines of random weights prove little."
+        "One thread. Served: resize to 224, normalise, ONNX Runtime. efficientnet_lite0 has the weights "
+        "of ImageNet, the others' are random: no time changes, but their int8 cosines prove little."
     )
     return table
 
 
 def answers() -> measuring.Table:
-    """Warm risk, interval and exact Shapley; a picture of each transfer syntax, and a clip, to the new risk."""
+    """Warm risk, interval and exact Shapley; pictures of three transfer syntaxes to a risk; a clip."""
     import fusion
     from benchmarks import dicom_pictures
     from fusion.attribution import shapley

@@ -100,7 +100,7 @@ def _read(path: Path, fps: float) -> Frames:
     try:
         import cv2
     except ImportError as fault:
-        raise BadInput("clips are read with OpenCV, which is not installed: add the extra `studies`") from fault
+        raise BadInput("clips are read with OpenCV: pip install 'tessera[studies]'") from fault
     clip = cv2.VideoCapture(str(path))
     frames = []
     while (got := clip.read())[0]:

@@ -132,4 +132,5 @@ def _read(path: Path) -> Frames:
     """RGB, float32 [1, 3, H, W]."""
     with Image.open(path) as picture:
         values = np.asarray(picture.convert("RGB"), np.float32) / 255
-    return Frames(np.ascontiguousarray(values.transpose(2, 0, 1))[None], np.zeros(1, np.float32))
+    upright = np.ascontiguousarray(values.transpose(2, 0, 1), np.float32)
+    return Frames(upright[None], np.zeros(1, np.float32))

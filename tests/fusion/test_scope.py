@@ -78,7 +78,10 @@ def test_pictures_like_those_of_training_are_seldom_called_out_of_scope(trained:
     assert np.mean(alarms) <= 3 * stated
 
 
-@pytest.mark.parametrize("kind", ["upside_down", "flipped", "inverted", "cut_up", "turned_left", "mostly_black"])
+KINDS = ["upside_down", "flipped", "inverted", "cut_up", "turned_left", "mostly_black"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_picture_the_wrong_way_is_found_and_said_in_words(trained: fusion.Bundle, kind: str) -> None:
     rng = np.random.default_rng(6)
     words, make = WRONG[kind]
