@@ -82,8 +82,8 @@ def _tumours(folder: Path, *, seed: int, epochs: int) -> str:
         "`python -m benchmarks.study brain_lgg DIR --part segmentation`",
         "",
         f"{len(whole)} patients, {len(held)} held out. Each score is over a patient's whole volume. 2D: "
-        f"every second slice, 96 x 96; 3D: 16 x 80 x 80; at most {epochs} epochs (3D: {2 * epochs}). Distances "
-        "in pixels of 256 x 256, as no spacing is published. 95 % bootstrap interval over patients.",
+        f"every second slice, 96 x 96; 3D: 16 x 80 x 80; at most {epochs} epochs (3D: {2 * epochs}). "
+        "Distances in pixels of 256 x 256: no spacing is published. 95 % bootstrap interval over patients.",
         "",
         "| network | Dice | mean surface distance | volume error (absolute) | seconds to train |",
         "| --- | --- | --- | --- | --- |",
