@@ -27,6 +27,7 @@ if _find_spec("torch") is not None:  # without it, on a small machine, `fusion.e
     from fusion.prediction import Contribution, Driver, OutcomePrediction, Prediction
     from fusion.serving import serve
     from fusion.shift import Band, ShiftReport, compare_inputs
+    from fusion.survival import FollowUp
     from fusion.train import Example, Progress, train
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Example",
     "FieldKind",
     "FieldSpec",
+    "FollowUp",
     "Frames",
     "FusionConfig",
     "FusionError",
