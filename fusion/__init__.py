@@ -17,7 +17,15 @@ if _find_spec("torch") is not None:  # without it, on a small machine, `fusion.e
         text_backbone_names,
     )
     from fusion.bundle import Bundle
-    from fusion.config import CinePooling, FieldKind, FieldSpec, FusionConfig, FusionKind, OutcomeSpec
+    from fusion.config import (
+        CinePooling,
+        FieldKind,
+        FieldSpec,
+        FusionConfig,
+        FusionKind,
+        Imbalance,
+        OutcomeSpec,
+    )
     from fusion.errors import BadInput, BundleMismatch, Cancelled, FusionError, NotEnoughData, UnknownEncoder
     from fusion.evaluate import Report, evaluate
     from fusion.explain import ImageExplanation, explain_image, frames_explained
@@ -50,6 +58,7 @@ __all__ = [
     "HeatMapMethod",
     "ImageBackbone",
     "ImageExplanation",
+    "Imbalance",
     "Modality",
     "NotEnoughData",
     "NoteInput",

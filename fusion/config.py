@@ -65,6 +65,15 @@ class CinePooling(StrEnum):
     FRAME = "frame"  # the middle one alone
 
 
+class Imbalance(StrEnum):
+    """What is done about an outcome that is rarer than its absence, where an encoder is trained by steps."""
+
+    NONE = "none"
+    CLASS_WEIGHTS = "class-weights"
+    FOCAL = "focal"
+    BALANCED_SAMPLING = "balanced-sampling"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusionConfig:
     """A model and its training, complete: the same config, data and seed give the same model."""
@@ -82,6 +91,7 @@ class FusionConfig:
     cine_size: int = 112
     cine_frames: int = 16  # frames kept per clip, evenly spread over its time
     cine_pooling: CinePooling = CinePooling.GRU
+    imbalance: Imbalance = Imbalance.CLASS_WEIGHTS
     series_hours: float = 168.0  # how far back series are read
     max_images: int = 2
     max_notes: int = 5

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fusion.config import CinePooling, FieldKind, FieldSpec, FusionConfig, FusionKind, OutcomeSpec
+from fusion.config import CinePooling, FieldKind, FieldSpec, FusionConfig, FusionKind, Imbalance, OutcomeSpec
 from fusion.inputs import Modality
 from fusion.rows import GRID, SUMMARY
 from fusion.widths import width_of
@@ -19,6 +19,7 @@ def config_to_json(config: FusionConfig) -> dict[str, Any]:
     data["modalities"] = [m.value for m in config.modalities]
     data["fusion"] = config.fusion.value
     data["cine_pooling"] = config.cine_pooling.value
+    data["imbalance"] = config.imbalance.value
     data["image_weights"] = Path(config.image_weights).name  # where it lies is the machine's affair
     for name in ("outcomes", "fields", "genomics", "channels"):
         data[name] = [dict(spec) for spec in data[name]]
@@ -36,6 +37,7 @@ def config_from_json(data: Mapping[str, Any]) -> FusionConfig:
         settled[name] = tuple(FieldSpec(**{**spec, "kind": FieldKind(spec["kind"])}) for spec in data[name])
     settled["modalities"] = tuple(Modality(name) for name in data["modalities"])
     settled["fusion"] = FusionKind(data["fusion"])
+    settled["imbalance"] = Imbalance(data.get("imbalance", Imbalance.CLASS_WEIGHTS))
     settled["cine_pooling"] = CinePooling(data.get("cine_pooling", CinePooling.GRU))
     settled["scope_fields"] = tuple(data.get("scope_fields", ()))
     settled.setdefault("view_flags", False)  # bundles from before views were told apart

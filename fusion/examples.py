@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,8 @@ from fusion.config import FusionConfig
 from fusion.errors import BadInput
 from fusion.inputs import PatientInputs
 from fusion.survival import FollowUp, curves_of, intervals_from_labels, intervals_of
+
+SYNTHETIC = "synthetic"  # prefix of the key of every picture that `fusion.imaging.synthesise` makes
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -82,3 +84,9 @@ def assign_folds(
     fold_of = np.empty(len(names), np.int64)
     fold_of[ranked] = np.arange(len(names)) % count
     return np.asarray(fold_of[members])
+
+
+def check_real(keys: Iterable[str], split: str) -> None:
+    """Raises BadInput when a synthetic picture stands in a split that measures or tunes."""
+    if made := [key for key in keys if key.startswith(SYNTHETIC)]:
+        raise BadInput(f"{len(made)} synthetic pictures in the {split} split: they are for training only")

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fusion.balance import balanced_rows
 from fusion.batch import Batch, Tokens
-from fusion.config import FusionConfig
+from fusion.config import FusionConfig, Imbalance
 from fusion.finetune import Tuned
 from fusion.fitting import Fit, fit
 from fusion.image_tuning import ImageTuning
@@ -29,6 +30,7 @@ from fusion.telling import Teller
 LEAST_TUNING = 20  # tuning patients with a modality before early stopping looks at them
 LEAST_GAIN = 1e-4  # of the watched loss, below which what was trained is not worth keeping
 BATCHES = 32  # minibatches in an epoch of many patients
+FOCUS = 2.0  # gamma of the focal loss
 CLASS_BALANCE = 0.5  # exponent of the class weights: 0 none, 1 fully balanced
 
 
@@ -145,7 +147,13 @@ class FirstStage:
 
 def class_weights(model: FusionModel, config: FusionConfig) -> Tensor:
     """Log of the class weights' ratio of each outcome, float32 [R] (see `masked_bce`)."""
-    return -config.extra.get("class_balance", CLASS_BALANCE) * model.base_logit
+    exponent = {
+        Imbalance.NONE: 0.0,
+        Imbalance.FOCAL: 0.0,
+        Imbalance.CLASS_WEIGHTS: config.extra.get("class_balance", CLASS_BALANCE),
+        Imbalance.BALANCED_SAMPLING: 1.0,
+    }[config.imbalance]
+    return -exponent * model.base_logit
 
 
 def _fit_encoder(
@@ -217,12 +225,19 @@ def _train_rest(
     weight = config.weight_decay * 100 / max(1, len(labels))
     penalised = [p for name, p in encoder.named_parameters() if p.requires_grad and "bias" not in name]
 
+    is_sampled = config.imbalance == Imbalance.BALANCED_SAMPLING
+    gamma = FOCUS if config.imbalance == Imbalance.FOCAL else 0.0
+    classes = torch.nan_to_num(labels[:, 0], nan=0.0).long().numpy()
+
     def loss(index: Tensor) -> Tensor:
+        if is_sampled:
+            index = balanced_rows(classes, len(index), generator)
         part = tokens.rows(index)
         if modality != Modality.CINE:
             part = _thinned(part, config.modality_dropout, generator)
         said = model.base_logit + encoder(part).logits
-        return masked_bce(said, labels[index], log_odds=log_odds) + weight * _squares(penalised)
+        told = masked_bce(said, labels[index], log_odds=log_odds, is_sampled=is_sampled, gamma=gamma)
+        return told + weight * _squares(penalised)
 
     def watched_loss() -> float:
         said = model.base_logit + encoder(watched[0]).logits

@@ -8,7 +8,13 @@ from torch.nn import functional as F
 
 
 def masked_bce(
-    logits: Tensor, labels: Tensor, *, weight: Tensor | None = None, log_odds: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    weight: Tensor | None = None,
+    log_odds: Tensor | None = None,
+    is_sampled: bool = False,
+    gamma: float = 0.0,
 ) -> Tensor:
     """Mean binary cross-entropy per patient over known labels.
 
@@ -16,14 +22,19 @@ def masked_bce(
     weight    float32 [B], of each patient
     log_odds  float32 [R], log of the class weights' ratio (events over others). The loss is taken at
               logit + log_odds, where such weights move it: so weighted training leaves the logits unbiased
+    is_sampled  the rows were already drawn in that ratio: the loss is taken there, and nothing is weighed
+    gamma     of the focal loss (Lin 2017): rows told well count less; 0 leaves it out
     """
     known = ~torch.isnan(labels)
     target = torch.where(known, labels, 0.0)
     scale = known.float()
     if log_odds is not None:
         logits = logits + log_odds
-        scale = scale * torch.where(target > 0.5, torch.exp(log_odds / 2), torch.exp(-log_odds / 2))
+        if not is_sampled:
+            scale = scale * torch.where(target > 0.5, torch.exp(log_odds / 2), torch.exp(-log_odds / 2))
     if weight is not None:
         scale = scale * weight[:, None]
     losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    if gamma:
+        losses = (1 - torch.exp(-losses)) ** gamma * losses
     return (losses * scale).sum() / scale.sum().clamp(min=1e-9)

@@ -27,7 +27,7 @@ from fusion.config import FusionConfig
 from fusion.config_json import config_to_json
 from fusion.embedding import Embedder
 from fusion.errors import BadInput, NotEnoughData
-from fusion.examples import Example, assign_folds, labels_of
+from fusion.examples import Example, assign_folds, check_real, labels_of
 from fusion.finetune import HOWS, Augment
 from fusion.first_stage import Data, FirstStage, Saver
 from fusion.image_tuning import ImageTuning, Split
@@ -126,6 +126,7 @@ def _check(train: Sequence[Example], tuning: Sequence[Example], config: FusionCo
         raise BadInput(f"finetune must be one of {', '.join(HOWS)}, not {config.finetune!r}")
     if shared := {e.group for e in train} & {e.group for e in tuning}:
         raise BadInput(f"{len(shared)} patient groups are in both the training and the tuning split")
+    check_real((p.key for e in tuning for p in (*e.inputs.images, *e.inputs.cines)), "tuning")
     labels = labels_of(train, config)
     for r, name in enumerate(names):
         events, others = int((labels[:, r] == 1).sum()), int((labels[:, r] == 0).sum())

@@ -49,6 +49,7 @@ PARTS = {
     "skin_ham10000": {
         "comparison": "benchmarks.study.comparison",
         "finetune": "benchmarks.study.finetune",
+        "imbalance": "benchmarks.study.imbalance",
     },
 }
 

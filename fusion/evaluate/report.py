@@ -16,7 +16,7 @@ from fusion.batch import Batch, collate
 from fusion.bundle import Bundle
 from fusion.conformal import covered
 from fusion.errors import BadInput, NotEnoughData
-from fusion.examples import Example, labels_of
+from fusion.examples import Example, check_real, labels_of
 from fusion.fairness import Limits, compare_groups
 from fusion.patterns import named
 from fusion.predict import risks as predict_risks
@@ -73,6 +73,7 @@ def evaluate(
     """
     if not held_out:
         raise NotEnoughData("no held-out examples")
+    check_real((p.key for e in held_out for p in (*e.inputs.images, *e.inputs.cines)), "held_out")
     config = bundle.config
     groups = [e.group for e in held_out]
     if shared := set(groups) & {e.group for e in bundle.examples}:
