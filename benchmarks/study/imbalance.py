@@ -173,8 +173,8 @@ def _page(said: dict[str, np.ndarray], true: np.ndarray, counts: np.ndarray, mad
         "`python -m benchmarks.study skin_ham10000 DIR --part imbalance --repeats 3`",
         "",
         f"{len(true)} lesions held out, a small network on frozen EfficientNet-Lite0 embeddings ({SIZE} px), "
-        f"the mean of the repeats' chances. Training counts: {told}. The GAN (64 px, 1,200 steps) made {made} "
-        "pictures. Chances are put back to the true class shares; the class answered is the one whose "
+        f"the mean of the repeats' chances. Training counts: {told}. The GAN (64 px, 1,200 steps) made "
+        f"{made} pictures. Chances are put back to the true class shares; the class answered is the one whose "
         "chance is highest beyond its share, as who must not miss rare ones would ask. Brackets: 95 % "
         "bootstrap over lesions; the difference is to *none*, paired.",
         "",
