@@ -174,8 +174,8 @@ def _page(said: dict[str, np.ndarray], true: np.ndarray, counts: np.ndarray, mad
         "",
         f"{len(true)} lesions held out, a small network on frozen EfficientNet-Lite0 embeddings ({SIZE} px), "
         f"the mean of the repeats' chances. Training counts: {told}. The GAN (64 px, 1,200 steps) made "
-        f"{made} pictures. Chances are put back to the true class shares; the class answered is the one whose "
-        "chance is highest beyond its share, as who must not miss rare ones would ask. Brackets: 95 % "
+        f"{made} pictures. Chances are put back to the true class shares; the class answered is the one "
+        "whose chance is highest beyond its share, as who must not miss rare ones would ask. Brackets: 95 % "
         "bootstrap over lesions; the difference is to *none*, paired.",
         "",
         "| remedy | balanced accuracy | difference | macro AUROC | recall df | vasc | akiec | Brier, all |",
