@@ -6,6 +6,8 @@ logit, so that what the model says stays a risk among patients as they come (Sae
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -50,6 +52,21 @@ def balanced_rows(classes: NDArray[np.int64], count: int, generator: torch.Gener
     which = torch.randint(len(held), (count,), generator=generator)
     place = torch.rand(count, generator=generator)
     return torch.stack([held[int(k)][int(p * len(held[int(k)]))] for k, p in zip(which, place, strict=True)])
+
+
+def drawn_alike(labels: Tensor, generator: torch.Generator) -> tuple[Callable[[int], Tensor], Tensor]:
+    """A draw of so many rows, events and others alike; the log odds float32 [1] by which it bends the prior.
+
+    labels  float32 [N, 1], 0 or 1; NaN = unknown, never drawn
+    The log odds are of these rows: patients with one modality may have the event more often than all have.
+    Raises BadInput without both kinds.
+    """
+    known = torch.nonzero(~torch.isnan(labels[:, 0])).squeeze(1)
+    classes = labels[known, 0].long().numpy()
+    if len(np.unique(classes)) < 2:
+        raise BadInput("balanced sampling needs rows with the event and rows without, of both one at least")
+    log_odds = -torch.logit(labels[known].mean(dim=0))
+    return lambda count: known[balanced_rows(classes, count, generator)], log_odds
 
 
 def prior_corrected(logits: Tensor, trained: Tensor, true: Tensor) -> Tensor:

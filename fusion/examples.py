@@ -86,6 +86,12 @@ def assign_folds(
     return np.asarray(fold_of[members])
 
 
+def is_synthetic(example: Example) -> bool:
+    """Whether a picture of it was made by `fusion.imaging.synthesise`."""
+    shown = (*example.inputs.images, *example.inputs.cines)
+    return any(pixels.key.startswith(SYNTHETIC) for pixels in shown)
+
+
 def check_real(keys: Iterable[str], split: str) -> None:
     """Raises BadInput when a synthetic picture stands in a split that measures or tunes."""
     if made := [key for key in keys if key.startswith(SYNTHETIC)]:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusion.balance import balanced_rows
+from fusion.balance import drawn_alike
 from fusion.batch import Batch, Tokens
 from fusion.config import FusionConfig, Imbalance
 from fusion.finetune import Tuned
@@ -66,6 +66,7 @@ class FirstStage:
     """What the encoders are trained on, and what they said of patients they had not seen.
 
     tuning  the pictures, where the image backbone is fine-tuned
+    folds   int [B]; of -1 is who is learned from in every fold and judged in none: synthetic pictures
     tuned   the backbone and head that were tuned on all training patients; None until then, and without
     """
 
@@ -146,7 +147,10 @@ class FirstStage:
 
 
 def class_weights(model: FusionModel, config: FusionConfig) -> Tensor:
-    """Log of the class weights' ratio of each outcome, float32 [R] (see `masked_bce`)."""
+    """Log of the class weights' ratio of each outcome, float32 [R] (see `masked_bce`).
+
+    Fine-tuning draws no rows: under balanced sampling it weighs classes fully, under focal loss not at all.
+    """
     exponent = {
         Imbalance.NONE: 0.0,
         Imbalance.FOCAL: 0.0,
@@ -197,7 +201,8 @@ def _fit_encoder(
     if len(rows) >= encoder.least_rows:
         kept = torch.ones(len(rows), dtype=torch.bool)
         if len(watch) < LEAST_TUNING:
-            aside = torch.from_numpy(folds[rows.numpy()] == folds[rows.numpy()].min())
+            places = folds[rows.numpy()]
+            aside = torch.from_numpy(places == min(places[places >= 0], default=0))
             watched, kept = (tokens.rows(torch.nonzero(aside).squeeze(1)), labels[aside]), ~aside
         fitted = tokens.rows(torch.nonzero(kept).squeeze(1)), labels[kept]
         _train_rest(model, modality, fitted, watched, config, teller, checkpoint, course)
@@ -225,13 +230,15 @@ def _train_rest(
     weight = config.weight_decay * 100 / max(1, len(labels))
     penalised = [p for name, p in encoder.named_parameters() if p.requires_grad and "bias" not in name]
 
-    is_sampled = config.imbalance == Imbalance.BALANCED_SAMPLING
     gamma = FOCUS if config.imbalance == Imbalance.FOCAL else 0.0
-    classes = torch.nan_to_num(labels[:, 0], nan=0.0).long().numpy()
+    has_both = bool((labels == 0).any() and (labels == 1).any())
+    is_sampled = config.imbalance == Imbalance.BALANCED_SAMPLING and has_both
+    if is_sampled:
+        draw, log_odds = drawn_alike(labels, generator)
 
     def loss(index: Tensor) -> Tensor:
         if is_sampled:
-            index = balanced_rows(classes, len(index), generator)
+            index = draw(len(index))
         part = tokens.rows(index)
         if modality != Modality.CINE:
             part = _thinned(part, config.modality_dropout, generator)

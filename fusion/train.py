@@ -7,6 +7,9 @@
    each fold's own patients, then on all.)
 4. Calibration and interval are fitted on the tuning split; where that is small, on out-of-fold training
    evidence as well (said in the bundle's metadata).
+
+Synthetic pictures teach encoders and nothing else: base rate, fusion, calibration, intervals and scope are of
+the real training patients.
 """
 
 from __future__ import annotations
@@ -23,11 +26,11 @@ from numpy.typing import NDArray
 
 from fusion.batch import collate
 from fusion.bundle import Bundle, describe
-from fusion.config import FusionConfig
+from fusion.config import FusionConfig, Imbalance
 from fusion.config_json import config_to_json
 from fusion.embedding import Embedder
 from fusion.errors import BadInput, NotEnoughData
-from fusion.examples import Example, assign_folds, check_real, labels_of
+from fusion.examples import Example, assign_folds, check_real, is_synthetic, labels_of
 from fusion.finetune import HOWS, Augment
 from fusion.first_stage import Data, FirstStage, Saver
 from fusion.image_tuning import ImageTuning, Split
@@ -77,10 +80,14 @@ def train(
         held = Data(collate([e.inputs for e in tuning], config, embedder), labels_of(tuning, config))
         teller.done()
         model = FusionModel(config)
-        base = np.clip(np.nanmean(data.labels.numpy(), axis=0), 1e-4, 1 - 1e-4)
+        real = torch.tensor([not is_synthetic(e) for e in train])
+        patients = [e for e in train if not is_synthetic(e)]
+        labels = data.labels[real].numpy()
+        base = np.clip(np.nanmean(labels, axis=0), 1e-4, 1 - 1e-4)
         model.base_logit.copy_(torch.from_numpy(np.log(base / (1 - base))).float())
         left_out = _mark_trained(model, data, config)
-        folds = assign_folds([e.group for e in train], data.labels.numpy(), config.folds, config.seed)
+        folds = np.full(len(train), -1)
+        folds[real.numpy()] = assign_folds([e.group for e in patients], labels, config.folds, config.seed)
         stage = FirstStage(model, data, held, folds, config, teller, saver)
         if tunes:
             stage.tuning = ImageTuning(
@@ -98,20 +105,21 @@ def train(
         with torch.no_grad():
             tuned = model.encode(held.batch) if len(held.batch) else None
         teller.step("fusion")
-        present, out_of_fold = model.usable(data.batch.present), model.spoken(out_of_fold)
+        present = model.usable(data.batch.present)[real]
+        told = (model.spoken(out_of_fold)[real], present, data.labels[real])
         tuning_evidence = None if tuned is None else (tuned.logits, tuned.present, held.labels)
-        fit_fusion(model, out_of_fold, present, data.labels, tuning_evidence, config, teller.epoch)
+        fit_fusion(model, *told, tuning_evidence, config, teller.epoch)
         teller.done()
         teller.step("calibration")
-        told = (out_of_fold, present, data.labels)
         bundle = calibrate_bundle(model, config, embedder, told, tuning_evidence)
         bundle.metadata.update(
             describe(bundle, train=train, tuning=tuning, left_out=left_out, base=dict(_named(base, config)))
         )
         bundle.examples = tuple(train)
-        bundle.scope = fit_scope([e.inputs for e in train], [e.group for e in train], config, embedder)
+        known = [e.inputs for e in patients]
+        bundle.scope = fit_scope(known, [e.group for e in patients], config, embedder)
         if config.summarise:
-            bundle.summary = summarise_inputs([e.inputs for e in train], config, embedder)
+            bundle.summary = summarise_inputs(known, config, embedder)
         teller.tell(Progress("done", 1.0))
     return bundle
 
@@ -127,13 +135,18 @@ def _check(train: Sequence[Example], tuning: Sequence[Example], config: FusionCo
     if shared := {e.group for e in train} & {e.group for e in tuning}:
         raise BadInput(f"{len(shared)} patient groups are in both the training and the tuning split")
     check_real((p.key for e in tuning for p in (*e.inputs.images, *e.inputs.cines)), "tuning")
-    labels = labels_of(train, config)
+    if config.imbalance == Imbalance.BALANCED_SAMPLING and len(names) > 1:
+        raise BadInput(
+            f"{config.imbalance.value} draws rows by one outcome, and the model has {len(names)} "
+            f"({', '.join(names)}); use {Imbalance.CLASS_WEIGHTS.value}, which weighs each by itself"
+        )
+    labels = labels_of([e for e in train if not is_synthetic(e)], config)
     for r, name in enumerate(names):
         events, others = int((labels[:, r] == 1).sum()), int((labels[:, r] == 0).sum())
         if min(events, others) < LEAST_EVENTS:
             raise NotEnoughData(
-                f"{name}: {events} with the event and {others} without among {len(train)} training examples; "
-                f"at least {LEAST_EVENTS} of each are needed"
+                f"{name}: {events} with the event and {others} without among {len(labels)} training "
+                f"examples; at least {LEAST_EVENTS} of each are needed"
             )
 
 

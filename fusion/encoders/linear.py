@@ -26,7 +26,7 @@ def fit_linear(
 
     features  float32 [N, P], standardised;  labels float32 [N, R], NaN = unknown
     base      float32 [R], logit of the event rate
-    folds     int [N]: rows of one group stand in one fold; by these the penalty is chosen
+    folds     int [N]: rows of one group stand in one fold; by these the penalty is chosen. -1: by none
     penalty   float32 [R], when it is already known
     An outcome with fewer than two of either kind gets zero weights.
     """
@@ -57,8 +57,8 @@ def _choose(x: Rows, y: Array, base: float, folds: NDArray[np.int64]) -> float:
         kept = np.linspace(0, len(x) - 1, MOST_ROWS).astype(int)
         x, y, folds = x[kept], y[kept], folds[kept]
     losses = np.full((len(PENALTIES), len(x)), np.nan)
-    for fold in np.unique(folds % INNER):
-        out = folds % INNER == fold
+    for fold in np.unique(folds[folds >= 0] % INNER):
+        out = (folds % INNER == fold) & (folds >= 0)
         if out.all() or min(y[~out].sum(), (~out).sum() - y[~out].sum()) < 2:
             continue
         start, fitted, asked = np.zeros(x.shape[1] + 1), x[~out], x[out]
