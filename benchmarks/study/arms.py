@@ -32,7 +32,7 @@ from fusion.train import assign_folds, settled
 
 HORIZON = 720.0  # hours; the collections say "at any time in the illness" or "in hospital"
 TUNING = 6  # a sixth of what a fused model learns from is its tuning split …
-SMALL = 1000  # … from this many rows on
+SMALL = 5000  # … from this many rows on
 QUICK_EPOCHS = 20
 LARGE, LARGE_BATCH, LARGE_COMPONENTS = 2000, 256, 128  # rows of a task; of a minibatch; of an embedding
 
@@ -168,8 +168,8 @@ def _silent(epoch: int, epochs: int, training: float, tuning: float | None) -> N
 def split(examples: Sequence[Example], config: FusionConfig) -> tuple[list[Example], list[Example]]:
     """(train, tuning): a sixth of the groups for tuning; of a small set nobody.
 
-    A tuning split of a few dozen rows tells less than it costs: penalties are chosen on folds inside the
-    training rows anyhow, and calibration has the out-of-fold evidence.
+    There a tuning split tells less than it costs: penalties are chosen on folds inside the training rows
+    anyhow, networks are stopped by a fold set aside, and calibration has the out-of-fold evidence.
     """
     if len(examples) < SMALL:
         return list(examples), []

@@ -91,7 +91,7 @@ class Trunk(nn.Module):
         self.embed = nn.Linear(features, width)
         self.linear = nn.Linear(features, outcomes)
         self.head = nn.Linear(width, outcomes, bias=False)
-        self.register_buffer("penalty", torch.zeros(outcomes))
+        self.register_buffer("penalty", torch.zeros(outcomes, 2))
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
         nn.init.zeros_(self.head.weight)
@@ -120,8 +120,9 @@ class Trunk(nn.Module):
 class Projection(nn.Module):
     """Embeddings [.., D] → principal components [.., P], fitted on training rows; fixed afterwards.
 
-    Each of the D numbers is standardised first, so that no loud one drowns the others. Scaled so that the
-    first component has unit variance: the penalty then weighs on the lesser ones.
+    Each of the D numbers is standardised first, so that no loud one drowns the others. The first component
+    has unit variance, a later one the square root of its share of the first one's: half-way between all alike
+    and as they come, so that the penalty weighs more on the lesser ones, and does not silence them.
     """
 
     mean: Tensor
@@ -144,7 +145,7 @@ class Projection(nn.Module):
         right = right[:kept]
         signs = right.sum(1).sign()
         right = right * torch.where(signs != 0, signs, 1.0)[:, None]
-        spread = values[0] / max(1, len(rows) - 1) ** 0.5 if len(values) else torch.tensor(1.0)
+        spread = (values[:kept] * values[:1]).sqrt() / max(1, len(rows) - 1) ** 0.5
         self.mean.copy_(mean.float())
         self.components.zero_()
         if kept:

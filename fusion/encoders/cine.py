@@ -11,7 +11,7 @@ from fusion.batch import Tokens
 from fusion.config import CinePooling
 from fusion.encoders.base import Encoded, Encoder, Projection, Trunk, attention_weights
 
-COMPONENTS = 16
+COMPONENTS = 32
 HIDDEN = 16
 PERIODS_S = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the waves that tell attention when a frame was taken
 

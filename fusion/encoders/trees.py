@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 LEAST_ROWS, LEAST_EVENTS = 600, 60  # below which trees learn the noise
 MOST_ROWS = 10_000
-TREES, LEAVES, DEPTH = 200, 15, 6
+TREES, LEAVES, DEPTH = 300, 15, 6
+LEARNING_RATE = 0.03
 NODES = 2 * LEAVES - 1
 
 
@@ -63,7 +64,7 @@ class Trees(nn.Module):
             x, y = x[kept], y[kept]
         model = HistGradientBoostingClassifier(
             max_iter=TREES,
-            learning_rate=0.04,
+            learning_rate=LEARNING_RATE,
             max_leaf_nodes=LEAVES,
             max_depth=DEPTH,
             min_samples_leaf=20,

@@ -1,8 +1,10 @@
 """Intensive care: 48 h of irregular labs and vitals → death in hospital (PhysioNet/CinC 2012, set A).
 
 Read from records.csv.gz (RecordID, Time as hh:mm since admission, Parameter, Value; -1 = unknown) and
-outcomes.csv. One row a stay, judged 48 h after admission. Age, sex, height and kind of unit are fields; the
-other parameters are series in the units of the challenge. A value outside its plausible range is missing.
+outcomes.csv. One row a stay, judged 48 h after admission. Age, sex, height and kind of unit are fields; they
+also stand in the series, as in the challenge's files (recorded at 00:00): what a lab value means depends on
+age. The other parameters are series in the units of the challenge. A value outside its plausible range is
+missing.
 
 SAPS-I and SOFA are computed from the same hours by others: they are a baseline (`extra["severity"]`), not an
 input. Days to death, and days in hospital where death was not recorded, stand in `extra["survival"]`.
@@ -33,7 +35,7 @@ FIELDS = (
         for name in UNITS.values()
     ),
 )
-CHANNELS = tuple(
+CHANNELS = FIELDS + tuple(
     FieldSpec(name, label, unit, low=low, high=high)
     for name, label, unit, low, high in (
         ("ALP", "Alkaline phosphatase", "U/L", 1, 5000),
@@ -85,7 +87,8 @@ def read(folder: Path) -> Collection:
     examples = []
     for stay, facts in outcomes.items():
         fields, unit = _fields(static.get(stay, {}))
-        inputs = PatientInputs(key=stay, fields=fields, series=tuple(series.get(stay, ())))
+        admission = [SeriesPoint(name, HOURS, value) for name, value in fields.items() if value is not None]
+        inputs = PatientInputs(key=stay, fields=fields, series=(*admission, *series.get(stay, ())))
         label = int(float(facts["In_hospital_death"]))
         examples.append(Example(inputs, {TASK: label}, stay, _attributes(fields, unit)))
     return Collection(

@@ -13,7 +13,7 @@ from fusion.batch import Tokens, collate
 from fusion.embedding import Embedder
 from fusion.encoders.linear import fit_linear
 from fusion.encoders.record import LEAST_FOR_BINS, RecordEncoder
-from fusion.encoders.trees import DEPTH, LEAVES, TREES, Trees
+from fusion.encoders.trees import DEPTH, LEARNING_RATE, LEAVES, TREES, Trees
 from fusion.metrics import auroc
 
 OUTCOME = OutcomeSpec("death", "Death", 720.0)
@@ -139,17 +139,31 @@ def test_the_linear_part_is_the_optimum_that_another_solver_finds() -> None:
     labels = happens(values @ torch.tensor([1.0, -0.5, 0.0, 0.3, 0.0]) - 0.7, generator)
     base = torch.logit(labels.mean()).reshape(1)
     weights, offsets, _ = fit_linear(
-        values, labels[:, None], base, np.arange(300) % 4, penalty=torch.tensor([10.0])
+        values, labels[:, None], base, np.arange(300) % 4, penalty=torch.tensor([[10.0, 1.0]])
     )
     other = LogisticRegression(C=0.1, tol=1e-8, max_iter=1000).fit(values.numpy(), labels.numpy())
     assert weights[0].numpy() == pytest.approx(other.coef_[0], abs=2e-3)
     assert float(offsets + base) == pytest.approx(float(other.intercept_[0]), abs=2e-3)
 
 
+def test_few_rows_do_not_choose_to_say_nothing() -> None:
+    """By plain log loss 60 rows of 40 numbers choose the strongest penalty of all, and say next to nothing."""
+    values, _, generator = drawn(2000, fields=40)
+    labels = happens(0.9 * values[:, :3].sum(1), generator)
+    aurocs = []
+    for start in range(0, 600, 60):
+        rows = slice(start, start + 60)
+        weights, _, chosen = fit_linear(values[rows], labels[rows, None], torch.zeros(1), np.arange(60) % 4)
+        assert 0.5 <= float(chosen[0, 1]) <= 1
+        assert float((values[1000:] @ weights[0]).std()) > 0.1
+        aurocs.append(auroc((values[1000:] @ weights[0]).double().numpy(), labels[1000:].numpy()))
+    assert np.mean(aurocs) > 0.7
+
+
 def test_an_unknown_label_teaches_nothing() -> None:
     values, _, generator = drawn(300, fields=2)
     labels = happens(values[:, 0], generator)[:, None]
-    base, folds, penalty = torch.zeros(1), np.arange(300) % 4, torch.tensor([3.0])
+    base, folds, penalty = torch.zeros(1), np.arange(300) % 4, torch.tensor([[3.0, 0.7]])
     few = fit_linear(values[:200], labels[:200], base, folds[:200], penalty=penalty)
     labels[200:] = torch.nan
     many = fit_linear(values, labels, base, folds, penalty=penalty)
@@ -164,7 +178,7 @@ def test_trees_as_tensors_answer_as_the_trees_they_were_made_from() -> None:
     trees = Trees(1)
     trees.fit(held, labels[:, None], base, seed=3)
     model = HistGradientBoostingClassifier(
-        max_iter=TREES, learning_rate=0.04, max_leaf_nodes=LEAVES, max_depth=DEPTH, min_samples_leaf=20,
+        max_iter=TREES, learning_rate=LEARNING_RATE, max_leaf_nodes=LEAVES, max_depth=DEPTH, min_samples_leaf=20,
         l2_regularization=5.0, max_features=1.0, early_stopping=False, random_state=3,
     ).fit(held.numpy(), labels.numpy().astype(int))  # fmt: skip
     asked, seen, _ = drawn(500, fields=4, seed=9)
