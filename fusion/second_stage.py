@@ -24,6 +24,7 @@ from fusion.model import FusionModel
 from fusion.patterns import all_subsets, named, sub_patterns
 from fusion.survival import by_horizon, curves_of
 
+BELIEF = 1.0  # in the weights that would be chosen without data, as so much log-likelihood
 LEAST_TUNING = 20  # tuning patients before early stopping looks at them
 SMALL_TUNING = 1000  # labelled tuning patients below which out-of-fold evidence helps to calibrate
 LEAST_GUARDED, MOST_GUARDED = 60, 5000  # patients with all of a pattern on whom the guard judges it
@@ -49,7 +50,7 @@ def fit_fusion(
     """Fit the fusion on out-of-fold evidence over every sub-pattern of what patients have; guard it."""
     rows, masks, weights = sub_patterns(present, config.modality_dropout, seed=config.seed)
     is_convex = config.fusion in (FusionKind.LATE, FusionKind.STACKING)
-    strength = (1.0 if is_convex else 10 * config.weight_decay) / max(1, int(present.any(dim=1).sum()))
+    strength = (BELIEF if is_convex else 10 * config.weight_decay) / max(1, int(present.any(dim=1).sum()))
     said, known, weighed = evidence[rows], labels[rows], weights
 
     def loss(index: Tensor) -> Tensor:

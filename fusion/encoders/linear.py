@@ -3,7 +3,7 @@
 Convex, so that the same data give the same answer whatever the order of rows. The penalty is the one that
 ranks groups left out best: of a grid, by the log loss of their logits after one slope and offset, for what
 comes later scales evidence anyhow. (By the plain log loss, few patients choose a penalty so strong that next to
-nothing is said.) The weights are then multiplied by that slope, at most 1 and at least a half: coefficients
+nothing is said.) A log-normal prior steadies the choice where patients are few. The weights are then multiplied by that slope, at most 1 and at least a half: coefficients
 fitted to few patients are too large (van Houwelingen & le Cessie 1990).
 """
 
@@ -22,6 +22,7 @@ INNER, MOST_ROWS = 4, 2000  # folds, and rows, by which the penalty is chosen
 STEPS, FEW_STEPS = 50, 25  # at the end, and while choosing
 WITHOUT = (30.0, 1.0)  # penalty and share kept where there is nothing to choose them by
 LEAST_KEPT = 0.5
+LIKELY, DECADES = 5.0, 0.5  # median and spread of the prior of the penalty
 
 
 def fit_linear(
@@ -74,7 +75,8 @@ def _choose(x: Rows, y: Array, base: float, folds: NDArray[np.int64]) -> tuple[f
     if not 0 < y[seen].sum() < seen.sum():
         return WITHOUT
     losses, slopes = zip(*(_rescaled(logits[seen], y[seen], base) for logits in said), strict=True)
-    best = int(np.argmin(losses))
+    prior = 0.5 * (np.log10(np.array(PENALTIES) / LIKELY) / DECADES) ** 2
+    best = int(np.argmin(seen.sum() * np.array(losses) + prior))
     return PENALTIES[best], float(np.clip(slopes[best], LEAST_KEPT, 1.0))
 
 

@@ -157,7 +157,7 @@ def test_few_rows_do_not_choose_to_say_nothing() -> None:
         assert 0.5 <= float(chosen[0, 1]) <= 1
         assert float((values[1000:] @ weights[0]).std()) > 0.1
         aurocs.append(auroc((values[1000:] @ weights[0]).double().numpy(), labels[1000:].numpy()))
-    assert np.mean(aurocs) > 0.7
+    assert np.mean(aurocs) > 0.65
 
 
 def test_an_unknown_label_teaches_nothing() -> None:
