@@ -10,6 +10,7 @@ if _find_spec("torch") is not None:  # without it, on a small machine, `fusion.e
     from fusion.backbones import (
         ImageBackbone,
         TextBackbone,
+        VolumeBackbone,
         image_backbone_names,
         load_backbone,
         load_text_backbone,
@@ -25,7 +26,9 @@ if _find_spec("torch") is not None:  # without it, on a small machine, `fusion.e
         FusionKind,
         Imbalance,
         OutcomeSpec,
+        VolumeKind,
     )
+    from fusion.embedding import volume_backbone_name
     from fusion.errors import BadInput, BundleMismatch, Cancelled, FusionError, NotEnoughData, UnknownEncoder
     from fusion.evaluate import Report, evaluate
     from fusion.explain import ImageExplanation, explain_image, frames_explained
@@ -73,6 +76,8 @@ __all__ = [
     "ShiftReport",
     "TextBackbone",
     "UnknownEncoder",
+    "VolumeBackbone",
+    "VolumeKind",
     "compare_inputs",
     "evaluate",
     "explain_image",
@@ -85,4 +90,5 @@ __all__ = [
     "split_sentences",
     "text_backbone_names",
     "train",
+    "volume_backbone_name",
 ]

@@ -262,7 +262,7 @@ def _read_backbone(folder: Path, config: FusionConfig, metadata: Mapping[str, An
 
 def _with_weights(config: FusionConfig, folder: Path, given: Path | None, *, is_tuned: bool) -> FusionConfig:
     """The config with the place of the image weights on this machine, where the model needs them."""
-    uses = {m for m in (Modality.IMAGE, Modality.CINE) if m in config.modalities} - (
+    uses = {m for m in (Modality.IMAGE, Modality.CINE, Modality.VOLUME) if m in config.modalities} - (
         {Modality.IMAGE} if is_tuned else set()
     )
     if not config.image_weights or not uses:

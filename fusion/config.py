@@ -65,6 +65,16 @@ class CinePooling(StrEnum):
     FRAME = "frame"  # the middle one alone
 
 
+USUAL = tuple(modality for modality in Modality if modality != Modality.VOLUME)
+
+
+class VolumeKind(StrEnum):
+    """How a CT or MR volume is looked at."""
+
+    SLICES = "2.5d"  # each slice with its neighbours through `volume_backbone`, then attention over slices
+    VOXELS = "3d"  # a 3D CNN on the resampled voxels
+
+
 class Imbalance(StrEnum):
     """What is done about an outcome that is rarer than its absence, where an encoder is trained by steps."""
 
@@ -82,7 +92,7 @@ class FusionConfig:
     fields: tuple[FieldSpec, ...] = ()
     genomics: tuple[FieldSpec, ...] = ()
     channels: tuple[FieldSpec, ...] = ()  # series
-    modalities: tuple[Modality, ...] = tuple(Modality)
+    modalities: tuple[Modality, ...] = USUAL
     image_backbone: str = "efficientnet_lite0"
     cine_backbone: str = "efficientnet_lite0"
     text_backbone: str = "minilm"
@@ -91,6 +101,12 @@ class FusionConfig:
     cine_size: int = 112
     cine_frames: int = 16  # frames kept per clip, evenly spread over its time
     cine_pooling: CinePooling = CinePooling.GRU
+    volume_kind: VolumeKind = VolumeKind.SLICES
+    volume_backbone: str = "efficientnet_lite0"
+    volume_size: int = 112  # pixels a side of the grid a volume is resampled to
+    volume_extent_mm: float = 240.0  # that those pixels cover
+    volume_step_mm: float = 5.0  # between slices of the grid
+    volume_slices: int = 32  # at most
     imbalance: Imbalance = Imbalance.CLASS_WEIGHTS
     series_hours: float = 168.0  # how far back series are read
     max_images: int = 2

@@ -7,10 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fusion.config import CinePooling, FieldKind, FieldSpec, FusionConfig, FusionKind, Imbalance, OutcomeSpec
+from fusion.config import (
+    CinePooling,
+    FieldKind,
+    FieldSpec,
+    FusionConfig,
+    FusionKind,
+    Imbalance,
+    OutcomeSpec,
+    VolumeKind,
+)
 from fusion.inputs import Modality
 from fusion.rows import GRID, SUMMARY
-from fusion.widths import width_of
+from fusion.widths import volume_width, width_of
 
 
 def config_to_json(config: FusionConfig) -> dict[str, Any]:
@@ -19,6 +28,7 @@ def config_to_json(config: FusionConfig) -> dict[str, Any]:
     data["modalities"] = [m.value for m in config.modalities]
     data["fusion"] = config.fusion.value
     data["cine_pooling"] = config.cine_pooling.value
+    data["volume_kind"] = config.volume_kind.value
     data["imbalance"] = config.imbalance.value
     data["image_weights"] = Path(config.image_weights).name  # where it lies is the machine's affair
     for name in ("outcomes", "fields", "genomics", "channels"):
@@ -39,6 +49,7 @@ def config_from_json(data: Mapping[str, Any]) -> FusionConfig:
     settled["fusion"] = FusionKind(data["fusion"])
     settled["imbalance"] = Imbalance(data.get("imbalance", Imbalance.CLASS_WEIGHTS))
     settled["cine_pooling"] = CinePooling(data.get("cine_pooling", CinePooling.GRU))
+    settled["volume_kind"] = VolumeKind(data.get("volume_kind", VolumeKind.SLICES))
     settled["scope_fields"] = tuple(data.get("scope_fields", ()))
     settled.setdefault("view_flags", False)  # bundles from before views were told apart
     return FusionConfig(**settled)
@@ -67,6 +78,22 @@ def declared_inputs(config: FusionConfig, encoders: Mapping[str, str]) -> list[d
             entry |= {
                 "shape": [config.max_images, width_of(config.image_backbone)],
                 "pixels": {"shape": ["H", "W"], "range": [0, 1], "resized_to": config.image_size},
+                "encoder": encoders.get(modality.value),
+            }
+        elif modality == Modality.VOLUME:
+            entry |= {
+                "shape": [config.volume_slices, volume_width(config)],
+                "pixels": {
+                    "shape": ["D", "H", "W"],
+                    "range": [0, 1],
+                    "spacing": "mm, of slices, rows and columns",
+                    "resampled_to": {
+                        "size": config.volume_size,
+                        "extent_mm": config.volume_extent_mm,
+                        "step_mm": config.volume_step_mm,
+                        "slices": config.volume_slices,
+                    },
+                },
                 "encoder": encoders.get(modality.value),
             }
         else:

@@ -194,6 +194,13 @@ class _Embeddings:
     def text_width(self) -> int:
         return width_of(self._model.config.text_backbone)
 
+    @property
+    def volume_width(self) -> int:
+        return 1
+
+    def volume(self, pixels: PixelInput) -> FloatArray:
+        raise BadInput("volumes are not read on small machines: ask the workers")
+
     def image(self, pixels: PixelInput) -> FloatArray:
         return self._frames(pixels, Modality.IMAGE, self._model.config.image_size)
 

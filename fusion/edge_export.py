@@ -26,6 +26,11 @@ def export_bundle(bundle: Bundle, folder: Path) -> dict[str, float]:
 
     Raises ExportMismatch (and leaves no edge.json) when a copy answers differently.
     """
+    if Modality.VOLUME in bundle.config.modalities:
+        raise BadInput(
+            "a model that reads volumes cannot be exported to a small machine: train one without the "
+            f"modality {Modality.VOLUME.value!r}, or ask the workers"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)
     differences = {"encode.onnx, fuse.onnx": export_head(bundle.model, folder, _trial(bundle))}

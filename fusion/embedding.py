@@ -6,19 +6,23 @@ from functools import cached_property
 from pathlib import Path
 
 from fusion.backbones import (
+    VOXELS,
+    Grid,
     ImageBackbone,
     TextBackbone,
+    VolumeBackbone,
     image_version,
     load_backbone,
     load_text_backbone,
     text_version,
+    volume_name,
 )
-from fusion.config import FusionConfig
+from fusion.config import FusionConfig, VolumeKind
 from fusion.errors import BadInput
 from fusion.inputs import FloatArray, Modality, NoteInput, PixelInput
-from fusion.widths import WIDTHS, width_of
+from fusion.widths import WIDTHS, volume_width, width_of
 
-__all__ = ["WIDTHS", "Embedder", "backbone_versions", "width_of"]
+__all__ = ["WIDTHS", "Embedder", "backbone_versions", "volume_backbone_name", "width_of"]
 
 KEPT = 4096  # computed embeddings held in memory
 
@@ -57,6 +61,24 @@ class Embedder:
         """D of a sentence's embedding."""
         return width_of(self._config.text_backbone)
 
+    @property
+    def volume_width(self) -> int:
+        """D of a volume's token."""
+        return volume_width(self._config)
+
+    @property
+    def volume_grid(self) -> Grid:
+        """What volumes are resampled to."""
+        c = self._config
+        return Grid(c.volume_size, c.volume_extent_mm, c.volume_step_mm, c.volume_slices)
+
+    @cached_property
+    def volume_backbone(self) -> VolumeBackbone:
+        """The volume backbone itself; loaded at the first use."""
+        backbone = _volume_backbone(self._config)
+        _check_version(backbone.version, self.versions[Modality.VOLUME])
+        return backbone
+
     @cached_property
     def image_backbone(self) -> ImageBackbone:
         """The image backbone itself; loaded at the first use."""
@@ -93,6 +115,17 @@ class Embedder:
             held = self._pixels(pixels, self.cine_backbone, self._config.cine_size)
         return _of_width(held, self.cine_width)
 
+    def volume(self, pixels: PixelInput) -> FloatArray:
+        """float32 [S, D]: a token a slice of the grid, or one of all voxels."""
+        version, size = self.versions[Modality.VOLUME], self._config.volume_size
+        held = pixels.embeddings.get(version)
+        if held is None:
+            held = self._made.get((pixels.key, version, size))
+        if held is None:
+            made = self.volume_backbone.embed(pixels.read(), size)
+            held = self._keep((pixels.key, version, size), made)
+        return _of_width(held, self.volume_width)
+
     def note(self, note: NoteInput) -> FloatArray:
         """float32 [L, D]."""
         version = self.versions[Modality.TEXT]
@@ -123,9 +156,21 @@ def backbone_versions(config: FusionConfig, tuned: ImageBackbone | None = None) 
         versions[Modality.IMAGE] = tuned.version if tuned else image_version(name, _weights(config, name))
     if Modality.CINE in config.modalities:
         versions[Modality.CINE] = image_version(config.cine_backbone, _weights(config, config.cine_backbone))
+    if Modality.VOLUME in config.modalities:
+        versions[Modality.VOLUME] = _volume_backbone(config).version
     if Modality.TEXT in config.modalities:
         versions[Modality.TEXT] = text_version(config.text_backbone)
     return versions
+
+
+def volume_backbone_name(config: FusionConfig) -> str:
+    """The name of the config's `VolumeBackbone`: what it looks with, and the grid it looks at."""
+    kind = VOXELS if config.volume_kind == VolumeKind.VOXELS else config.volume_backbone
+    return volume_name(kind, config.volume_extent_mm, config.volume_step_mm, config.volume_slices)
+
+
+def _volume_backbone(config: FusionConfig) -> VolumeBackbone:
+    return VolumeBackbone(volume_backbone_name(config), weights=_weights(config, config.volume_backbone))
 
 
 def _of_width(held: FloatArray, width: int) -> FloatArray:

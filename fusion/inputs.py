@@ -28,28 +28,33 @@ class Modality(StrEnum):
     GENOMICS = "genomics"
     IMAGE = "image"
     CINE = "cine"
+    VOLUME = "volume"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Frames:
     """Pixels as they come from a Series.
 
-    values      float32 [T, H, W], intensities in [0, 1]; T = 1 for a still image
+    values      float32 [T, H, W], intensities in [0, 1]; T = 1 for a still image; of a volume [D, H, W],
+                slices along their normal; or with an axis of three channels after the first
     times_ms    float32 [T], from the first frame
     spacing_mm  (row, column), or None when unknown
+    slice_mm    of a volume: from one slice to the next
     """
 
     values: FloatArray
     times_ms: FloatArray
     spacing_mm: tuple[float, float] | None = None
+    slice_mm: float | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PixelInput:
-    """One still image or one cine clip of a patient.
+    """One still image, cine clip or volume of a patient.
 
     key         digest of the set of instances; equal keys mean equal pixels
     read        gives the frames; called only when an embedding is missing
+    times_ms    of a volume: zeros, one a slice
     embeddings  what backbones already made of these pixels, by backbone version: float32 [T, D]
     """
 
@@ -59,6 +64,7 @@ class PixelInput:
     embeddings: Mapping[str, FloatArray] = field(default_factory=dict)
     view: str = ""
     hours_before: float = 0.0
+    slice_mm: float | None = None  # of a volume: from one slice to the next
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -91,7 +97,7 @@ class PatientInputs:
     fields      tabular values by field name, in the unit of its FieldSpec; None or absent = missing
     genomics    the same, for variants and scores
     series      irregular labs and vitals; any order
-    notes, images, cines   newest first; empty = the modality is missing
+    notes, images, cines, volumes   newest first; empty = the modality is missing
     pending     modalities that exist for this patient but are not ready (pixels still being encoded)
     """
 
@@ -102,6 +108,7 @@ class PatientInputs:
     notes: tuple[NoteInput, ...] = ()
     images: tuple[PixelInput, ...] = ()
     cines: tuple[PixelInput, ...] = ()
+    volumes: tuple[PixelInput, ...] = ()
     pending: frozenset[Modality] = frozenset()
 
     def present(self) -> frozenset[Modality]:
@@ -113,6 +120,7 @@ class PatientInputs:
             Modality.TEXT: bool(self.notes),
             Modality.IMAGE: bool(self.images),
             Modality.CINE: bool(self.cines),
+            Modality.VOLUME: bool(self.volumes),
         }
         return frozenset(modality for modality, is_held in held.items() if is_held)
 
@@ -125,6 +133,7 @@ class PatientInputs:
             "notes": [(n.key, round(n.hours_before, 6)) for n in self.notes],
             "images": [(p.key, p.view) for p in self.images],
             "cines": [(p.key, p.view) for p in self.cines],
+            **({"volumes": [p.key for p in self.volumes]} if self.volumes else {}),
             "pending": sorted(self.pending),
         }
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusion.attribution import owen, shapley
-from fusion.backbones import split_sentences
+from fusion.backbones import kept_slices, split_sentences
 from fusion.batch import Batch, Tokens, collate, is_plausible, shown_notes
 from fusion.bundle import Bundle
 from fusion.calibrate import sigmoid
@@ -22,6 +22,8 @@ from fusion.prediction import Contribution, Driver, OutcomePrediction, Predictio
 from fusion.scope import Screened, screen
 from fusion.train import settled
 from fusion.wording import left_out_words, summarise_risk
+
+PIXELS = frozenset({Modality.IMAGE, Modality.CINE, Modality.VOLUME})  # explained by maps and weights
 
 NOTHING_KNOWN = "none of the inputs this model reads is available"
 
@@ -138,7 +140,7 @@ def _one(
                 summary=summary if explain else "",
             )
         )
-    weights, frames = _frames(patient, batch, evidence, present, i)
+    weights, frames = _frames(bundle, patient, batch, evidence, present, i)
     return Prediction(
         outcomes=tuple(outcomes),
         present=present,
@@ -160,14 +162,28 @@ def _missing_fields(bundle: Bundle, patient: PatientInputs) -> tuple[str, ...]:
 
 
 def _frames(
-    patient: PatientInputs, batch: Batch, evidence: Evidence, present: tuple[Modality, ...], i: int
+    bundle: Bundle,
+    patient: PatientInputs,
+    batch: Batch,
+    evidence: Evidence,
+    present: tuple[Modality, ...],
+    i: int,
 ) -> tuple[dict[str, list[float]], dict[str, list[int]]]:
-    if Modality.CINE not in present or not batch.frames[i]:
-        return {}, {}
-    weights = evidence.encoded[Modality.CINE].weights
-    assert weights is not None
-    key, kept = patient.cines[0].key, batch.frames[i]
-    return {key: [float(w) for w in weights[i, : len(kept)]]}, {key: list(kept)}
+    """Which frames of the clip, and which slices of the volume, mattered: weights, and which they are."""
+    told: dict[str, list[float]] = {}
+    where: dict[str, list[int]] = {}
+    if Modality.CINE in present and batch.frames[i]:
+        weights = evidence.encoded[Modality.CINE].weights
+        assert weights is not None
+        key, kept = patient.cines[0].key, batch.frames[i]
+        told[key], where[key] = [float(w) for w in weights[i, : len(kept)]], list(kept)
+    slices = evidence.encoded[Modality.VOLUME].weights if Modality.VOLUME in present else None
+    if slices is not None and patient.volumes[0].slice_mm is not None:
+        volume = patient.volumes[0]
+        behind = kept_slices(len(volume.times_ms), volume.slice_mm or 0.0, bundle.embedder.volume_grid)
+        told[volume.key] = [float(w) for w in slices[i, : len(behind)]]
+        where[volume.key] = behind
+    return told, where
 
 
 def _drivers(
@@ -178,7 +194,7 @@ def _drivers(
     found: dict[int, list[Driver]] = {r: [] for r in range(len(config.outcomes))}
     one = torch.tensor([i])
     for place, modality in enumerate(config.modalities):
-        if modality in (Modality.IMAGE, Modality.CINE) or not bool(evidence.present[i, place]):
+        if modality in PIXELS or not bool(evidence.present[i, place]):
             continue
         encoder = bundle.model.encoder(modality)
         tokens = encoder.prepare(batch.tokens[modality].rows(one))

@@ -1,8 +1,9 @@
 """PatientInputs → rows of plain arrays, one set for each modality. Axis letters: see inputs. No torch here:
 training, serving and small machines build the same rows with the same code.
 
-Every modality is a row of tokens: fields (tabular, genomics), channels (series), sentences (text),
-views (image), frames (cine). What is not known is False in `known` and zero in `values`: never filled in.
+Every modality is a row of tokens: fields (tabular, genomics), channels (series), sentences (text), views
+(image), frames (cine), slices (volume). What is not known is False in `known` and zero in `values`: never
+filled in.
 """
 
 from __future__ import annotations
@@ -44,11 +45,17 @@ class Embeddings(Protocol):
     @property
     def text_width(self) -> int: ...
 
+    @property
+    def volume_width(self) -> int: ...
+
     def image(self, pixels: PixelInput) -> FloatArray:
         """float32 [T, D]."""
 
     def cine(self, pixels: PixelInput) -> FloatArray:
         """float32 [T, D]."""
+
+    def volume(self, pixels: PixelInput) -> FloatArray:
+        """float32 [S, D]."""
 
     def note(self, note: NoteInput) -> FloatArray:
         """float32 [L, D]."""
@@ -98,6 +105,10 @@ def build_rows(inputs: Sequence[PatientInputs], config: FusionConfig, embedder: 
         elif modality == Modality.IMAGE:
             width = embedder.image_width + view_columns(config)
             rows[modality] = _stack([_views(p, config, embedder) for p in inputs], width, modality)
+        elif modality == Modality.VOLUME:
+            rows[modality] = _stack(
+                [_volume(p, config, embedder) for p in inputs], embedder.volume_width, modality
+            )
         else:
             clips = [_cine(p, config, embedder) for p in inputs]
             stacked = _stack([(v, np.ones(len(v), bool)) for v, _, _ in clips], embedder.cine_width, modality)
@@ -274,6 +285,14 @@ def _cine(
         raise BadInput(f"clip has {len(rows)} frames embedded but {len(times)} times")
     kept = kept_frames(times, config.cine_frames)
     return rows[kept], times[kept] - times[kept[0]], kept
+
+
+def _volume(inputs: PatientInputs, config: FusionConfig, embedder: Embeddings) -> _Row:
+    """The newest volume: a token a slice, or one of all voxels."""
+    if not inputs.volumes:
+        return np.zeros((0, embedder.volume_width), np.float32), np.zeros(0, bool)
+    rows = embedder.volume(inputs.volumes[0])[: config.volume_slices]
+    return rows, np.ones(len(rows), bool)
 
 
 def _stack(rows: Sequence[_Row], width: int, modality: Modality) -> Rows:

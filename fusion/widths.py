@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from fusion.config import FusionConfig, VolumeKind
 from fusion.errors import BadInput
 
 WIDTHS = {
@@ -29,3 +30,10 @@ def width_of(backbone: str) -> int:
     if base not in WIDTHS:
         raise BadInput(f"no backbone {backbone!r}; known: {', '.join(sorted(WIDTHS))}")
     return WIDTHS[base]
+
+
+def volume_width(config: FusionConfig) -> int:
+    """D of a volume's tokens: one a slice (2.5D), or one of all its voxels (3D)."""
+    if config.volume_kind == VolumeKind.VOXELS:
+        return config.volume_slices * config.volume_size**2
+    return width_of(config.volume_backbone)

@@ -14,6 +14,7 @@ NAMES = {
     Modality.GENOMICS: "genomic findings",
     Modality.IMAGE: "the image",
     Modality.CINE: "the cine",
+    Modality.VOLUME: "the volume",
 }
 WORTH_SAYING = 0.005  # half a point
 MOST = 3

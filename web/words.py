@@ -11,6 +11,7 @@ MODALITIES = {
     "genomics": "Genomics",
     "image": "Image",
     "cine": "Cine",
+    "volume": "Volume (CT or MR)",
 }
 CATEGORIES = {"low": "Low", "moderate": "Moderate", "high": "High", "very-high": "Very high"}
 STEPS = {"tuning_loss": "Tuning loss", "train_loss": "Training loss"}

@@ -50,6 +50,10 @@ class Keeper:
             changes["cines"] = self._each(
                 inputs.cines, Modality.CINE, config.cine_size, embedder, embedder.cine
             )
+        if Modality.VOLUME in config.modalities:
+            changes["volumes"] = self._each(
+                inputs.volumes, Modality.VOLUME, config.volume_size, embedder, embedder.volume
+            )
         if Modality.TEXT in config.modalities:
             changes["notes"] = self._each(inputs.notes, Modality.TEXT, 0, embedder, embedder.note)
         return replace(example, inputs=replace(inputs, **changes))  # type: ignore[arg-type]

@@ -43,7 +43,7 @@ OVERRIDES: dict[str, Override] = {
             "modalities",
             "Modalities",
             list,
-            choices=("tabular", "series", "text", "genomics", "image", "cine"),
+            choices=("tabular", "series", "text", "genomics", "image", "cine", "volume"),
         ),
         Override("fusion", "Fusion", str, choices=("late", "gated", "attention", "stacking")),
         Override("image_backbone", "Image encoder", str),

@@ -53,6 +53,7 @@ MODALITY_WORDS = {
     "genomics": "Genomics",
     "image": "Image",
     "cine": "Cine",
+    "volume": "Volume (CT or MR)",
 }
 __all__ = [
     "banner", "find_assessment", "find_heat_map", "find_prediction", "find_response", "heat_map_values",

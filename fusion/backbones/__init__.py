@@ -14,16 +14,22 @@ from fusion.backbones.text import (
     text_backbone_names,
     text_version,
 )
+from fusion.backbones.volume import VOXELS, Grid, VolumeBackbone, kept_slices, volume_name
 
 __all__ = [
+    "VOXELS",
+    "Grid",
     "ImageBackbone",
     "TextBackbone",
+    "VolumeBackbone",
     "image_backbone_names",
     "image_version",
+    "kept_slices",
     "load_backbone",
     "load_text_backbone",
     "split_sentences",
     "text_backbone_names",
     "text_version",
     "tuned_backbone",
+    "volume_name",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusion.config import FusionConfig
+from fusion.config import FusionConfig, VolumeKind
 from fusion.embedding import width_of
 from fusion.encoders.base import Encoded, Encoder
 from fusion.encoders.cine import CineEncoder
@@ -10,6 +10,7 @@ from fusion.encoders.image import ImageEncoder
 from fusion.encoders.pooled import PooledEncoder
 from fusion.encoders.record import RecordEncoder
 from fusion.encoders.series import SeriesEncoder
+from fusion.encoders.volume import VoxelEncoder
 from fusion.inputs import Modality
 from fusion.rows import view_columns
 
@@ -37,4 +38,8 @@ def build_encoder(modality: Modality, config: FusionConfig) -> Encoder:
             flags=view_columns(config),
             heads=heads,
         )
+    if modality == Modality.VOLUME:
+        if config.volume_kind == VolumeKind.VOXELS:
+            return VoxelEncoder(config.volume_slices, config.volume_size, e, r)
+        return PooledEncoder(width_of(config.volume_backbone), e, r)
     return CineEncoder(width_of(config.cine_backbone), e, r, config.cine_pooling)

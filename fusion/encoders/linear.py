@@ -2,9 +2,10 @@
 
 Convex, so that the same data give the same answer whatever the order of rows. The penalty is the one that
 ranks groups left out best: of a grid, by the log loss of their logits after one slope and offset, for what
-comes later scales evidence anyhow. (By the plain log loss, few patients choose a penalty so strong that next to
-nothing is said.) A log-normal prior steadies the choice where patients are few. The weights are then multiplied by that slope, at most 1 and at least a half: coefficients
-fitted to few patients are too large (van Houwelingen & le Cessie 1990).
+comes later scales evidence anyhow. (By the plain log loss, few patients choose a penalty so strong that next
+to nothing is said.) A log-normal prior steadies the choice where patients are few. The weights are then
+multiplied by that slope, at most 1 and at least a half: coefficients fitted to few patients are too large
+(van Houwelingen & le Cessie 1990).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Notes: attention over sentences, each an embedding of a frozen backbone."""
+"""Notes and volumes: attention over sentences or slices, each an embedding of a frozen backbone."""
 
 from __future__ import annotations
 

@@ -5,7 +5,9 @@ unit. Tasks: `death` (death01) and `grade` (III against II); the histological ty
 tissue as the grade, so it is a field of `death` only.
 
 A slice is a picture of three channels (pre-contrast, FLAIR, post-contrast); all of a patient's slices, from
-lowest to highest, are the views of one study. Cluster numbers are names, not amounts: one yes or no each.
+lowest to highest, are the views of one study, and one volume. The set does not tell its spacing: pixels of
+0.94 mm (a field of 240 mm) and a covered height of 130 mm are assumed for everybody. Cluster numbers are
+names, not amounts: one yes or no each.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from fusion.research import Collection, Task
 
 Row = Mapping[str, str]
 SLICES = 20  # at most, of one patient
+PIXEL_MM, HEIGHT_MM = 0.94, 130.0  # assumed: see above
 CLUSTERS = {  # column → how many clusters its analysis found
     "RNASeqCluster": 4, "MethylationCluster": 5, "miRNACluster": 4, "CNCluster": 3, "RPPACluster": 4,
     "OncosignCluster": 3, "COCCluster": 3,
@@ -79,6 +82,7 @@ def read(folder: Path) -> Collection:
                     fields=_fields(row, with_type=name == "death"),
                     genomics=genomics,
                     images=images,
+                    volumes=_volume(images),
                 )
                 examples[name].append(Example(inputs, {name: label}, row["Patient"], _attributes(row)))
     return Collection(
@@ -133,6 +137,21 @@ def _fields(row: Row, *, with_type: bool) -> dict[str, float | None]:
 def _code(text: str) -> str:
     """ "2.0" and "2" → "2"; "" where nothing is known."""
     return text.strip().removesuffix(".0")
+
+
+def _volume(images: tuple[PixelInput, ...]) -> tuple[PixelInput, ...]:
+    """The slices as one volume [D, 3, H, W]; empty with fewer than three."""
+    if len(images) < 3:
+        return ()
+    slice_mm = HEIGHT_MM / (len(images) - 1)
+
+    def read() -> Frames:
+        values = np.concatenate([image.read().values for image in images])
+        times = np.zeros(len(values), np.float32)
+        return Frames(values, times, (PIXEL_MM, PIXEL_MM), slice_mm)
+
+    key = hashlib.sha256("".join(image.key for image in images).encode()).hexdigest()
+    return (PixelInput(key, read, np.zeros(len(images), np.float32), slice_mm=slice_mm),)
 
 
 def _pixels(path: Path) -> PixelInput:

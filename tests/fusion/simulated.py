@@ -17,7 +17,6 @@ from fusion import (
     FieldSpec,
     Frames,
     FusionConfig,
-    Modality,
     NoteInput,
     OutcomeSpec,
     PatientInputs,
@@ -26,6 +25,7 @@ from fusion import (
     load_backbone,
     load_text_backbone,
 )
+from fusion.config import USUAL
 
 IMAGE = load_backbone("small_cnn")
 TEXT = load_text_backbone("hashing")
@@ -124,4 +124,4 @@ def _patient(key: str, rng: np.random.Generator, missing: float) -> Simulated:
     )
 
 
-EVERY = tuple(Modality)
+EVERY = USUAL

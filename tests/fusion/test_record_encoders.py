@@ -147,7 +147,7 @@ def test_the_linear_part_is_the_optimum_that_another_solver_finds() -> None:
 
 
 def test_few_rows_do_not_choose_to_say_nothing() -> None:
-    """By plain log loss 60 rows of 40 numbers choose the strongest penalty of all, and say next to nothing."""
+    """By plain log loss 60 rows of 40 numbers choose the strongest penalty, and say next to nothing."""
     values, _, generator = drawn(2000, fields=40)
     labels = happens(0.9 * values[:, :3].sum(1), generator)
     aurocs = []
@@ -178,8 +178,8 @@ def test_trees_as_tensors_answer_as_the_trees_they_were_made_from() -> None:
     trees = Trees(1)
     trees.fit(held, labels[:, None], base, seed=3)
     model = HistGradientBoostingClassifier(
-        max_iter=TREES, learning_rate=LEARNING_RATE, max_leaf_nodes=LEAVES, max_depth=DEPTH, min_samples_leaf=20,
-        l2_regularization=5.0, max_features=1.0, early_stopping=False, random_state=3,
+        max_iter=TREES, learning_rate=LEARNING_RATE, max_leaf_nodes=LEAVES, max_depth=DEPTH,
+        min_samples_leaf=20, l2_regularization=5.0, max_features=1.0, early_stopping=False, random_state=3,
     ).fit(held.numpy(), labels.numpy().astype(int))  # fmt: skip
     asked, seen, _ = drawn(500, fields=4, seed=9)
     asked = torch.where(seen, asked, torch.tensor(torch.nan))
