@@ -34,6 +34,7 @@ from fusion import (
     PixelInput,
     SeriesPoint,
     TextBackbone,
+    VolumeBackbone,
     load_backbone,
     load_text_backbone,
     serve,
@@ -44,7 +45,10 @@ DOUBTFUL = frozenset({"refuted", "entered-in-error", "differential"})
 OVER = frozenset({"resolved", "inactive", "remission"})
 RADIOGRAPHS = frozenset({"CR", "DX", "DR", "RG"})  # DICOM Modality (0008,0060) of still images
 MOVING = frozenset({"US", "XA", "RF", "MR", "IVUS"})  # of cines, when they hold several frames in time
+VOLUMES = frozenset({"CT", "MR"})
+LEAST_SLICES = 8  # below which a stack is a localiser or a few pictures, not a volume
 CHEST = ("CHEST", "THORAX", "LUNG", "HEART", "RIB")  # BodyPartExamined of a radiograph we may use, or ""
+PIXELS = (Modality.IMAGE, Modality.CINE, Modality.VOLUME)
 SERIES_HOURS = 168.0
 MAX_POINTS = 400  # per channel, newest first
 MAX_PIXELS, MAX_NOTES = 4, 20
@@ -121,7 +125,7 @@ def build_inputs(
 ) -> Built:
     """What a model may know about `patient` at `as_of`.
 
-    encoders      modality → embedding key (`pixel_key` for image and cine, the backbone version for text);
+    encoders      modality → embedding key (`pixel_key` for pixels, the backbone version for text);
                   a modality that is not named is left out, as the model does not use it
     series_hours  how far back labs and vitals are read as series
 
@@ -130,10 +134,15 @@ def build_inputs(
     used = _Used()
     conditions = _known_conditions(patient, as_of)
     observations = _observations(patient, as_of=as_of, series_hours=series_hours)
-    images, images_pending = _pixels(patient, as_of, encoders.get(Modality.IMAGE), is_cine=False, used=used)
-    cines, cines_pending = _pixels(patient, as_of, encoders.get(Modality.CINE), is_cine=True, used=used)
+    pixels = {
+        modality: _pixels(patient, as_of, encoders.get(modality), modality=modality, used=used)
+        for modality in PIXELS
+    }
     notes, notes_pending = _notes(patient, as_of, encoders.get(Modality.TEXT), used=used)
-    waiting = {Modality.IMAGE: images_pending, Modality.CINE: cines_pending, Modality.TEXT: notes_pending}
+    waiting = {
+        Modality.TEXT: notes_pending,
+        **{modality: is_pending for modality, (_, is_pending) in pixels.items()},
+    }
     inputs = PatientInputs(
         key=str(patient.pk),
         fields={
@@ -144,8 +153,9 @@ def build_inputs(
         genomics=_genomics(patient, as_of=as_of, used=used),
         series=_series(observations, as_of=as_of, hours=series_hours, used=used),
         notes=notes,
-        images=images,
-        cines=cines,
+        images=pixels[Modality.IMAGE][0],
+        cines=pixels[Modality.CINE][0],
+        volumes=pixels[Modality.VOLUME][0],
         pending=frozenset(modality for modality, is_waiting in waiting.items() if is_waiting),
     )
     return Built(inputs, [{"type": kind, "id": identity} for kind, identity in used.basis], used.until)
@@ -401,11 +411,17 @@ def split_pixel_key(key: str) -> tuple[str, int]:
     return version, int(size)
 
 
-def is_usable(series: Series, *, is_cine: bool) -> bool:
-    """Whether a Series is a chest radiograph (is_cine=False) or a cine (True) that was decoded."""
+def is_usable(series: Series, modality: Modality) -> bool:
+    """Whether a decoded Series is a chest radiograph (image), a cine, or evenly spaced slices (volume)."""
     if not series.pixels_digest or not series.clip_path or series.failure:
         return False
-    if is_cine:
+    if modality == Modality.VOLUME:
+        return (
+            series.imaging_modality in VOLUMES
+            and series.frames >= LEAST_SLICES
+            and bool(series.slice_mm and series.spacing_row_mm and series.spacing_column_mm)
+        )
+    if modality == Modality.CINE:
         return series.imaging_modality in MOVING and series.is_cine and bool(series.frame_ms)
     part = series.body_part.upper()
     return (
@@ -415,23 +431,23 @@ def is_usable(series: Series, *, is_cine: bool) -> bool:
     )
 
 
-def usable_series(patient: Patient, *, as_of: datetime, is_cine: bool) -> list[Series]:
-    """A patient's still images or cines taken by as_of, newest first. An undated study is never used."""
+def usable_series(patient: Patient, *, as_of: datetime, modality: Modality) -> list[Series]:
+    """A patient's images, cines or volumes taken by as_of, newest first. An undated study is never used."""
     rows = (
         Series.objects.filter(study__patient=patient, study__started_at__lte=as_of)
         .select_related("study")
         .order_by("-study__started_at", "series_uid")
     )
-    return [series for series in rows if is_usable(series, is_cine=is_cine)][:MAX_PIXELS]
+    return [series for series in rows if is_usable(series, modality)][:MAX_PIXELS]
 
 
 def _pixels(
-    patient: Patient, as_of: datetime, key: str | None, *, is_cine: bool, used: _Used
+    patient: Patient, as_of: datetime, key: str | None, *, modality: Modality, used: _Used
 ) -> tuple[tuple[PixelInput, ...], bool]:
     if key is None:
         return (), False
     version = split_pixel_key(key)[0]
-    candidates = usable_series(patient, as_of=as_of, is_cine=is_cine)
+    candidates = usable_series(patient, as_of=as_of, modality=modality)
     held = studies_queries.embeddings([series.pixels_digest for series in candidates], key)
     inputs = []
     for series in candidates:
@@ -447,6 +463,7 @@ def _pixels(
                 embeddings={version: held[series.pixels_digest]},
                 view=series.view,
                 hours_before=_hours(as_of, started_at),
+                slice_mm=series.slice_mm if modality == Modality.VOLUME else None,
             )
         )
         used.add("ImagingStudy", series.study.study_uid, started_at)
@@ -462,7 +479,7 @@ def _has_failed(series: Series) -> bool:
 
 def _read_frames(series: Series) -> Frames:
     clip = receiving.load_clip(series)
-    return Frames(clip.frames, clip.times_ms, clip.spacing_mm)
+    return Frames(clip.frames, clip.times_ms, clip.spacing_mm, clip.slice_mm)
 
 
 def _notes(
@@ -513,18 +530,28 @@ def image_weights(name: str) -> Path | None:
 
 
 @lru_cache(maxsize=2)
+def get_volume_backbone(name: str) -> VolumeBackbone:
+    """The volume backbone of that name, with the site's weights where its 2D backbone is the site's."""
+    return VolumeBackbone(name, weights=image_weights(name.partition("/")[0]))
+
+
+@lru_cache(maxsize=2)
 def get_text_backbone(name: str) -> TextBackbone:
     """The text backbone of that name, loaded once per process."""
     return load_text_backbone(name)
 
 
-def encode_series(series: Series, backbone: ImageBackbone, *, size: int, now: datetime) -> bool:
-    """Store what `backbone` makes of every frame at `size` pixels a side; False when it is already there."""
+def encode_series(
+    series: Series, backbone: ImageBackbone | VolumeBackbone, *, size: int, now: datetime
+) -> bool:
+    """Store what `backbone` makes of every frame (of the volume) at `size` pixels a side; False when it is
+    already there."""
     key = pixel_key(backbone.version, size)
     if studies_queries.embeddings([series.pixels_digest], key):
         return False
-    values = receiving.load_clip(series).frames
-    studies_queries.put_embedding(series.pixels_digest, key, backbone.embed(values, size), now=now)
+    frames = _read_frames(series)
+    made = backbone.embed(frames if isinstance(backbone, VolumeBackbone) else frames.values, size)
+    studies_queries.put_embedding(series.pixels_digest, key, made, now=now)
     return True
 
 

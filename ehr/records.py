@@ -228,12 +228,14 @@ class Clip:
                 that dense tissue is bright; colour converted to luminance (ITU-R BT.601)
     times_ms    float32 [T], from the first frame; all 0 for a still image
     spacing_mm  (row, column) in mm, or None when the file does not say
+    slice_mm    of a volume of evenly spaced slices, in order along their normal: the step between them
     """
 
     frames: NDArray[np.float32]
     times_ms: NDArray[np.float32]
     spacing_mm: tuple[float, float] | None = None
     spacing_source: str = ""  # "PixelSpacing" | "ImagerPixelSpacing" | "SequenceOfUltrasoundRegions"
+    slice_mm: float | None = None
     notes: tuple[str, ...] = ()  # what was ignored or assumed: "overlay ignored", "burned-in annotation" …
 
 

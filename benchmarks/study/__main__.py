@@ -36,6 +36,7 @@ PARTS = {
         "comparison": "benchmarks.study.comparison",
         "generalisation": "benchmarks.study.generalisation",
         "segmentation": "benchmarks.study.segmentation",
+        "volumes": "benchmarks.study.volumes",
     },
     "lung_ultrasound": {
         "comparison": "benchmarks.study.comparison",

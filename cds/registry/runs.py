@@ -49,6 +49,21 @@ OVERRIDES: dict[str, Override] = {
         Override("image_backbone", "Image encoder", str),
         Override("cine_backbone", "Cine encoder", str),
         Override("text_backbone", "Text encoder", str),
+        Override("volume_backbone", "Volume encoder of slices", str),
+        Override("volume_kind", "Volumes as", str, choices=("2.5d", "3d")),
+        Override("volume_size", "Volume side in pixels", int, 16, 512),
+        Override("volume_extent_mm", "Volume side in mm", float, 10, 2000),
+        Override("volume_step_mm", "Volume step between slices in mm", float, 0.2, 50),
+        Override("volume_slices", "Volume slices kept", int, 1, 256),
+        Override(
+            "cine_pooling", "Frames pooled by", str, choices=("gru", "lstm", "attention", "mean", "frame")
+        ),
+        Override(
+            "imbalance",
+            "Against rare outcomes",
+            str,
+            choices=("none", "class-weights", "focal", "balanced-sampling"),
+        ),
         Override("image_size", "Image side in pixels", int, 16, 1024),
         Override("cine_size", "Cine side in pixels", int, 16, 512),
         Override("cine_frames", "Frames kept of a clip", int, 1, 128),

@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -110,6 +111,14 @@ def _train(run: TrainingRun, progress: Progress) -> None:
     shutil.rmtree(_checkpoint(run), ignore_errors=True)
 
 
+_CHOSEN: dict[str, type[StrEnum]] = {
+    "fusion": fusion.FusionKind,
+    "cine_pooling": fusion.CinePooling,
+    "volume_kind": fusion.VolumeKind,
+    "imbalance": fusion.Imbalance,
+}
+
+
 def build_config(names: Sequence[str], overrides: Mapping[str, Any]) -> FusionConfig:
     """The catalogue's fields, the named outcomes, the site's backbones, and what the run overrides."""
     specs = [outcomes.get_outcome(name) for name in names]
@@ -127,8 +136,9 @@ def build_config(names: Sequence[str], overrides: Mapping[str, Any]) -> FusionCo
     settled["image_weights"] = str(features.image_weights(settled["image_backbone"]) or "")
     if "modalities" in settled:
         settled["modalities"] = tuple(Modality(name) for name in settled["modalities"])
-    if "fusion" in settled:
-        settled["fusion"] = fusion.FusionKind(settled["fusion"])
+    for name, kind in _CHOSEN.items():
+        if name in settled:
+            settled[name] = kind(settled[name])
     return FusionConfig(
         outcomes=tuple(OutcomeSpec(spec.name, spec.label, spec.horizon_hours) for spec in specs),
         fields=features.FIELDS,
@@ -149,6 +159,10 @@ def encoder_keys(config: FusionConfig) -> dict[str, str]:
         keys[Modality.CINE.value] = features.pixel_key(
             features.get_backbone(config.cine_backbone).version, config.cine_size
         )
+    if Modality.VOLUME in config.modalities:
+        keys[Modality.VOLUME.value] = features.pixel_key(
+            features.get_volume_backbone(fusion.volume_backbone_name(config)).version, config.volume_size
+        )
     if Modality.TEXT in config.modalities:
         keys[Modality.TEXT.value] = features.get_text_backbone(config.text_backbone).version
     return keys
@@ -161,18 +175,20 @@ def encode_missing(
     keys = encoder_keys(config)
     members = list(cohort.members.select_related("patient").order_by("patient_id", "-as_of"))
     newest = {member.patient_id: member for member in reversed(members)}  # one, the latest moment, a patient
+    sizes = {
+        Modality.IMAGE: config.image_size,
+        Modality.CINE: config.cine_size,
+        Modality.VOLUME: config.volume_size,
+    }
     for done, member in enumerate(newest.values()):
-        for modality, size, name in (
-            (Modality.IMAGE, config.image_size, config.image_backbone),
-            (Modality.CINE, config.cine_size, config.cine_backbone),
-        ):
+        for modality, size in sizes.items():
             if modality.value not in keys:
                 continue
-            wanted = features.usable_series(
-                member.patient, as_of=member.as_of, is_cine=modality == Modality.CINE
-            )
-            for series in wanted:
-                features.encode_series(series, features.get_backbone(name), size=size, now=timezone.now())
+            name = features.split_pixel_key(keys[modality.value])[0].rpartition(":")[0]
+            is_volume = modality == Modality.VOLUME
+            backbone = features.get_volume_backbone(name) if is_volume else features.get_backbone(name)
+            for series in features.usable_series(member.patient, as_of=member.as_of, modality=modality):
+                features.encode_series(series, backbone, size=size, now=timezone.now())
                 progress.step("encoding images and notes", low + (high - low) * done / len(newest))
         if Modality.TEXT.value in keys:
             for note in Note.objects.filter(patient=member.patient, available_at__lte=member.as_of):
@@ -198,7 +214,7 @@ def encode_tuned(
         return dict(encoders)
     members = list(cohort.members.select_related("patient").order_by("patient_id", "-as_of"))
     for done, member in enumerate(members):
-        for series in features.usable_series(member.patient, as_of=member.as_of, is_cine=False):
+        for series in features.usable_series(member.patient, as_of=member.as_of, modality=Modality.IMAGE):
             features.encode_series(series, backbone, size=bundle.config.image_size, now=timezone.now())
         progress.step("encoding images with the tuned encoder", low + (high - low) * done / len(members))
     return {**encoders, Modality.IMAGE.value: features.pixel_key(backbone.version, bundle.config.image_size)}

@@ -85,7 +85,7 @@ def _encode_study(
     made, failures = False, []
     for series in Series.objects.filter(study=study).order_by("series_uid"):
         for modality, key in keys:
-            if modality not in _PIXELS or not features.is_usable(series, is_cine=modality == Modality.CINE):
+            if modality not in features.PIXELS or not features.is_usable(series, modality):
                 continue
             if lost_check():
                 raise leases.LeaseLost(f"encoding of study {study.pk}")
@@ -98,7 +98,7 @@ def _encode_study(
     return made, failures
 
 
-def _backbone(modality: Modality, key: str) -> fusion.ImageBackbone:
+def _backbone(modality: Modality, key: str) -> fusion.ImageBackbone | fusion.VolumeBackbone:
     """The backbone of an embedding key. One that was fine-tuned lies in the bundle of a version that uses it.
 
     Raises UnknownEncoder where neither the site nor a bundle has these very weights.
@@ -110,16 +110,14 @@ def _backbone(modality: Modality, key: str) -> fusion.ImageBackbone:
         if owner is None:
             raise fusion.UnknownEncoder(f"no model version holds the fine-tuned backbone {version}")
         return get_bundle(owner).embedder.image_backbone
-    backbone = features.get_backbone(name)
+    is_volume = modality == Modality.VOLUME
+    backbone = features.get_volume_backbone(name) if is_volume else features.get_backbone(name)
     if backbone.version != version:
         raise fusion.UnknownEncoder(
             f"asked for {version}, and here {name} has the weights {backbone.version}: set IMAGE_WEIGHTS to "
             "the file the model was trained with"
         )
     return backbone
-
-
-_PIXELS = frozenset({Modality.IMAGE, Modality.CINE})
 
 
 def _finish_encoding(work: Encoding, failures: list[str]) -> None:
@@ -185,9 +183,9 @@ def ask_encoding(
     waiting = set(pending)
     if Modality.TEXT in waiting:
         outbox.enqueue(Job.ENCODE_NOTES, now=now, patient_id=str(patient.pk))
-    if not waiting & _PIXELS:
+    if not waiting & set(features.PIXELS):
         return
-    keys = {key for modality, key in version.encoders.items() if Modality(modality) in _PIXELS}
+    keys = {key for modality, key in version.encoders.items() if Modality(modality) in features.PIXELS}
     for study in Study.objects.filter(patient=patient, series__clip_path__gt="").distinct():
         latest = study.encodings.order_by("-queued_at").first()
         if latest is None or latest.work_state not in (WorkState.QUEUED, WorkState.RUNNING):

@@ -75,7 +75,13 @@ def load_clip(series: Series) -> ehr.Clip:
     spacing = None
     if series.spacing_row_mm is not None and series.spacing_column_mm is not None:
         spacing = (series.spacing_row_mm, series.spacing_column_mm)
-    return ehr.Clip(frames=frames, times_ms=times, spacing_mm=spacing, notes=tuple(series.remarks))
+    return ehr.Clip(
+        frames=frames,
+        times_ms=times,
+        spacing_mm=spacing,
+        slice_mm=series.slice_mm,
+        notes=tuple(series.remarks),
+    )
 
 
 def times_ms(series: Series) -> NDArray[np.float32]:

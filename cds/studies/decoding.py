@@ -162,7 +162,7 @@ def _keep(result: _Result) -> bool:
     series.failure, series.clip_path = result.failure, result.path
     if clip is None:
         series.pixels_digest, series.frames, series.rows, series.columns = result.instances, 0, 0, 0
-        series.frame_ms = series.spacing_row_mm = series.spacing_column_mm = None
+        series.frame_ms = series.spacing_row_mm = series.spacing_column_mm = series.slice_mm = None
         series.remarks = []
     else:
         series.pixels_digest = _pixels_digest(series, clip)
@@ -170,6 +170,7 @@ def _keep(result: _Result) -> bool:
         series.frame_ms = _mean_step(clip)
         row, column = clip.spacing_mm or (None, None)
         series.spacing_row_mm, series.spacing_column_mm = row, column
+        series.slice_mm = clip.slice_mm
         series.remarks = list(clip.notes)
     series.save(update_fields=_DECODED)
     return True
@@ -185,6 +186,7 @@ _DECODED = [
     "frame_ms",
     "spacing_row_mm",
     "spacing_column_mm",
+    "slice_mm",
     "remarks",
 ]
 

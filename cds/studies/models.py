@@ -65,6 +65,7 @@ class Series(models.Model):
     frame_ms = models.FloatField(null=True)  # mean time between frames
     spacing_row_mm = models.FloatField(null=True)
     spacing_column_mm = models.FloatField(null=True)
+    slice_mm = models.FloatField(null=True)  # of evenly spaced CT or MR slices; null: no volume
     remarks = models.JSONField(default=list)  # "burned-in annotation", "overlay ignored" …
     failure = models.CharField(max_length=500, blank=True)  # why it cannot be decoded
 

@@ -14,6 +14,7 @@ import resource
 import select
 import struct
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 from zoneinfo import ZoneInfo
@@ -157,6 +158,16 @@ def read_clip(
         if not rendered:
             raise refused[-1]
         places = kept
+    slice_mm = chosen.slice_mm
+    if len(chosen.order) == 1 and inside > 1 and not times:
+        slice_mm = selecting.slice_step_of(first)
+    if slice_mm is not None and len(places) > 1:
+        steps = {after - before for before, after in pairwise(places)}
+        if max(steps) - min(steps) > 1 or (refused and len(steps) > 1):
+            notes.append("slices left out between others: no volume")
+            slice_mm = None
+        else:
+            slice_mm *= (places[-1] - places[0]) / (len(places) - 1)
     if refused:
         notes.append(f"{len(refused)} of {len(sources)} instances left out: {refused[0]}")
     if len({one.values.shape for one in rendered}) > 1:
@@ -176,6 +187,7 @@ def read_clip(
         "times_ms": at,
         "times_source": source_of_times if any(at) else "",
         "spacing_mm": spacing,
+        "slice_mm": slice_mm if len(places) > 1 else None,
         "spacing_source": spacing_source,
         "notes": notes,
     }, frames

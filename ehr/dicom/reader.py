@@ -69,6 +69,7 @@ def read_clip(
         times_ms=np.asarray(result["times_ms"], dtype=np.float32),
         spacing_mm=(float(spacing[0]), float(spacing[1])) if spacing else None,
         spacing_source=result["spacing_source"],
+        slice_mm=result["slice_mm"],
         notes=tuple(result["notes"]),
     )
 

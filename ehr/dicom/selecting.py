@@ -15,16 +15,21 @@ from ehr.dicom.dataset import get, items, number, numbers, text, whole
 
 PROJECTIONS = frozenset({"CR", "DX", "DR", "RG", "MG", "PX", "IO", "RF", "XA"})
 FRONTAL = frozenset({"PA", "AP", "AP PORTABLE", "POSTERO-ANTERIOR", "ANTERO-POSTERIOR"})
+UNEVEN = 0.1  # of the usual step between slices, by which one may differ
 CENTIMETRES = 3  # PhysicalUnitsXDirection, PS3.3 C.8.5.5.1.15
 
 
 @dataclass(slots=True)
 class Chosen:
-    """Places in the list given, in order of display; times in ms, one per instance, when they are known."""
+    """Places in the list given, in order of display; times in ms, one per instance, when they are known.
+
+    slice_mm  of a volume whose slices are evenly spaced: the step from one to the next
+    """
 
     order: list[int]
     times_ms: list[float] | None = None
     notes: list[str] = field(default_factory=list)
+    slice_mm: float | None = None
 
 
 def choose(headers: list[Dataset]) -> Chosen:
@@ -73,7 +78,13 @@ def choose(headers: list[Dataset]) -> Chosen:
                 order = sorted(kept, key=lambda place: times[place])
                 return Chosen(order, [times[place] - times[order[0]] for place in order], notes)
         elif len({round(depth, 3) for depth in known}) == len(kept):
-            return Chosen(sorted(kept, key=lambda place: depths[place] or 0.0), notes=notes)
+            order = sorted(kept, key=lambda place: depths[place] or 0.0)
+            steps = np.diff([depths[place] or 0.0 for place in order])
+            step = float(np.median(steps))
+            if float(np.abs(steps - step).max()) > UNEVEN * step:
+                notes.append("slices unevenly spaced: no volume")
+                return Chosen(order, notes=notes)
+            return Chosen(order, slice_mm=step, notes=notes)
     return Chosen(sorted(kept, key=by_number), notes=notes)
 
 
@@ -110,6 +121,18 @@ def times_of(data: Dataset, frames: int) -> tuple[list[float] | None, str]:
         if rate and rate > 0:
             return [place * 1000.0 / rate for place in range(frames)], keyword
     return None, ""
+
+
+def slice_step_of(data: Dataset) -> float | None:
+    """Step between the frames of one enhanced CT or MR instance, mm: SpacingBetweenSlices (0018,0088)."""
+    if text(data, "Modality").upper() not in ("CT", "MR", "PT"):
+        return None
+    for group in items(data, "SharedFunctionalGroupsSequence"):
+        for measure in items(group, "PixelMeasuresSequence"):
+            step = number(measure, "SpacingBetweenSlices")
+            if step is not None and step > 0:
+                return step
+    return None
 
 
 def spacing_of(data: Dataset) -> tuple[tuple[float, float] | None, str]:

@@ -264,23 +264,51 @@ class TestPixelsAndNotes:
         assert inputs(patient).pending == frozenset()
 
     @pytest.mark.parametrize(
-        ("columns", "as_image", "as_cine"),
+        ("columns", "as_image", "as_cine", "as_volume"),
         [
-            ({"modality": "CR"}, True, False),
-            ({"modality": "DX", "body_part": ""}, True, False),
-            ({"modality": "DX", "body_part": "HAND"}, False, False),
-            ({"modality": "CT", "frames": 60}, False, False),
-            ({"modality": "MR", "frames": 8}, False, False),
-            ({"modality": "US", "frames": 8, "frame_ms": 33.0}, False, True),
-            ({"modality": "XA", "frames": 8, "frame_ms": 66.0}, False, True),
-            ({"modality": "US"}, False, False),
-            ({"modality": "CR", "clip_path": ""}, False, False),
+            ({"modality": "CR"}, True, False, False),
+            ({"modality": "DX", "body_part": ""}, True, False, False),
+            ({"modality": "DX", "body_part": "HAND"}, False, False, False),
+            ({"modality": "CT", "frames": 60}, False, False, False),
+            ({"modality": "MR", "frames": 8}, False, False, False),
+            ({"modality": "US", "frames": 8, "frame_ms": 33.0}, False, True, False),
+            ({"modality": "XA", "frames": 8, "frame_ms": 66.0}, False, True, False),
+            ({"modality": "US"}, False, False, False),
+            (
+                {
+                    "modality": "CT",
+                    "frames": 60,
+                    "slice_mm": 5.0,
+                    "spacing_row_mm": 0.7,
+                    "spacing_column_mm": 0.7,
+                },
+                False,
+                False,
+                True,
+            ),
+            (
+                {
+                    "modality": "CT",
+                    "frames": 3,
+                    "slice_mm": 5.0,
+                    "spacing_row_mm": 0.7,
+                    "spacing_column_mm": 0.7,
+                },
+                False,
+                False,
+                False,
+            ),
+            ({"modality": "MR", "frames": 20, "slice_mm": 5.0}, False, False, False),
+            ({"modality": "CR", "clip_path": ""}, False, False, False),
         ],
     )
-    def test_which_series_are_read(self, columns: dict[str, Any], as_image: bool, as_cine: bool) -> None:
+    def test_which_series_are_read(
+        self, columns: dict[str, Any], as_image: bool, as_cine: bool, as_volume: bool
+    ) -> None:
         series = make_series(make_patient(), NOW, **columns)
-        assert features.is_usable(series, is_cine=False) is as_image
-        assert features.is_usable(series, is_cine=True) is as_cine
+        assert features.is_usable(series, Modality.IMAGE) is as_image
+        assert features.is_usable(series, Modality.CINE) is as_cine
+        assert features.is_usable(series, Modality.VOLUME) is as_volume
 
     def test_newest_images_first_and_pixels_read_only_when_asked(self, settings: Any, tmp_path: Any) -> None:
         settings.STUDY_STORE = tmp_path

@@ -46,6 +46,7 @@ def make_series(
     body_part: str = "CHEST",
     clip_path: str = "clips/none.npz",
     pixels: NDArray[np.float32] | None = None,
+    **columns: Any,
 ) -> Series:
     """A stored Series; with `pixels` [T, H, W] in [0, 1] its Clip lies in the store as well."""
     study = Study.objects.create(
@@ -72,6 +73,7 @@ def make_series(
         rows=32,
         columns=32,
         frame_ms=frame_ms,
+        **columns,
     )
 
 

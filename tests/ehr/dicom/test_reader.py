@@ -247,6 +247,26 @@ def test_slices_are_sorted_along_their_normal(tmp_path: Path) -> None:
     assert (read_clip(paths).frames[:, 0, 0] * 255 / 20).round().tolist() == [1, 3, 5, 9]
 
 
+@pytest.mark.parametrize(
+    ("depths", "step"), [((0, 2.5, 5, 7.5), 2.5), ((0, 2.5, 5, 9), None), ((10, 5, 0, -5), 5.0)]
+)
+def test_evenly_spaced_slices_are_a_volume(
+    tmp_path: Path, depths: tuple[float, ...], step: float | None
+) -> None:
+    paths = [
+        make_file(
+            tmp_path, RAMP, f"{number}.dcm", Modality="CT",
+            ImageOrientationPatient=[1, 0, 0, 0, 1, 0], ImagePositionPatient=[0, 0, depth],
+        )
+        for number, depth in enumerate(depths)
+    ]  # fmt: skip
+    clip = read_clip(paths)
+    assert clip.slice_mm == step
+    assert ("slices unevenly spaced: no volume" in clip.notes) is (step is None)
+    thinned = read_clip(paths, max_frames=2)
+    assert thinned.slice_mm == (None if step is None else 3 * step)
+
+
 def test_phases_at_one_place_are_sorted_in_time(tmp_path: Path) -> None:
     paths = [
         make_file(
@@ -261,6 +281,7 @@ def test_phases_at_one_place_are_sorted_in_time(tmp_path: Path) -> None:
         for trigger in (100, 20, 60)
     ]
     assert read_clip(paths).times_ms.tolist() == [0, 40, 80]
+    assert read_clip(paths).slice_mm is None
 
 
 def test_of_several_radiographs_a_frontal_one_is_shown_and_it_is_said(tmp_path: Path) -> None:
