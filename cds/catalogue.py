@@ -67,6 +67,25 @@ class Genomic:
 
 
 # -- vital signs (LOINC panel 85353-1) and laboratory results ---------------------------------------
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A size that `risk.measuring` finds in pixels.
+
+    low, high    what a body can have: a value outside it is not believed
+    window_days  how old a picture's measurement may be to count
+    reference    usual range (None: open), and whose it is
+    """
+
+    name: str
+    label: str
+    unit: str
+    low: float
+    high: float
+    window_days: int
+    reference: tuple[float | None, float | None] = (None, None)
+    reference_source: str = ""
+
+
 HEART_RATE = Measurement("heart_rate", "Heart rate", ("8867-4", "8889-8"), "/min", 15, 300, 7)
 RESPIRATORY_RATE = Measurement("respiratory_rate", "Respiratory rate", ("9279-1",), "/min", 2, 90, 7)
 SYSTOLIC = Measurement("systolic_bp", "Systolic blood pressure", ("8480-6", "8459-0"), "mm[Hg]", 40, 300, 30)
@@ -94,6 +113,18 @@ TROPONIN = Measurement("troponin_i", "Troponin I", ("10839-9", "89579-7"), "ng/m
 EJECTION_FRACTION = Measurement(
     "ejection_fraction", "Ejection fraction", ("10230-1", "8806-2"), "%", 3, 95, 365
 )
+
+MEASURED: tuple[Measured, ...] = (
+    Measured(
+        "cardiothoracic_ratio", "Cardiothoracic ratio, measured", "1", 0.2, 0.95, 365,
+        (None, 0.50), "adults, upright frontal view (Danzer 1919)",
+    ),
+    Measured("lung_area", "Lung area, measured", "cm2", 20, 1500, 365),
+    Measured(
+        "measured_ejection_fraction", "Ejection fraction, measured", "%", 3, 95, 365,
+        (52.0, 74.0), "adults, women and men together (ASE/EACVI 2015)",
+    ),
+)  # fmt: skip
 
 SERIES: tuple[Measurement, ...] = (
     HEART_RATE, RESPIRATORY_RATE, SYSTOLIC, DIASTOLIC, TEMPERATURE, SPO2,

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 from django.conf import settings
-from django.db.models import Q
+from django.db.models import F, Q
 
 from cds import catalogue
 from cds.jobs.models import WorkState
 from cds.patients.models import Observation, Patient
 from cds.studies import queries as studies_queries
 from cds.studies import receiving
-from cds.studies.models import Encoding, Series
+from cds.studies.models import Encoding, Measurement, Series
 from fusion import (
     FieldKind,
     FieldSpec,
@@ -80,6 +80,10 @@ FIELDS: tuple[FieldSpec, ...] = (
         for c in catalogue.COMPUTED
     ),
     *(_spec(measured) for measured in catalogue.LATEST),
+    *(
+        FieldSpec(size.name, size.label, size.unit, FieldKind.NUMERIC, size.low, size.high)
+        for size in catalogue.MEASURED
+    ),
     *(
         FieldSpec(
             flag.name, flag.label, "1", FieldKind.BINARY, 0, 1, f"{catalogue.SNOMED}|{min(flag.snomed)}"
@@ -148,6 +152,7 @@ def build_inputs(
         fields={
             **_computed(patient, conditions, as_of=as_of, used=used),
             **_latest(observations, as_of=as_of, used=used),
+            **_measured(patient, as_of=as_of, used=used),
             **_flags(conditions, used=used),
         },
         genomics=_genomics(patient, as_of=as_of, used=used),
@@ -223,6 +228,27 @@ def _latest(found: Mapping[str, list[_Point]], *, as_of: datetime, used: _Used) 
             continue
         values[measured.name] = newest.value
         used.add(*newest.resource, newest.known_at)
+    return values
+
+
+def _measured(patient: Patient, *, as_of: datetime, used: _Used) -> dict[str, float | None]:
+    """Sizes in the newest picture they are known of; of several methods, the latest one's."""
+    values: dict[str, float | None] = {}
+    rows = (
+        Measurement.objects.filter(series__study__patient=patient, series__study__started_at__lte=as_of)
+        .filter(value__isnull=False, pixels_digest=F("series__pixels_digest"))
+        .order_by("-series__study__started_at", "-made_at", "pk")
+        .values_list("name", "value", "series__study__study_uid", "series__study__started_at")
+    )
+    newest: dict[str, tuple[float | None, str, datetime | None]] = {}
+    for name, value, uid, at in rows:
+        newest.setdefault(name, (value, uid, at))
+    for size in catalogue.MEASURED:
+        value, uid, at = newest.get(size.name, (None, "", None))
+        is_recent = at is not None and at >= as_of - timedelta(days=size.window_days)
+        values[size.name] = value if is_recent else None
+        if is_recent:
+            used.add("ImagingStudy", uid, at)
     return values
 
 

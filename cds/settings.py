@@ -49,6 +49,11 @@ class Environment(BaseSettings):
     study_store: Path | None = Field(
         None, description="Where pixels are kept; empty: <data dir>/studies. Shared by web and workers."
     )
+    segmenter_store: Path | None = Field(
+        None,
+        description="Segmenters that measure pictures on arrival; empty: <data dir>/segmenters. "
+        "Read by workers.",
+    )
     bundle_store: Path | None = Field(
         None, description="Where models are kept; empty: <data dir>/bundles. Shared by web and workers."
     )
@@ -219,6 +224,7 @@ else:
         }
     }
 STUDY_STORE = (ENV.study_store or DATA_DIR / "studies").resolve()
+SEGMENTER_STORE = (ENV.segmenter_store or DATA_DIR / "segmenters").resolve()
 BUNDLE_STORE = (ENV.bundle_store or DATA_DIR / "bundles").resolve()
 
 # -- tasks -----------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ if _find_spec("torch") is not None:  # without it, on a small machine, `fusion.e
     from fusion.evaluate import Report, evaluate
     from fusion.explain import ImageExplanation, explain_image, frames_explained
     from fusion.heat_maps import HeatMapMethod
+    from fusion.imaging.quantify import Size, area, cardiothoracic_ratio, ejection_fraction, largest
+    from fusion.imaging.segment import Drawn, Segmenter, SegmenterConfig, train_segmenter
     from fusion.inputs import Frames, Modality, NoteInput, PatientInputs, PixelInput, SeriesPoint
     from fusion.predict import predict
     from fusion.prediction import Contribution, Driver, OutcomePrediction, Prediction
@@ -49,6 +51,7 @@ __all__ = [
     "Cancelled",
     "CinePooling",
     "Contribution",
+    "Drawn",
     "Driver",
     "Example",
     "FieldKind",
@@ -72,17 +75,24 @@ __all__ = [
     "Prediction",
     "Progress",
     "Report",
+    "Segmenter",
+    "SegmenterConfig",
     "SeriesPoint",
     "ShiftReport",
+    "Size",
     "TextBackbone",
     "UnknownEncoder",
     "VolumeBackbone",
     "VolumeKind",
+    "area",
+    "cardiothoracic_ratio",
     "compare_inputs",
+    "ejection_fraction",
     "evaluate",
     "explain_image",
     "frames_explained",
     "image_backbone_names",
+    "largest",
     "load_backbone",
     "load_text_backbone",
     "predict",
@@ -90,5 +100,6 @@ __all__ = [
     "split_sentences",
     "text_backbone_names",
     "train",
+    "train_segmenter",
     "volume_backbone_name",
 ]

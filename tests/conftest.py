@@ -49,5 +49,6 @@ def _stores_of_its_own(settings: Any, tmp_path: Path) -> None:
     """Pixels and bundles of a test lie in its own folder."""
     settings.STUDY_STORE = tmp_path / "studies"
     settings.BUNDLE_STORE = tmp_path / "bundles"
+    settings.SEGMENTER_STORE = tmp_path / "segmenters"
     settings.ENCODER_STORE = tmp_path / "encoders"
     settings.ENCODER_RUNTIME = "torch"  # exporting anew for every test would take seconds each

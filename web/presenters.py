@@ -17,7 +17,7 @@ from cds.registry.outcomes import OUTCOMES
 from cds.risk import thresholds
 from cds.risk.assessing import DataState
 from cds.risk.responding import GRACE, UNDO_WITHIN
-from cds.risk.seen import DriverView, ImageView, NoteHit, OutcomePanel, Panel, ResponseView
+from cds.risk.seen import DriverView, ImageView, MeasurementView, NoteHit, OutcomePanel, Panel, ResponseView
 from web import charts, colours, words
 
 USES = {"tabular": "latest value", "series": "course"}
@@ -87,6 +87,18 @@ class PictureView:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasurementRow:
+    """A size measured in a picture, in words. outside: "above" or "below" the usual range, or ""."""
+
+    seen: MeasurementView
+    value: str
+    usual: str
+    outside: str
+    confidence: str
+    change: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tab:
     """One outcome among several."""
 
@@ -123,6 +135,7 @@ class OutcomeView:
     other_pictures: tuple[PictureView, ...]
     cine: PictureView | None
     other_cines: tuple[PictureView, ...]
+    measurements: tuple[MeasurementRow, ...]
     undo: ResponseView | None  # an answer the viewer may still take back
     undo_ms: int
     what_then: str
@@ -207,6 +220,7 @@ def _outcome(seen: OutcomePanel, series_id: str, viewer_name: str, now: datetime
         other_pictures=other_pictures,
         cine=cine,
         other_cines=other_cines,
+        measurements=tuple(_measurement(one) for one in seen.measurements),
         undo=undo,
         undo_ms=left,
         what_then=SCOREABLE.get(seen.state, ""),
@@ -323,6 +337,32 @@ def _pictures(
     by_use = sorted(images, key=lambda image: not image.used)  # stable: newest first within each
     chosen = next((image for image in images if image.series_id == series_id), by_use[0])
     return _picture(chosen), tuple(_picture(image) for image in by_use if image is not chosen)
+
+
+def _measurement(one: MeasurementView) -> MeasurementRow:
+    unit = words.unit(one.unit)
+    low, high = one.reference
+    usual, outside = "–", ""
+    if low is not None and high is not None:
+        usual = f"{words.figure(low)} to {words.figure(high)}"
+    elif high is not None:
+        usual = f"up to {words.figure(high)}"
+    elif low is not None:
+        usual = f"from {words.figure(low)}"
+    if one.value is not None:
+        is_above, is_below = high is not None and one.value > high, low is not None and one.value < low
+        outside = "above" if is_above else "below" if is_below else ""
+    change = ""
+    if one.value is not None and one.earlier:
+        change = f"{words.signed_percent(100 * (one.value - one.earlier) / one.earlier)} since"
+    return MeasurementRow(
+        seen=one,
+        value=f"{words.size(one.value, one.unit)} {unit}".strip() if one.value is not None else "not known",
+        usual=usual,
+        outside=outside,
+        confidence=words.percent(one.confidence) if one.confidence is not None else "",
+        change=change,
+    )
 
 
 def _picture(image: ImageView) -> PictureView:

@@ -26,6 +26,7 @@ UNITS = {
     "umol/L": "µmol/L",
     "ug/L": "µg/L",
     "kg/m2": "kg/m²",
+    "cm2": "cm²",
     "{score}": "",
     "h": "h",
     "d": "days",
@@ -64,6 +65,19 @@ def figure(value: float | None) -> str:
 def unit(code: str) -> str:
     """A UCUM code as it is printed on a report."""
     return UNITS.get(code, code)
+
+
+def size(value: float, unit_code: str) -> str:
+    """A measured size to what the picture allows: ratios to two decimals, else whole numbers from 10 on."""
+    if unit_code == "1":
+        return f"{value:.2f}"
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.1f}"
+
+
+def signed_percent(change: float) -> str:
+    """`-4.2` is "−4 %"."""
+    shown = round(change)
+    return "0 %" if shown == 0 else f"{'+' if shown > 0 else '−'}{abs(shown)} %"
 
 
 def outcome(key: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cds.demo.drawing import Picture, Point, blur, cloud, fill, spline, strokes, write_mark
 
@@ -36,12 +37,7 @@ class ChestFindings:
 
 def draw_chest(findings: ChestFindings, rng: np.random.Generator) -> Picture:
     """Draw it: float32 [SIDE, SIDE], 0 (air) to 1 (dense), dense tissue bright."""
-    tilt, breath = rng.normal(0, 0.008), rng.normal(0.0, 0.012) - (0.03 if findings.portable else 0.0)
-    shift = (float(rng.normal(0, 0.01)), float(rng.normal(0, 0.012)))
-
-    def place(points: list[Point]) -> list[Point]:
-        """Where the anatomy's points lie in this picture: shifted, tilted."""
-        return [(x + shift[0] + tilt * (y - 0.5), y + shift[1]) for x, y in points]
+    place, breath = _pose(findings, rng)
 
     def shape(points: list[Point], soft: float) -> Picture:
         return fill(spline(place(points), closed=True), SIDE, soft=soft)
@@ -68,6 +64,32 @@ def draw_chest(findings: ChestFindings, rng: np.random.Generator) -> Picture:
         fluid = _fluid(side, level, x_grid, y_grid)
         density = density * (1 - fluid) + (0.72 + 0.1 * (density - 0.6)) * fluid
     return _expose(density, findings, rng)
+
+
+def draw_masks(findings: ChestFindings, rng: np.random.Generator) -> dict[str, NDArray[np.bool_]]:
+    """Where heart and lungs truly are, bool [SIDE, SIDE] each. With the rng that `draw_chest` gets."""
+    place, breath = _pose(findings, rng)
+    outlines = {
+        "heart": [_heart(findings.cardiothoracic_ratio, breath)],
+        "lungs": [_lung(breath), _mirror(_lung(breath + 0.018))],
+    }
+
+    def inside(points: list[Point]) -> NDArray[np.bool_]:
+        return fill(spline(place(points), closed=True), SIDE, soft=0) > 0.5
+
+    return {name: np.logical_or.reduce([inside(part) for part in parts]) for name, parts in outlines.items()}
+
+
+def _pose(findings: ChestFindings, rng: np.random.Generator) -> tuple[Place, float]:
+    """How the patient stands: where the anatomy's points lie in this picture, and how deep the breath is."""
+    tilt, breath = rng.normal(0, 0.008), rng.normal(0.0, 0.012) - (0.03 if findings.portable else 0.0)
+    shift = (float(rng.normal(0, 0.01)), float(rng.normal(0, 0.012)))
+
+    def place(points: list[Point]) -> list[Point]:
+        """Shifted, tilted."""
+        return [(x + shift[0] + tilt * (y - 0.5), y + shift[1]) for x, y in points]
+
+    return place, float(breath)
 
 
 def _trunk() -> list[Point]:

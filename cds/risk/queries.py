@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 from django.conf import settings
-from django.db.models import Q
+from django.db.models import F, Q
 from numpy.typing import NDArray
 
 from cds import catalogue
+from cds.catalogue import MEASURED, Measured
 from cds.errors import NotFound
 from cds.jobs.models import WorkState
 from cds.patients import access
@@ -36,6 +37,7 @@ from cds.risk.seen import (
     DriverView,
     HeatMapView,
     ImageView,
+    MeasurementView,
     ModelFacts,
     NoteHit,
     OutcomePanel,
@@ -44,7 +46,7 @@ from cds.risk.seen import (
     ResponseView,
     TrendPoint,
 )
-from cds.studies.models import Series
+from cds.studies.models import Measurement, Series
 
 MODALITY_WORDS = {
     "tabular": "Record",
@@ -190,6 +192,7 @@ def _outcome(patient: Patient, standing: assessing.Standing, outcome: str, *, no
         notes=notes,
         images=tuple(image for image in images if not image.is_cine),
         cines=tuple(image for image in images if image.is_cine),
+        measurements=_measurements(patient, as_of),
         model=_model_facts(version, assessment, outcome, now),
         responses=_responses(patient, outcome),
     )
@@ -444,6 +447,47 @@ def _images(
             )
         )
     return views
+
+
+def _measurements(patient: Patient, as_of: datetime | None) -> tuple[MeasurementView, ...]:
+    """Of each size and method the newest, known or not, beside the known one of the study before."""
+    rows = Measurement.objects.filter(
+        series__study__patient=patient, pixels_digest=F("series__pixels_digest")
+    ).select_related("series__study")
+    if as_of is not None:
+        rows = rows.filter(series__study__started_at__lte=as_of)
+    by_size: dict[tuple[str, str], list[Measurement]] = {}
+    for row in rows.order_by("-series__study__started_at", "-made_at", "pk"):
+        by_size.setdefault((row.name, row.method_version), []).append(row)
+    newest: dict[str, list[Measurement]] = {}
+    for (name, _), held in by_size.items():
+        if name not in newest or held[0].made_at > newest[name][0].made_at:
+            newest[name] = held
+    return tuple(_measurement(size, newest[size.name]) for size in MEASURED if size.name in newest)
+
+
+def _measurement(size: Measured, held: list[Measurement]) -> MeasurementView:
+    row, study = held[0], held[0].series.study
+    before = next(
+        (one for one in held[1:] if one.value is not None and one.series.study_id != study.pk), None
+    )
+    return MeasurementView(
+        name=row.name,
+        label=size.label.removesuffix(", measured"),
+        value=row.value,
+        unit=row.unit,
+        why=row.why,
+        reference=size.reference,
+        reference_source=size.reference_source,
+        method=row.method,
+        method_version=row.method_version,
+        confidence=row.confidence,
+        series_id=str(row.series_id),
+        is_cine=row.series.is_cine,
+        taken_at=study.started_at,
+        earlier=before.value if before else None,
+        earlier_at=before.series.study.started_at if before else None,
+    )
 
 
 def _heat_map(held: HeatMap) -> HeatMapView:

@@ -34,7 +34,7 @@ from cds.patients import importing
 from cds.patients.models import Note, Patient
 from cds.registry import queries as registry_queries
 from cds.registry.models import ModelVersion
-from cds.risk import assessing
+from cds.risk import assessing, measuring
 from cds.risk.models import HeatMap, RiskAssessment, RiskPrediction
 from cds.studies import receiving
 from cds.studies.models import Encoding, Series, Study
@@ -83,6 +83,7 @@ def _encode_study(
 ) -> tuple[bool, list[str]]:
     """Encode every usable Series; whether anything was new, and why some could not be."""
     made, failures = False, []
+    now = timezone.now()
     for series in Series.objects.filter(study=study).order_by("series_uid"):
         for modality, key in keys:
             if modality not in features.PIXELS or not features.is_usable(series, modality):
@@ -95,6 +96,10 @@ def _encode_study(
                 made |= features.encode_series(series, backbone, size=size, now=timezone.now())
             except (ehr.Permanent, fusion.FusionError) as fault:
                 failures.append(f"series {series.pk}: {fault}")
+        if lost_check():
+            raise leases.LeaseLost(f"measuring of study {study.pk}")
+        for reason in measuring.measure(series, now=now):  # the score stands without a measurement
+            logger.warning("series %s was not measured: %s", series.pk, reason)
     return made, failures
 
 

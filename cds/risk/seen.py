@@ -205,6 +205,31 @@ class ImageView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MeasurementView:
+    """A size measured in a picture. value None: not known, `why` says so.
+
+    reference   usual range, None: open;  earlier, the same size by the same method in the study before
+    confidence  mean probability inside the masks, 0.5 to 1
+    """
+
+    name: str
+    label: str
+    value: float | None
+    unit: str
+    why: str
+    reference: tuple[float | None, float | None]
+    reference_source: str
+    method: str
+    method_version: str
+    confidence: float | None
+    series_id: str
+    is_cine: bool
+    taken_at: datetime | None
+    earlier: float | None = None
+    earlier_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """About this score."""
 
@@ -263,6 +288,7 @@ class OutcomePanel:
     notes: tuple[NoteHit, ...]
     images: tuple[ImageView, ...]
     cines: tuple[ImageView, ...]
+    measurements: tuple[MeasurementView, ...]
     model: ModelFacts
     responses: tuple[ResponseView, ...]  # newest first
 

@@ -115,6 +115,29 @@ class Encoding(LeasedWork):
         LiveEvent.objects.create(kind="study", subject=str(study.pk), patient_id=study.patient_id, at=now)
 
 
+class Measurement(models.Model):
+    """A size measured in the pixels of one Series by one version of a method. Never changed; see
+    `risk.measuring`. value null: not known, and `why` says so."""
+
+    series = models.ForeignKey(Series, on_delete=models.CASCADE, related_name="measurements")
+    pixels_digest = models.CharField(max_length=64)  # of the Series when it was measured
+    name = models.CharField(max_length=64)  # of `catalogue.MEASURED`
+    value = models.FloatField(null=True)
+    unit = models.CharField(max_length=16)  # UCUM
+    why = models.CharField(max_length=300, blank=True)
+    confidence = models.FloatField(null=True)  # mean probability inside the masks, 0.5 to 1
+    method = models.CharField(max_length=200)
+    method_version = models.CharField(max_length=16)
+    made_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["series", "pixels_digest", "name", "method_version"], name="measured_once_a_method"
+            ),
+        ]
+
+
 class Embedding(models.Model):
     """What one encoder version made of one instance set or note. Computed once, read for every score."""
 

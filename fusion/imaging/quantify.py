@@ -23,6 +23,18 @@ class Size:
     why: str = ""
 
 
+def largest(mask: Mask, parts: int = 1) -> Mask:
+    """The mask's `parts` largest connected pieces (two for a pair of lungs): specks elsewhere are errors."""
+    from scipy import ndimage
+
+    labels, count = ndimage.label(mask)
+    if count <= parts:
+        return mask
+    sizes = np.bincount(labels.ravel())[1:]
+    kept = 1 + np.argsort(sizes, kind="stable")[-parts:]
+    return np.isin(labels, kept)
+
+
 def area(mask: Mask, spacing_mm: tuple[float, float] | None, *, name: str = "area") -> Size:
     """Area of a mask [H, W], mm²."""
     _check(mask, 2)

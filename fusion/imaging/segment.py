@@ -91,6 +91,14 @@ class Segmenter:
             self.network = _network(config)
         self.network.eval()
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 over weights and settings: equal digests, equal masks."""
+        held = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
+        for name, values in sorted(self.network.state_dict().items()):
+            held.update(name.encode() + values.contiguous().numpy().tobytes())
+        return held.hexdigest()
+
     def probabilities(self, values: FloatArray) -> FloatArray:
         """float32 [C, (D,) H, W] in [0, 1] → [structures, (D,) H, W], at its own size. Raises BadInput."""
         prepared = _prepared(values, self.config)

@@ -20,6 +20,7 @@ WORKERS_ONLY = {
     "cds.registry.training",
     "cds.risk.monitoring",
     "cds.risk.scoring",
+    "cds.risk.measuring",
     "cds.risk.tasks",
 }
 COMMANDS = ("cds.management.", "cds.demo.")

@@ -46,6 +46,7 @@ def make_series(
     body_part: str = "CHEST",
     clip_path: str = "clips/none.npz",
     pixels: NDArray[np.float32] | None = None,
+    view: str = "PA",
     **columns: Any,
 ) -> Series:
     """A stored Series; with `pixels` [T, H, W] in [0, 1] its Clip lies in the store as well."""
@@ -66,7 +67,7 @@ def make_series(
         series_uid=f"2.25.{uuid.uuid4().int}"[:64],
         imaging_modality=modality,
         body_part=body_part,
-        view="PA",
+        view=view,
         pixels_digest=hashlib.sha256(study.study_uid.encode()).hexdigest(),
         clip_path=clip_path,
         frames=frames,

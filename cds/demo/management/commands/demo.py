@@ -6,7 +6,7 @@ import argparse
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import FrameType
@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from cds.celery import app
-from cds.demo import accounts, environment, processes, running, writing
+from cds.demo import accounts, environment, outlining, processes, running, writing
 from cds.errors import ClinicError
 from cds.jobs import Queue
 from cds.registry.models import ActiveModel
@@ -108,6 +108,21 @@ def _run_steps(
     steps: _Steps, supervisor: processes.Supervisor, *, port: int, seed: int, anchor: datetime, patients: int
 ) -> list[accounts.Login]:
     """The whole demo in one screen."""
+    log = settings.DATA_DIR / "logs" / "measuring.log"
+    with outlining.taught(settings.SEGMENTER_STORE, log) as is_taught:
+        return _set_up(steps, supervisor, is_taught, port=port, seed=seed, anchor=anchor, patients=patients)
+
+
+def _set_up(
+    steps: _Steps,
+    supervisor: processes.Supervisor,
+    is_taught: Callable[[], bool],
+    *,
+    port: int,
+    seed: int,
+    anchor: datetime,
+    patients: int,
+) -> list[accounts.Login]:
     data_dir, folder = settings.DATA_DIR, settings.DATA_DIR / "demo"
     with steps.step("Preparing the database"):
         call_command("migrate", verbosity=0, interactive=False)
@@ -128,6 +143,9 @@ def _run_steps(
     with steps.step("Taking in FHIR records") as report:
         running.ingest(folder, "fhir", source=source, report=report)
         accounts.join_units(source)
+    with steps.step("Teaching the measuring networks"):
+        if not is_taught():
+            raise running.DemoError("the measuring networks were not taught; see logs/measuring.log")
     with steps.step("Taking in DICOM pictures") as report:
         running.ingest(folder, "dicom", source=source, report=report)
     with steps.step("Encoding pictures and notes") as report:

@@ -1,0 +1,182 @@
+"""Sizes measured in pixels, when they arrive: segmenters of the site, one row a size. Worker only (torch).
+
+A segmenter is a folder under SEGMENTER_STORE: what `fusion.Segmenter.save` writes, and `measures.json`, which
+says what it is for:
+
+    {"title": "Chest sizes, trained on simulated radiographs",
+     "imaging_modalities": ["CR", "DX"], "body_parts": ["CHEST", ""], "views": ["PA", "AP", ""],
+     "moving": false, "sizes": [{"name": "cardiothoracic_ratio", "of": ["heart", "lungs"]}]}
+
+`name` is one of `catalogue.MEASURED`; `of` names the segmenter's structures. Of a structure the largest piece
+counts, of lungs the two largest. A size that cannot be known is
+stored without a value, and with the reason. A row is never changed: another segmenter makes rows of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from django.conf import settings
+
+import fusion
+from cds import catalogue
+from cds.errors import Invalid
+from cds.studies import receiving
+from cds.studies.models import Measurement, Series
+
+logger = logging.getLogger(__name__)
+MANIFEST = "measures.json"
+MOST_FRAMES = 32
+PAIR = "lungs"
+Masks = Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.bool_]]]  # structure → bool [T, H, W]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A registered segmenter. version: 8 hex digits over its weights and settings."""
+
+    name: str
+    version: str
+    title: str
+    imaging_modalities: frozenset[str]
+    body_parts: frozenset[str]
+    views: frozenset[str]
+    is_moving: bool
+    sizes: tuple[tuple[str, tuple[str, ...]], ...]
+    segmenter: fusion.Segmenter
+
+    def fits(self, series: Series) -> bool:
+        """Whether it was made for pictures like these."""
+        return (
+            bool(series.clip_path)
+            and series.imaging_modality in self.imaging_modalities
+            and series.body_part.upper() in self.body_parts
+            and series.view.upper() in self.views
+            and (series.is_cine and bool(series.frame_ms)) == self.is_moving
+        )
+
+
+def methods() -> tuple[Method, ...]:
+    """All registered segmenters, by name; loaded once for each state of their folders."""
+    folder = Path(settings.SEGMENTER_STORE)
+    manifests = sorted(folder.glob(f"*/{MANIFEST}")) if folder.is_dir() else []
+    return tuple(_load(path.parent, path.stat().st_mtime_ns) for path in manifests)
+
+
+@lru_cache(maxsize=8)
+def _load(folder: Path, changed: int) -> Method:
+    """Raises Invalid, naming the file and what is wrong in it."""
+    try:
+        about: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        sizes = tuple((str(size["name"]), tuple(size["of"])) for size in about["sizes"])
+        segmenter = fusion.Segmenter.load(folder)
+        method = Method(
+            name=folder.name,
+            version=segmenter.digest[:8],
+            title=str(about["title"]),
+            imaging_modalities=frozenset(about["imaging_modalities"]),
+            body_parts=frozenset(part.upper() for part in about["body_parts"]),
+            views=frozenset(view.upper() for view in about["views"]),
+            is_moving=bool(about["moving"]),
+            sizes=sizes,
+            segmenter=segmenter,
+        )
+    except (OSError, ValueError, KeyError, TypeError, fusion.FusionError) as fault:
+        raise Invalid(f"{folder.name}/{MANIFEST} or its segmenter cannot be used: {fault!r}") from fault
+    known = {measured.name for measured in catalogue.MEASURED}
+    for name, structures in sizes:
+        if name not in known or name not in _SIZES:
+            raise Invalid(
+                f"{folder.name}/{MANIFEST}: no size {name!r}; there are {', '.join(sorted(_SIZES))}"
+            )
+        if missing := set(structures) - set(segmenter.config.structures):
+            raise Invalid(f"{folder.name}/{MANIFEST}: the segmenter does not draw {', '.join(missing)}")
+    return method
+
+
+def measure(series: Series, *, now: datetime) -> list[str]:
+    """Measure a Series with every method made for it; what failed, in words. Twice is as good as once."""
+    failures: list[str] = []
+    try:
+        chosen = [method for method in methods() if method.fits(series)]
+    except Invalid as fault:
+        return [str(fault)]
+    for method in chosen:
+        key = {"series": series, "pixels_digest": series.pixels_digest, "method_version": method.version}
+        if Measurement.objects.filter(**key).exists():
+            continue
+        try:
+            rows = _rows(method, series)
+        except fusion.FusionError as fault:
+            failures.append(f"{method.title}: {fault}")
+            continue
+        for name, (size, confidence) in rows.items():
+            Measurement.objects.get_or_create(
+                **key,
+                name=name,
+                defaults={
+                    "value": size.value,
+                    "unit": size.unit,
+                    "why": size.why[:300],
+                    "confidence": confidence,
+                    "method": method.title[:200],
+                    "made_at": now,
+                },
+            )
+    return failures
+
+
+def _rows(method: Method, series: Series) -> dict[str, tuple[fusion.Size, float | None]]:
+    """Each size by name, with how sure the masks are: mean probability inside them, in [0.5, 1]."""
+    clip = receiving.load_clip(series)
+    places = np.unique(np.linspace(0, len(clip.frames) - 1, min(MOST_FRAMES, len(clip.frames))).astype(int))
+    seen = np.stack([method.segmenter.probabilities(clip.frames[place][None]) for place in places], axis=1)
+    structures = method.segmenter.config.structures
+    masks = {
+        name: np.stack([fusion.largest(mask, 2 if name == PAIR else 1) for mask in drawn])
+        for name, drawn in zip(structures, seen >= 0.5, strict=True)
+    }
+    sure = dict(zip(structures, seen, strict=True))
+    found: dict[str, tuple[fusion.Size, float | None]] = {}
+    for name, of in method.sizes:
+        size = _plausible(name, _SIZES[name](masks, of, clip.spacing_mm))
+        inside = np.concatenate([sure[one][masks[one]] for one in of])
+        found[name] = (size, float(inside.mean()) if inside.size and size.value is not None else None)
+    return found
+
+
+def _plausible(name: str, size: fusion.Size) -> fusion.Size:
+    """Without a value where it lies outside what a body can have."""
+    measured = next(one for one in catalogue.MEASURED if one.name == name)
+    if size.value is None or measured.low <= size.value <= measured.high:
+        return size
+    why = f"{size.value:.3g} lies outside {measured.low:g} to {measured.high:g}: the masks cannot be right"
+    return fusion.Size(size.name, None, size.unit, why)
+
+
+def _cardiothoracic(masks: Masks, of: Sequence[str], spacing: tuple[float, float] | None) -> fusion.Size:
+    return fusion.cardiothoracic_ratio(masks[of[0]][0], masks[of[1]][0])
+
+
+def _lung_area(masks: Masks, of: Sequence[str], spacing: tuple[float, float] | None) -> fusion.Size:
+    found = fusion.area(masks[of[0]][0], spacing, name="lung area")
+    return fusion.Size(found.name, found.value / 100 if found.value is not None else None, "cm2", found.why)
+
+
+def _ejection(masks: Masks, of: Sequence[str], spacing: tuple[float, float] | None) -> fusion.Size:
+    return fusion.ejection_fraction(masks[of[0]], spacing_mm=spacing)
+
+
+_SIZES: dict[str, Callable[[Masks, Sequence[str], tuple[float, float] | None], fusion.Size]] = {
+    "cardiothoracic_ratio": _cardiothoracic,
+    "lung_area": _lung_area,
+    "measured_ejection_fraction": _ejection,
+}
