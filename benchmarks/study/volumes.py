@@ -82,7 +82,6 @@ def _one(
     ]
     for arm, scores in found.items():
         over = comparing.difference(scores, found[STACK]).signed if arm != STACK else "-"
-        lines.append(
-            f"| {arm if arm != FUSED else 'fused: views and record'} | {comparing.interval(scores)} | {over} |"
-        )
+        called = "fused: views and record" if arm == FUSED else arm
+        lines.append(f"| {called} | {comparing.interval(scores)} | {over} |")
     return lines
