@@ -438,18 +438,19 @@ def split_pixel_key(key: str) -> tuple[str, int]:
 
 
 def is_usable(series: Series, modality: Modality) -> bool:
-    """Whether a decoded Series is a chest radiograph (image), a cine, or evenly spaced slices (volume)."""
+    """Whether a decoded Series is a chest radiograph (image), a cine, or even slices of a chest (volume)."""
     if not series.pixels_digest or not series.clip_path or series.failure:
         return False
+    part = series.body_part.upper()
     if modality == Modality.VOLUME:
         return (
             series.imaging_modality in VOLUMES
+            and any(word in part for word in CHEST)
             and series.frames >= LEAST_SLICES
             and bool(series.slice_mm and series.spacing_row_mm and series.spacing_column_mm)
         )
     if modality == Modality.CINE:
         return series.imaging_modality in MOVING and series.is_cine and bool(series.frame_ms)
-    part = series.body_part.upper()
     return (
         series.imaging_modality in RADIOGRAPHS
         and not series.is_cine
@@ -576,7 +577,10 @@ def encode_series(
     if studies_queries.embeddings([series.pixels_digest], key):
         return False
     frames = _read_frames(series)
-    made = backbone.embed(frames if isinstance(backbone, VolumeBackbone) else frames.values, size)
+    if isinstance(backbone, VolumeBackbone):
+        made = backbone.embed(frames, size)
+    else:
+        made = backbone.embed(frames.values, size)
     studies_queries.put_embedding(series.pixels_digest, key, made, now=now)
     return True
 

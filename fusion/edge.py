@@ -315,10 +315,12 @@ def read_inputs(files: Sequence[Path]) -> PatientInputs:
     if len(records) > 1:
         raise BadInput("more than one record; a call is about one patient")
     inputs = read_record(records[0]) if records else PatientInputs(key="patient")
+    pictures = [_pixels(file, _picture) for file, kind in kinds.items() if kind in PICTURES]
+    clips = [_pixels(file, _clip) for file, kind in kinds.items() if kind in CLIPS]
     return replace(
         inputs,
-        images=tuple(_pixels(file, _picture) for file, kind in kinds.items() if kind in PICTURES),
-        cines=tuple(_pixels(file, _clip) for file, kind in kinds.items() if kind in CLIPS),
+        images=(*pictures, *(clip for clip in clips if len(clip.times_ms) == 1)),
+        cines=tuple(clip for clip in clips if len(clip.times_ms) > 1),
     )
 
 

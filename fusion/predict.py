@@ -21,7 +21,7 @@ from fusion.model import Evidence
 from fusion.prediction import Contribution, Driver, OutcomePrediction, Prediction
 from fusion.scope import Screened, screen
 from fusion.train import settled
-from fusion.wording import left_out_words, summarise_risk
+from fusion.wording import left_out_words, slice_words, summarise_risk
 
 PIXELS = frozenset({Modality.IMAGE, Modality.CINE, Modality.VOLUME})  # explained by maps and weights
 
@@ -101,6 +101,13 @@ def _one(
     if explain and present:
         shares = shapley(evidence.logits[i], is_present, partial(calibrated, bundle))
         drivers = _drivers(bundle, patient, batch, evidence, i)
+    weights, frames = _frames(bundle, patient, batch, evidence, present, i)
+    volume = patient.volumes[0] if Modality.VOLUME in present else None
+    also = (
+        slice_words(weights[volume.key], frames[volume.key], len(volume.times_ms))
+        if volume is not None and volume.key in weights
+        else ""
+    )
     outcomes = []
     for r, spec in enumerate(config.outcomes):
         risk, base = float(sigmoid(logits[r])), bundle.base_rates[r]
@@ -137,10 +144,9 @@ def _one(
                 base_rate=base,
                 contributions=contributions,
                 drivers=own,
-                summary=summary if explain else "",
+                summary=f"{summary} {also}".strip() if explain else "",
             )
         )
-    weights, frames = _frames(bundle, patient, batch, evidence, present, i)
     return Prediction(
         outcomes=tuple(outcomes),
         present=present,

@@ -306,10 +306,10 @@ def _check(config: FusionConfig, tuning: int) -> None:
         )
     if config.finetune != "none":
         raise BadInput("private training leaves backbones as they are: finetune must be 'none'")
-    if config.scope_pictures or config.summarise:
+    if config.scope_pictures or config.scope_fields or config.summarise:
         raise BadInput(
-            "scope_pictures and summarise keep statistics of training patients without noise; "
-            "leave both off (0, False) in a private training"
+            "scope_pictures, scope_fields and summarise keep statistics of training patients without noise; "
+            "leave them off (0, (), False) in a private training"
         )
     if not 0 < config.dp_delta < 1 or config.dp_clip <= 0 or config.dp_noise < 0:
         raise BadInput("dp_delta must lie between 0 and 1, dp_clip above 0, dp_noise at 0 or above")

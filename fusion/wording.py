@@ -18,6 +18,14 @@ NAMES = {
 }
 WORTH_SAYING = 0.005  # half a point
 MOST = 3
+STANDS_OUT = 1.5  # times the weight it would have if all were alike
+
+
+def slice_words(weights: Sequence[float], slices: Sequence[int], depth: int) -> str:
+    """ "In the volume, slice 34 of 60 weighed most."; "" where no slice stands out."""
+    if not weights or max(weights) < STANDS_OUT / len(weights):
+        return ""
+    return f"In the volume, slice {slices[list(weights).index(max(weights))] + 1} of {depth} weighed most."
 
 
 def horizon_words(hours: float) -> str:

@@ -31,6 +31,7 @@ PARTS = {
         "scope": "benchmarks.study.scope",
         "segmentation": "benchmarks.study.segmentation",
         "shift": "benchmarks.study.shift",
+        "simulated_chest": "benchmarks.study.simulated_chest",
     },
     "brain_lgg": {
         "comparison": "benchmarks.study.comparison",

@@ -192,8 +192,8 @@ def encode_missing(
                 progress.step("encoding images and notes", low + (high - low) * done / len(newest))
         if Modality.TEXT.value in keys:
             for note in Note.objects.filter(patient=member.patient, available_at__lte=member.as_of):
-                backbone = features.get_text_backbone(config.text_backbone)
-                features.encode_note(note.text, note.text_digest, backbone, now=timezone.now())
+                reader = features.get_text_backbone(config.text_backbone)
+                features.encode_note(note.text, note.text_digest, reader, now=timezone.now())
         progress.step("encoding images and notes", low + (high - low) * (done + 1) / len(newest))
     return keys
 

@@ -16,6 +16,8 @@ from ehr.dicom.dataset import get, items, number, numbers, text, whole
 PROJECTIONS = frozenset({"CR", "DX", "DR", "RG", "MG", "PX", "IO", "RF", "XA"})
 FRONTAL = frozenset({"PA", "AP", "AP PORTABLE", "POSTERO-ANTERIOR", "ANTERO-POSTERIOR"})
 UNEVEN = 0.1  # of the usual step between slices, by which one may differ
+UNEVEN_WORDS = "slices unevenly spaced: no volume"
+TURNED = 0.01  # of a direction cosine, by which slices of one stack may differ
 CENTIMETRES = 3  # PhysicalUnitsXDirection, PS3.3 C.8.5.5.1.15
 
 
@@ -82,8 +84,9 @@ def choose(headers: list[Dataset]) -> Chosen:
             steps = np.diff([depths[place] or 0.0 for place in order])
             step = float(np.median(steps))
             if float(np.abs(steps - step).max()) > UNEVEN * step:
-                notes.append("slices unevenly spaced: no volume")
-                return Chosen(order, notes=notes)
+                return Chosen(order, notes=[*notes, _discord(headers, order) or UNEVEN_WORDS])
+            if discord := _discord(headers, order):
+                return Chosen(order, notes=[*notes, discord])
             return Chosen(order, slice_mm=step, notes=notes)
     return Chosen(sorted(kept, key=by_number), notes=notes)
 
@@ -102,6 +105,24 @@ def _depth(header: Dataset) -> float | None:
     if len(position) != 3 or len(axes) != 6:
         return None
     return float(np.dot(np.cross(axes[:3], axes[3:]), position))
+
+
+def _discord(headers: list[Dataset], order: list[int]) -> str:
+    """Why evenly spaced slices are no block of voxels all the same; "" when they are one."""
+    axes = np.array([numbers(headers[place], "ImageOrientationPatient") for place in order])
+    if np.abs(axes - axes[0]).max() > TURNED:
+        return "slices lie in different planes: no volume"
+    spacings = {tuple(numbers(headers[place], "PixelSpacing")) for place in order}
+    if len(spacings) > 1:
+        return "slices differ in pixel spacing: no volume"
+    places = np.array([numbers(headers[place], "ImagePositionPatient") for place in order])
+    normal = np.cross(axes[0, :3], axes[0, 3:])
+    moves = np.diff(places, axis=0)
+    along = moves @ normal
+    aside = np.linalg.norm(moves - along[:, None] * normal, axis=1)
+    if float(aside.max()) > UNEVEN * float(np.median(along)):
+        return "slices are stacked at a slant (tilted gantry): no volume"
+    return ""
 
 
 def times_of(data: Dataset, frames: int) -> tuple[list[float] | None, str]:

@@ -67,7 +67,8 @@ class VoxelEncoder(Encoder):
 
     def features(self, prepared: Tokens) -> Tensor:
         values = torch.where(prepared.known[..., None], prepared.values, 0.0)[:, 0]
-        return self.projection(self._coarse(values * self.spread + self.middle))
+        told: Tensor = self.projection(self._coarse(values * self.spread + self.middle))
+        return told
 
     def forward(self, prepared: Tokens) -> Encoded:
         embedding, logits = self.trunk(self.features(prepared))
@@ -80,5 +81,5 @@ class VoxelEncoder(Encoder):
 
     def _coarse(self, rows: Tensor) -> Tensor:
         """[N, voxels] → [N, COARSE ^ 3]."""
-        boxes = F.adaptive_avg_pool3d(rows.view(-1, 1, *self._shape), COARSE)
+        boxes: Tensor = F.adaptive_avg_pool3d(rows.view(-1, 1, *self._shape), COARSE)
         return boxes.flatten(1)

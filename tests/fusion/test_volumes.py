@@ -15,6 +15,7 @@ from fusion.backbones.volume import resample
 from fusion.batch import Tokens
 from fusion.edge_export import export_bundle
 from fusion.encoders.volume import VoxelEncoder
+from fusion.wording import slice_words
 from tests.fusion import simulated
 
 GRID = Grid(size=24, extent_mm=96.0, step_mm=6.0, slices=12)
@@ -168,6 +169,12 @@ def test_the_3d_network_sees_what_coarse_means_do_not() -> None:
     with torch.no_grad():
         held = encoder(prepared.rows(torch.arange(120, 160))).logits[:, 0]
     assert float(((held > 0) == (labels[120:] > 0.5)).float().mean()) > 0.9
+
+
+def test_the_slice_that_stands_out_is_said() -> None:
+    assert slice_words([0.1, 0.7, 0.2], [4, 14, 24], 30) == "In the volume, slice 15 of 30 weighed most."
+    assert slice_words([0.33, 0.34, 0.33], [4, 14, 24], 30) == ""
+    assert slice_words([], [], 30) == ""
 
 
 def test_a_hidden_volume_cannot_matter() -> None:

@@ -51,6 +51,7 @@ def scan(folder: Path, depths: list[float]) -> Patient:
             np.full((16, 16), 10 * number, np.uint8),
             f"{number}.dcm",
             Modality="CT",
+            BodyPartExamined="CHEST",
             PixelSpacing=[4.0, 4.0],
             ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
             ImagePositionPatient=[0, 0, depths[number]],

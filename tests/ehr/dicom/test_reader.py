@@ -267,6 +267,31 @@ def test_evenly_spaced_slices_are_a_volume(
     assert thinned.slice_mm == (None if step is None else 3 * step)
 
 
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        ({"ImageOrientationPatient": [0, 1, 0, 0, 0, 1], "ImagePositionPatient": [15, 0, 0]}, "planes"),
+        ({"PixelSpacing": [2.0, 2.0]}, "pixel spacing"),
+        ({"ImagePositionPatient": [0, 4, 15]}, "slant"),
+    ],
+)
+def test_even_slices_that_make_no_block_are_no_volume_and_it_is_said(
+    tmp_path: Path, odd: dict[str, list[float]], words: str
+) -> None:
+    """The last slice of an even stack is turned, of other pixels, or moved aside."""
+    usual = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1.0, 1.0]}
+    paths = [
+        make_file(
+            tmp_path, RAMP, f"{number}.dcm", Modality="CT",
+            **{**usual, "ImagePositionPatient": [0, 0, 5.0 * number], **(odd if number == 3 else {})},
+        )
+        for number in range(4)
+    ]  # fmt: skip
+    clip = read_clip(paths)
+    assert clip.slice_mm is None
+    assert any(words in note and "no volume" in note for note in clip.notes)
+
+
 def test_phases_at_one_place_are_sorted_in_time(tmp_path: Path) -> None:
     paths = [
         make_file(
