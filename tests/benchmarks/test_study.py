@@ -90,7 +90,8 @@ def test_the_quick_part_of_a_study_keeps_groups_whole() -> None:
     assert len(some) == sum(e.group in chosen for e in examples)
 
 
-def test_tuning_is_split_off_by_group_where_rows_are_many() -> None:
+def test_tuning_is_split_off_by_group_where_rows_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arms, "SMALL", 1000)
     examples = rows(1200, 400)
     config = simulated.make_config(modalities=(Modality.TABULAR,), outcomes=simulated.OUTCOMES[:1])
     train, tuning = arms.split(examples, config)
