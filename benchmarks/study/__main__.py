@@ -41,6 +41,7 @@ PARTS = {
     },
     "lung_ultrasound": {
         "comparison": "benchmarks.study.comparison",
+        "cine": "benchmarks.study.cine",
         "simulated_echo": "benchmarks.study.simulated_echo",
     },
     "icu_physionet2012": {
