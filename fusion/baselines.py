@@ -37,14 +37,24 @@ LEAST = 3  # events, and others, without which a modality says nothing
 
 def compare(
     train: Batch, labels: Array, held_out: Batch, modalities: Sequence[Modality], *, seed: int
-) -> dict[str, Array]:
-    """Baseline name → risks float64 [B] of the held-out patients.
+) -> list[dict[str, Array]]:
+    """Of each outcome: baseline name → risks float64 [B] of the held-out patients.
 
-    labels  float64 [B] of the training patients, NaN = unknown; needs both classes
+    labels  float64 [N, R] of the training patients, NaN = unknown; each outcome needs both classes
     """
-    fitted, asked = blocks(train, modalities), blocks(held_out, modalities)
-    stack = stacked(fitted, labels, asked, seed=seed)
-    return {"simple stack": stack["sum of logits"], **concatenated(fitted, labels, asked, seed=seed)}
+    pairs = {
+        m: _reduced(m, rows, asked, seed)
+        for (m, rows), asked in zip(
+            blocks(train, modalities).items(), blocks(held_out, modalities).values(), strict=True
+        )
+    }
+    fitted, asked = ({m: pair[side] for m, pair in pairs.items()} for side in (0, 1))
+    found = []
+    for known in labels.T:
+        stack = stacked(fitted, known, asked, seed=seed, is_reduced=True)
+        rest = concatenated(fitted, known, asked, seed=seed, is_reduced=True)
+        found.append({"simple stack": stack["sum of logits"], **rest})
+    return found
 
 
 def blocks(batch: Batch, modalities: Sequence[Modality]) -> dict[Modality, Array]:
@@ -57,10 +67,13 @@ def blocks(batch: Batch, modalities: Sequence[Modality]) -> dict[Modality, Array
     }
 
 
-def stacked(train: Blocks, labels: Array, held_out: Blocks, *, seed: int) -> dict[str, Array]:
+def stacked(
+    train: Blocks, labels: Array, held_out: Blocks, *, seed: int, is_reduced: bool = False
+) -> dict[str, Array]:
     """Risks of each modality by itself (by its name) and of the "sum of logits".
 
     The sum counts the event rate once: base logit plus what each modality adds to it.
+    is_reduced  whether embeddings are principal components already
     """
     known = ~np.isnan(labels)
     rate = np.clip(labels[known].mean(), 1e-4, 1 - 1e-4)
@@ -68,16 +81,21 @@ def stacked(train: Blocks, labels: Array, held_out: Blocks, *, seed: int) -> dic
     total = np.full(len(next(iter(held_out.values()))), base)
     found: dict[str, Array] = {}
     for modality, rows in train.items():
-        shift = _shift(modality, rows[known], labels[known], held_out[modality], base, seed)
+        shift = _shift(modality, rows[known], labels[known], held_out[modality], base, seed, is_reduced)
         total += shift
         found[modality.value] = sigmoid(base + shift)
     return {**found, "sum of logits": sigmoid(total)}
 
 
-def concatenated(train: Blocks, labels: Array, held_out: Blocks, *, seed: int) -> dict[str, Array]:
+def concatenated(
+    train: Blocks, labels: Array, held_out: Blocks, *, seed: int, is_reduced: bool = False
+) -> dict[str, Array]:
     """Risks by logistic regression and by gradient boosting on one row of everything."""
     known = ~np.isnan(labels)
-    parts = [_reduced(m, rows[known], held_out[m], seed) for m, rows in train.items()]
+    parts = [
+        (rows[known], held_out[m]) if is_reduced else _reduced(m, rows[known], held_out[m], seed)
+        for m, rows in train.items()
+    ]
     fitted, asked = (np.concatenate(side, axis=1) for side in zip(*parts, strict=True))
     measured = ~np.isnan(fitted).all(axis=0)  # boosting cannot bin a column nobody has
     fitted, asked = fitted[:, measured], asked[:, measured]
@@ -85,14 +103,24 @@ def concatenated(train: Blocks, labels: Array, held_out: Blocks, *, seed: int) -
     return {name: _fit(model, fitted, labels[known], asked) for name, model in models.items()}
 
 
-def _shift(modality: Modality, rows: Array, labels: Array, asked: Array, base: float, seed: int) -> Array:
+def _shift(
+    modality: Modality,
+    rows: Array,
+    labels: Array,
+    asked: Array,
+    base: float,
+    seed: int,
+    is_reduced: bool,
+) -> Array:
     """What one modality adds to the base logit, float64 [B]; 0 for patients who lack it."""
     have, are_asked = ~np.isnan(rows).all(axis=1), ~np.isnan(asked).all(axis=1)
     events, others = int((labels[have] == 1).sum()), int((labels[have] == 0).sum())
     shift = np.zeros(len(asked))
     if min(events, others) < LEAST or not are_asked.any():
         return shift
-    fitted, seen = _reduced(modality, rows[have], asked[are_asked], seed)
+    fitted, seen = rows[have], asked[are_asked]
+    if not is_reduced:
+        fitted, seen = _reduced(modality, fitted, seen, seed)
     model = _boosting(seed) if modality == Modality.SERIES else _regression(1.0)
     measured = ~np.isnan(fitted).all(axis=0)
     risks = np.clip(_fit(model, fitted[:, measured], labels[have], seen[:, measured]), 1e-6, 1 - 1e-6)

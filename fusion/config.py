@@ -113,7 +113,7 @@ class FusionConfig:
     max_notes: int = 5
     width: int = 16  # E, the width of a modality's embedding
     fusion: FusionKind = FusionKind.LATE
-    folds: int = 5  # for out-of-fold encoder outputs
+    folds: int = 5  # for out-of-fold encoder outputs; of 10,000 patients and more at most 3 (see `folds_for`)
     epochs: int = 60
     patience: int = 8  # epochs without a better tuning loss before stopping
     batch_size: int = 32  # patients

@@ -30,6 +30,7 @@ from fusion.telling import Teller
 LEAST_TUNING = 20  # tuning patients with a modality before early stopping looks at them
 LEAST_GAIN = 1e-4  # of the watched loss, below which what was trained is not worth keeping
 BATCHES = 32  # minibatches in an epoch of many patients
+SHOWN = 1000  # training patients whose loss is told before the first epoch
 FOCUS = 2.0  # gamma of the focal loss
 CLASS_BALANCE = 0.5  # exponent of the class weights: 0 none, 1 fully balanced
 
@@ -87,7 +88,7 @@ class FirstStage:
         out_of_fold = torch.zeros(count, len(self.config.modalities), outcomes)
         for place, modality in enumerate(self.config.modalities):
             if not bool(self.model.trained[place].any()):
-                self.teller.done((max(2, self.config.folds) + 1) * self.steps(modality))
+                self.teller.done((int(self.folds.max()) + 2) * self.steps(modality))
                 continue
             for fold in range(int(self.folds.max()) + 1):
                 name = f"{modality.value}, fold {fold + 1} of {int(self.folds.max()) + 1}"
@@ -108,7 +109,8 @@ class FirstStage:
     def _train(
         self, model: FusionModel, modality: Modality, seen: Tensor, name: str, mark: str
     ) -> tuple[Tensor, Tuned | None]:
-        """One encoder on the `seen` patients: its evidence about everyone [B, R]; what was tuned for it."""
+        """One encoder on the `seen` patients: its evidence about the others, float32 [B, R], zero for those
+        seen; what was tuned for it."""
         data, held, tuned = self.data, self.held, None
         if self.tuning is not None and modality == Modality.IMAGE:
             self.teller.step(f"{name}: fine-tuning")
@@ -173,7 +175,7 @@ def _fit_encoder(
     folds: NDArray[np.int64],
     penalties: dict[Modality, Tensor],
 ) -> Tensor:
-    """Fit one encoder on the `seen` patients who have its modality; its evidence about everyone, [B, R].
+    """Fit one encoder on the `seen` patients who have its modality; its evidence about the others, [B, R].
 
     First what has an optimum (`Encoder.fit_first`), then the rest by `fit`, stopped early by patients it was
     not trained on: the tuning split, or a fold set aside. It is kept only where it helps them.
@@ -192,10 +194,11 @@ def _fit_encoder(
     watch = torch.nonzero(held.batch.present[:, place]).squeeze(1)
     watched = encoder.prepare(held.batch.tokens[modality].rows(watch)), held.labels[watch]
     encoder.eval()
+    some = torch.linspace(0, len(rows) - 1, min(len(rows), SHOWN)).long()
     with torch.no_grad():
         losses = [
             float(masked_bce(model.base_logit + encoder(part).logits, known)) if len(known) else None
-            for part, known in ((tokens, labels), watched)
+            for part, known in ((tokens.rows(some), labels[some]), watched)
         ]
     teller.begin(losses[0] or 0.0, losses[1])
     if len(rows) >= encoder.least_rows:
@@ -207,8 +210,11 @@ def _fit_encoder(
         fitted = tokens.rows(torch.nonzero(kept).squeeze(1)), labels[kept]
         _train_rest(model, modality, fitted, watched, config, teller, checkpoint, course)
     encoder.eval()
-    with torch.no_grad():
-        said: Tensor = encoder(everyone).logits
+    said = torch.zeros(len(seen), len(config.outcomes))
+    others = torch.nonzero(~seen).squeeze(1)
+    if len(others):
+        with torch.no_grad():
+            said[others] = encoder(everyone.rows(others)).logits
     return said
 
 
@@ -247,11 +253,12 @@ def _train_rest(
         return told + weight * _squares(penalised)
 
     def watched_loss() -> float:
-        said = model.base_logit + encoder(watched[0]).logits
+        said = model.base_logit + encoder(watched[0], fixed).logits
         return float(masked_bce(said, watched[1], log_odds=log_odds))
 
     encoder.eval()
     with torch.no_grad():
+        fixed = encoder.fixed_voice(watched[0])
         before = watched_loss()
     kept = copy.deepcopy(encoder.state_dict())
     encoder.end_training(helped=True)

@@ -95,7 +95,7 @@ def pr_curve(risks: Array, labels: Array, *, most: int = 100) -> list[list[float
 
 
 def bootstrap(
-    score: Callable[..., float | None],
+    score: Callable[[Array, Array, Array | None], float | None],
     risks: Array,
     labels: Array,
     groups: Sequence[str],
@@ -106,20 +106,19 @@ def bootstrap(
 ) -> dict[str, float | None]:
     """{"value", "low", "high"}: the score and its percentile 95 % interval, drawing whole patient groups.
 
-    score    (risks, labels), or (risks, labels, weights) where weights are given
+    score    of (risks, labels, weights): a group drawn twice weighs twice
     """
-    value = score(risks, labels) if weights is None else score(risks, labels, weights)
+    value = score(risks, labels, weights)
     if value is None:
         return {"value": None, "low": None, "high": None}
     names, member = np.unique(np.asarray(groups), return_inverse=True)
-    rows_of = [np.flatnonzero(member == g) for g in range(len(names))]
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(repeats):
-        drawn = rng.integers(0, len(names), len(names))
-        rows = np.concatenate([rows_of[g] for g in drawn])
-        drawn_too = () if weights is None else (weights[rows],)
-        again = score(risks[rows], labels[rows], *drawn_too)
+        times = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))[member]
+        drawn = times > 0
+        share = times[drawn] * (np.ones(1) if weights is None else weights[drawn])
+        again = score(risks[drawn], labels[drawn], share)
         if again is not None:
             found.append(again)
     if len(found) < repeats // 2:

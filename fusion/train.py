@@ -46,6 +46,7 @@ from fusion.telling import Progress, Tell, Teller
 __all__ = ["Example", "Progress", "Tell", "assign_folds", "labels_of", "settled", "train"]
 
 LEAST_EVENTS = 5  # events, and others, an outcome needs in training
+MANY, FOLDS_OF_MANY = 10_000, 3  # patients from which on two thirds of them teach an encoder enough
 LEAST_PER_MODALITY = 3  # events, and others, among patients who have the modality
 
 
@@ -70,7 +71,8 @@ def train(
     _check(train, tuning, config)
     tunes = config.finetune != "none" and Modality.IMAGE in config.modalities
     with settled(config):
-        teller = Teller(progress, (len(config.modalities) + tunes) * (max(2, config.folds) + 1) + 2)
+        count = folds_for(config, len(train))
+        teller = Teller(progress, (len(config.modalities) + tunes) * (count + 1) + 2)
         if config.dp_noise > 0:
             return train_private(train, tuning, config, teller)
         saver = Saver(checkpoint, "" if checkpoint is None else _course(train, tuning, config))
@@ -87,7 +89,7 @@ def train(
         model.base_logit.copy_(torch.from_numpy(np.log(base / (1 - base))).float())
         left_out = _mark_trained(model, data, config)
         folds = np.full(len(train), -1)
-        folds[real.numpy()] = assign_folds([e.group for e in patients], labels, config.folds, config.seed)
+        folds[real.numpy()] = assign_folds([e.group for e in patients], labels, count, config.seed)
         stage = FirstStage(model, data, held, folds, config, teller, saver)
         if tunes:
             stage.tuning = ImageTuning(
@@ -122,6 +124,11 @@ def train(
             bundle.summary = summarise_inputs(known, config, embedder)
         teller.tell(Progress("done", 1.0))
     return bundle
+
+
+def folds_for(config: FusionConfig, patients: int) -> int:
+    """How many groups of patients the encoders are held out on: `config.folds`, fewer where that is slow."""
+    return max(2, min(config.folds, FOLDS_OF_MANY) if patients >= MANY else config.folds)
 
 
 def _check(train: Sequence[Example], tuning: Sequence[Example], config: FusionConfig) -> None:

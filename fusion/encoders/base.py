@@ -46,8 +46,12 @@ class Encoder(nn.Module, ABC):
         """The fixed part: standardise and project; [B, L, D] → [B, L, P]. Hidden tokens become zero."""
 
     @abstractmethod
-    def forward(self, prepared: Tokens) -> Encoded:
-        """The trained part."""
+    def forward(self, prepared: Tokens, fixed: Tensor | None = None) -> Encoded:
+        """The trained part; `fixed` is what `fixed_voice` says of the same, where that is at hand."""
+
+    def fixed_voice(self, prepared: Tokens) -> Tensor | None:
+        """What `fit_first` fitted and no epoch changes, float32 [B, R], where asking anew takes long."""
+        return None
 
     @abstractmethod
     def features(self, prepared: Tokens) -> Tensor:
@@ -140,7 +144,7 @@ class Projection(nn.Module):
         mean = rows.double().mean(0)
         scale = rows.double().std(0, correction=0) if len(rows) else torch.ones_like(mean)
         scale = torch.where(scale > 1e-6 * scale.max().clamp(min=1e-12), scale, torch.inf)
-        _, values, right = torch.linalg.svd((rows.double() - mean) / scale, full_matrices=False)
+        values, right = _principal((rows.double() - mean) / scale)
         kept = min(self.components.shape[1], int((values > 1e-6 * values[:1].clamp(min=1e-12)).sum()))
         right = right[:kept]
         signs = right.sum(1).sign()
@@ -153,6 +157,15 @@ class Projection(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         return ((values - self.mean) @ self.components).clamp(-4 * CLIP, 4 * CLIP)
+
+
+def _principal(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values, falling, and right singular vectors as rows; by whichever way is shorter."""
+    if len(rows) <= rows.shape[1]:
+        _, values, right = torch.linalg.svd(rows, full_matrices=False)
+        return values, right
+    squares, columns = torch.linalg.eigh(rows.T @ rows)
+    return squares.flip(0).clamp(min=0).sqrt(), columns.T.flip(0)
 
 
 def attention_weights(scores: Tensor, known: Tensor) -> Tensor:

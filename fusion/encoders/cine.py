@@ -91,7 +91,7 @@ class CineEncoder(Encoder):
         off = torch.where(known[..., None], values - mean[:, None], 0.0)
         return torch.cat([mean, ((off**2).sum(1) / count + 1e-6).sqrt()], dim=1)
 
-    def forward(self, prepared: Tokens) -> Encoded:
+    def forward(self, prepared: Tokens, fixed: Tensor | None = None) -> Encoded:
         embedding, logits = self.trunk(self.features(prepared))
         known = prepared.known
         if self.course is None:

@@ -34,7 +34,7 @@ class PooledEncoder(Encoder):
     def features(self, prepared: Tokens) -> Tensor:
         return self._pooled(prepared)[0]
 
-    def forward(self, prepared: Tokens) -> Encoded:
+    def forward(self, prepared: Tokens, fixed: Tensor | None = None) -> Encoded:
         pooled, weights = self._pooled(prepared)
         embedding, logits = self.trunk(pooled)
         return Encoded(embedding, logits, weights)

@@ -92,17 +92,20 @@ class RecordEncoder(Encoder):
         super().fit_first(prepared, labels, base, folds, seed=seed, penalty=penalty)
         self.trees.fit(self._raw(prepared), labels, base, seed=seed)
 
-    def forward(self, prepared: Tokens) -> Encoded:
+    def forward(self, prepared: Tokens, fixed: Tensor | None = None) -> Encoded:
         embedding, logits = self.trunk(self.features(prepared))
-        return Encoded(embedding, self._with_trees(prepared, logits))
+        return Encoded(embedding, self._with_trees(prepared, logits, fixed))
 
-    def _with_trees(self, prepared: Tokens, logits: Tensor) -> Tensor:
+    def fixed_voice(self, prepared: Tokens) -> Tensor | None:
+        return self.trees(self._raw(prepared)) if bool(self.trees.is_fitted.any()) else None
+
+    def _with_trees(self, prepared: Tokens, logits: Tensor, fixed: Tensor | None) -> Tensor:
         """Mean of the two voices, where the trees have one. While the trunk is trained they are silent: on
         the patients they were fitted on they know too much."""
         if self.training:
             return logits
-        together = (logits + self.trees(self._raw(prepared))) / 2
-        return torch.where(self.trees.is_fitted, together, logits)
+        said = self.trees(self._raw(prepared)) if fixed is None else fixed
+        return torch.where(self.trees.is_fitted, (logits + said) / 2, logits)
 
     def _numbers(self, prepared: Tokens) -> Tensor:
         """Standardised numbers float32 [B, F, K], zero where unknown."""

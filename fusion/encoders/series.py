@@ -53,19 +53,20 @@ class SeriesEncoder(RecordEncoder):
         held = torch.cat([summaries.values, values, seen], dim=2)
         return Tokens(torch.where(summaries.known[..., None], held, 0.0), summaries.known)
 
-    def forward(self, prepared: Tokens) -> Encoded:
+    def forward(self, prepared: Tokens, fixed: Tensor | None = None) -> Encoded:
+        seen, said = self._recurrent(prepared)
+        if self.training:  # the GRU alone: the other voices are fitted
+            return Encoded(seen, said)
         embedding, logits = self.trunk(self.features(prepared))
-        if self.training:
-            return Encoded(embedding, self._recurrent(prepared))
         share = torch.where(self.trees.is_fitted, 1 / 3, 1 / 2) * self.speaks
-        voices = self._with_trees(prepared, logits)
-        return Encoded(embedding, (1 - share) * voices + share * self._recurrent(prepared))
+        voices = self._with_trees(prepared, logits, fixed)
+        return Encoded(embedding, (1 - share) * voices + share * said)
 
     def end_training(self, *, helped: bool) -> None:
         self.speaks.fill_(float(helped))
 
-    def _recurrent(self, prepared: Tokens) -> Tensor:
-        """What the GRU says, float32 [B, R]."""
+    def _recurrent(self, prepared: Tokens) -> tuple[Tensor, Tensor]:
+        """The GRU's last state, float32 [B, HIDDEN], and what it says, float32 [B, R]."""
         held = torch.where(prepared.known[..., None], prepared.values, 0.0)
         values, seen = held[..., len(SUMMARY) : len(SUMMARY) + GRID], held[..., len(SUMMARY) + GRID :]
         age, last = torch.ones_like(values[..., 0]), torch.zeros_like(values[..., 0])
@@ -80,8 +81,8 @@ class SeriesEncoder(RecordEncoder):
         if not course.shape[2]:
             course = course.new_zeros(len(held), GRID, 3)
         states, _ = self.gru(nn.functional.dropout(course, 0.1, self.training))
-        final: Tensor = self.said(nn.functional.dropout(states[:, -1], 0.3, self.training))
-        return final
+        final = states[:, -1]
+        return final, self.said(nn.functional.dropout(final, 0.3, self.training))
 
 
 def _grid(tokens: Tokens) -> tuple[Tensor, Tensor]:

@@ -70,7 +70,7 @@ class VoxelEncoder(Encoder):
         told: Tensor = self.projection(self._coarse(values * self.spread + self.middle))
         return told
 
-    def forward(self, prepared: Tokens) -> Encoded:
+    def forward(self, prepared: Tokens, fixed: Tensor | None = None) -> Encoded:
         embedding, logits = self.trunk(self.features(prepared))
         if not self.training and not bool(self.said.weight.any()):
             return Encoded(embedding, logits)  # the CNN has nothing to add

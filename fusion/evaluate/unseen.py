@@ -169,13 +169,13 @@ def _notes(bundle: Bundle, found: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _slope(risks: Array, labels: Array) -> float | None:
-    slope: float | None = metrics.calibration(risks, labels)["slope"]
+def _slope(risks: Array, labels: Array, weights: Array | None = None) -> float | None:
+    slope: float | None = metrics.calibration(risks, labels, weights)["slope"]
     return slope
 
 
-def _intercept(risks: Array, labels: Array) -> float | None:
-    intercept: float | None = metrics.calibration(risks, labels)["intercept"]
+def _intercept(risks: Array, labels: Array, weights: Array | None = None) -> float | None:
+    intercept: float | None = metrics.calibration(risks, labels, weights)["intercept"]
     return intercept
 
 

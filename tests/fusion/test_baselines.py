@@ -90,7 +90,7 @@ def test_every_baseline_speaks_on_a_batch_with_gaps() -> None:
     train = collate([e.inputs for e in examples], config, embedder)
     held = collate([e.inputs for e in asked], config, embedder)
     labels = labels_of(examples, config)[:, 0].double().numpy()
-    found = compare(train, labels, held, config.modalities, seed=0)
+    (found,) = compare(train, labels[:, None], held, config.modalities, seed=0)
     assert set(found) == {"simple stack", "logistic regression", "gradient boosting"}
     for risks in found.values():
         assert risks.shape == (30,)
