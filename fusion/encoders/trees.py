@@ -92,26 +92,24 @@ class Trees(nn.Module):
         self.is_fitted[r] = True
 
     def forward(self, features: Tensor) -> Tensor:
-        rows = len(features)
-        is_nan = torch.isnan(features)
-        missing = is_nan.float()
-        known = torch.where(is_nan, torch.zeros_like(features), features)
-        said = []
-        for r in range(len(self.start)):
-            at = torch.zeros_like(features[:, :1], dtype=torch.int64).repeat(1, TREES)  # [B, trees]
-            for _ in range(DEPTH):
-                here = at[..., None]
-                feature = _node(self.feature[r], here, rows).long()
-                is_missing = torch.gather(missing, 1, feature) > 0
-                by_value = torch.gather(known, 1, feature) <= _node(self.threshold[r], here, rows)
-                by_absence = _node(self.missing_left[r].float(), here, rows) > 0
-                goes_left = (is_missing & by_absence) | (~is_missing & by_value)
-                left, right = _node(self.left[r], here, rows), _node(self.right[r], here, rows)
-                at = torch.where(goes_left, left, right).long()
-            said.append(self.start[r] + _node(self.value[r], at[..., None], rows).sum(1))
-        return torch.stack(said, dim=1)
-
-
-def _node(table: Tensor, at: Tensor, rows: int) -> Tensor:
-    """table [trees, nodes], at [B, trees, 1] → [B, trees]."""
-    return torch.gather(table.expand(rows, -1, -1), 2, at)[..., 0]
+        """All trees of all outcomes walk down together, as flat 32-bit indices: twice to four times as fast as
+        gathering along an axis."""
+        rows, width = features.shape
+        outcomes = len(self.start)
+        unknown = torch.isnan(features)
+        # Every feature twice, so that one comparison sends a missing value to the side that suits the node.
+        right, left = (torch.where(unknown, side, features) for side in (torch.inf, -torch.inf))
+        known = torch.cat([right, left], dim=1).flatten()
+        column = (self.feature + self.missing_left * width).flatten().int()
+        first = torch.arange(outcomes * TREES, dtype=torch.int32) * NODES  # each tree's root
+        children = torch.stack([self.right, self.left], dim=-1).flatten(0, 1) + first[:, None, None]
+        child, threshold = children.flatten().int(), self.threshold.flatten()
+        row = torch.arange(rows, dtype=torch.int32)[:, None] * (2 * width)
+        row = row.expand(rows, outcomes * TREES).flatten()
+        at = first.expand(rows, outcomes * TREES).flatten()
+        for _ in range(DEPTH):
+            value = known.index_select(0, row + column.index_select(0, at))
+            goes_left = value <= threshold.index_select(0, at)
+            at = child.index_select(0, 2 * at + goes_left.int())
+        said = self.value.flatten().index_select(0, at).reshape(rows, outcomes, TREES)
+        return self.start + said.sum(dim=2)
