@@ -9,12 +9,14 @@ from ehr.codes import Code, Icd10, Loinc, OtherCode, RxNorm, Snomed, parse_codin
 from ehr.dicom.reader import pixel_digest, read_clip, read_header, value_digest
 from ehr.dicom.web import DicomWebClient, read_study, value_of, values_of
 from ehr.errors import BadInstance, BadResource, BadUnit, EhrError, Permanent, Refused, Retriable, TooLarge
+from ehr.fhir.bulk import BulkClient, Export
 from ehr.fhir.client import FhirClient
 from ehr.fhir.encounters import names_intensive_care
 from ehr.fhir.prefetch import read_prefetch
 from ehr.fhir.reading import list_fhir_files, read_fhir_folder, read_resources
 from ehr.fhir.resources import ReadingTally
 from ehr.fhir.risk_assessment import build_risk_assessment
+from ehr.fhir.sign_in import BackendServices, SignIn, discover_token_url, new_key, public_keys
 from ehr.records import (
     AllergyRecord,
     Clip,
@@ -40,9 +42,11 @@ from ehr.units import canonical_unit, same_quantity, to_canonical
 
 __all__ = [
     "AllergyRecord",
+    "BackendServices",
     "BadInstance",
     "BadResource",
     "BadUnit",
+    "BulkClient",
     "Clip",
     "Code",
     "ConditionRecord",
@@ -50,6 +54,7 @@ __all__ = [
     "EhrError",
     "EncounterKind",
     "EncounterRecord",
+    "Export",
     "Fact",
     "FamilyHistoryRecord",
     "FhirClient",
@@ -73,14 +78,18 @@ __all__ = [
     "RxNorm",
     "SetAside",
     "Sex",
+    "SignIn",
     "Snomed",
     "TooLarge",
     "build_risk_assessment",
     "canonical_unit",
+    "discover_token_url",
     "list_fhir_files",
     "names_intensive_care",
+    "new_key",
     "parse_coding",
     "pixel_digest",
+    "public_keys",
     "read_clip",
     "read_fhir_folder",
     "read_header",

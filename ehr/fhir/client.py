@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -24,17 +23,16 @@ import tenacity
 from ehr.addresses import check_base_url, origin_of
 from ehr.errors import BadResource, Permanent, Refused, Retriable, TooLarge
 from ehr.fhir.elements import Json, get_list, get_object, get_text
-from ehr.fhir.prefetch import outcome_text
 from ehr.fhir.reading import read_resources
 from ehr.fhir.resources import ReadingTally
 from ehr.fhir.scope import Scope, patient_of
+from ehr.fhir.sign_in import Bearer, GivenToken, SignIn
+from ehr.fhir.waiting import ATTEMPTS, backoff, is_busy, outcome_said, retry_after
 from ehr.records import PatientIdentity, PatientRecord, SetAside
 
 MAX_PAGE_BYTES = 5 * 2**20
 MAX_PAGES = 10_000
 PAGE_SIZE = 200
-_ATTEMPTS = 5
-_MAX_WAIT_S = 60.0
 # type → what else to bring along
 SEARCHES: dict[str, dict[str, str]] = {
     "Encounter": {"_include": "Encounter:location"},
@@ -56,7 +54,7 @@ class FhirClient:
     """Reads from one FHIR R4 server. Use as a context manager, or call `close`.
 
     base_url        such as "https://ehr.example/fhir"; raises Refused when it is not an address we may call
-    token           bearer token, "" for none
+    token           bearer token, "" for none; or where tokens come from (`ehr.fhir.sign_in`)
     timeout_s       for connecting and for each read; a whole body may take six times as long
     max_page_bytes  cap on one response body, unpacked
     allow_http      plain http outside loopback, for a network that is trusted
@@ -66,7 +64,7 @@ class FhirClient:
         self,
         base_url: str,
         *,
-        token: str = "",
+        token: str | SignIn = "",
         timeout_s: float = 10,
         transport: httpx.BaseTransport | None = None,
         max_page_bytes: int = MAX_PAGE_BYTES,
@@ -78,11 +76,13 @@ class FhirClient:
         self._max_page_bytes = max_page_bytes
         self._longest_s = 6 * timeout_s
         self._sleep = sleep
-        headers = {"Accept": "application/fhir+json"} | (
-            {"Authorization": f"Bearer {token}"} if token else {}
-        )
         self._http = httpx.Client(
-            headers=headers, timeout=timeout_s, transport=transport, follow_redirects=False, trust_env=False
+            headers={"Accept": "application/fhir+json"},
+            auth=Bearer(GivenToken(token) if isinstance(token, str) else token),
+            timeout=timeout_s,
+            transport=transport,
+            follow_redirects=False,
+            trust_env=False,
         )
 
     def __enter__(self) -> FhirClient:
@@ -223,8 +223,8 @@ class FhirClient:
     def _get(self, url: str) -> dict[str, Any]:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Retriable),
-            stop=tenacity.stop_after_attempt(_ATTEMPTS),
-            wait=_wait,
+            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            wait=backoff,
             sleep=self._sleep,
             reraise=True,
         )
@@ -242,9 +242,9 @@ class FhirClient:
         status = response.status_code
         if status == 200:
             return _as_resource(body, path)
-        said = _outcome(body)
-        if status in (408, 425, 429) or status >= 500:
-            raise Retriable(f"GET {path}: {status}{said}", retry_after_s=_retry_after(response))
+        said = outcome_said(body)
+        if is_busy(status):
+            raise Retriable(f"GET {path}: {status}{said}", retry_after_s=retry_after(response))
         said = " (redirects are not followed)" if 300 <= status < 400 else said
         raise Refused(f"GET {path}: {status}{said}", status=status)
 
@@ -266,27 +266,6 @@ def _check_authorised(error: Permanent) -> None:
         raise error
 
 
-def _wait(state: tenacity.RetryCallState) -> float:
-    """Seconds before the next attempt: what the server asked for, else 0.5, 1, 2, 4; a minute at most."""
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after_s if isinstance(error, Retriable) else None
-    return min(_MAX_WAIT_S, asked if asked is not None else 0.5 * 2.0 ** (state.attempt_number - 1))
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Retry-After in seconds or as an HTTP date (RFC 9110 §10.2.3); None when absent or unreadable."""
-    text = response.headers.get("Retry-After", "").strip()
-    if text.isdecimal():
-        return float(text)
-    try:
-        moment = parsedate_to_datetime(text)
-        sent = response.headers.get("Date")
-        start = parsedate_to_datetime(sent) if sent else datetime.now(UTC)
-        return max(0.0, (moment - start).total_seconds())
-    except (ValueError, TypeError):
-        return None
-
-
 def _as_resource(body: bytes, path: str) -> dict[str, Any]:
     try:
         resource = orjson.loads(body)
@@ -295,15 +274,6 @@ def _as_resource(body: bytes, path: str) -> dict[str, Any]:
     if not isinstance(resource, dict):
         raise BadResource(f"GET {path}: the answer is not a FHIR resource")
     return resource
-
-
-def _outcome(body: bytes) -> str:
-    try:
-        resource = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return ""
-    is_outcome = isinstance(resource, dict) and resource.get("resourceType") == "OperationOutcome"
-    return f": {outcome_text(resource)}" if is_outcome else ""
 
 
 def _with_problems(record: PatientRecord, problems: list[SetAside]) -> PatientRecord:
