@@ -7,20 +7,23 @@ passes over what is already there. What cannot be taken is set aside with its re
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import httpx
 from django.conf import settings
 from django.db import DataError, IntegrityError
 
 import ehr
+from cds import signing
 from cds.audit import recording
 from cds.errors import ClinicError, Conflict, Invalid
 from cds.patients import importing
@@ -90,7 +93,7 @@ def ingest_fhir(
     by: recording.Actor,
     now: datetime,
     progress: Progress = _silent,
-    token: str = "",
+    token: str | ehr.SignIn = "",
 ) -> Tally:
     """Take every patient's record from a folder of Bundles or NDJSON, or from a FHIR R4 server.
 
@@ -105,6 +108,53 @@ def ingest_fhir(
         if not is_address(where):
             raise Invalid(f"cannot read {where}: {error}") from error
         tally.interrupted = f"the FHIR server stopped answering: {error}"
+    tally.ignored.update(reading.ignored)
+    return tally
+
+
+def ingest_bulk(
+    where: str,
+    *,
+    of: str = "Patient",
+    source: Source,
+    by: recording.Actor,
+    now: datetime,
+    progress: Progress = _silent,
+    token: str | ehr.SignIn = "",
+    file_hosts: Sequence[str] = (),
+    everything: bool = False,
+) -> Tally:
+    """Take a Bulk Data export of a FHIR server: what has changed since the last one, or `everything`.
+
+    of      "Patient", "Group/[id]", or "" for the whole system
+    raises  Invalid when the address may not be called
+
+    Run again after a failure, it goes on with the same export and fetches no finished file twice.
+    """
+    check_address(where)
+    tally, reading = Tally(), ehr.ReadingTally()
+    key = f"{where.rstrip('/')} {of}"
+    folder = settings.DATA_DIR / "exports" / hashlib.sha256(f"{source.slug} {key}".encode()).hexdigest()[:16]
+    last = None if everything else source.exports.get(key)
+    since = datetime.fromisoformat(last) if last else None
+    try:
+        with ehr.BulkClient(
+            where, token=token, file_hosts=file_hosts, allow_http=_is_registered(where)
+        ) as client:
+            export = client.export(folder, of=of, since=since, tell=progress)
+            tally.refuse(export.problems)
+            importing.keep_set_aside(source, export.problems, now=now)
+            for record in ehr.read_fhir_folder(export.folder, tally=reading):
+                _take_record(record, source=source, by=by, now=now, tally=tally)
+                progress("Records", tally.patients, None)
+            changed, by_type = importing.remove_resources(source, export.deleted, by=by, now=now)
+            tally.changed |= changed
+            tally.add(by_type)
+            source.exports[key] = export.transaction_time.isoformat()
+            source.save(update_fields=["exports"])
+            client.finish(folder)
+    except ehr.EhrError as error:
+        tally.interrupted = f"the export was not completed: {error}"
     tally.ignored.update(reading.ignored)
     return tally
 
@@ -155,6 +205,19 @@ def is_address(where: str | Path) -> bool:
     return isinstance(where, str) and where.lower().startswith(("http://", "https://"))
 
 
+def sign_in(where: str, client_id: str, *, token_url: str = "", scope: str) -> ehr.SignIn:
+    """Backend Services for the FHIR server at `where`; its token endpoint is asked for where none is given.
+
+    raises  Invalid when we have no key, or the address may not be called; EhrError
+    """
+    check_address(where)
+    allow_http = _is_registered(where)
+    if not token_url:
+        with httpx.Client(timeout=10, follow_redirects=False, trust_env=False) as http:
+            token_url = ehr.discover_token_url(where, http=http, allow_http=allow_http)
+    return signing.sign_in(token_url, client_id, scope=scope, allow_http=allow_http)
+
+
 def check_address(url: str) -> None:
     """Only https, or this machine, or an address somebody registered as a Source. Raises Invalid."""
     parts = urlsplit(url)
@@ -185,7 +248,9 @@ def _folder(where: str | Path) -> Path:
     return folder
 
 
-def _read_fhir(where: str | Path, token: str, reading: ehr.ReadingTally) -> Iterator[ehr.PatientRecord]:
+def _read_fhir(
+    where: str | Path, token: str | ehr.SignIn, reading: ehr.ReadingTally
+) -> Iterator[ehr.PatientRecord]:
     if not is_address(where):
         yield from ehr.read_fhir_folder(_folder(where), tally=reading)
         return

@@ -57,6 +57,10 @@ class Environment(BaseSettings):
     bundle_store: Path | None = Field(
         None, description="Where models are kept; empty: <data dir>/bundles. Shared by web and workers."
     )
+    fhir_keys: Path | None = Field(
+        None,
+        description="Keys that sign in to FHIR servers; empty: <data dir>/fhir-keys.json. Keep it secret.",
+    )
     frame_ancestors: str = Field("", description="Origins of EHRs that may embed the panel, comma separated.")
     regulatory_label: str = Field("Research use only", description="Shown beside every score.")
     hooks_open: bool = Field(
@@ -225,6 +229,7 @@ else:
     }
 STUDY_STORE = (ENV.study_store or DATA_DIR / "studies").resolve()
 SEGMENTER_STORE = (ENV.segmenter_store or DATA_DIR / "segmenters").resolve()
+FHIR_KEYS = (ENV.fhir_keys or DATA_DIR / "fhir-keys.json").resolve()
 BUNDLE_STORE = (ENV.bundle_store or DATA_DIR / "bundles").resolve()
 
 # -- tasks -----------------------------------------------------------------------------------------

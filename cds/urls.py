@@ -2,11 +2,12 @@
 
 from django.urls import URLPattern, URLResolver, include, path
 
-from cds import health
+from cds import health, signing
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("livez", health.livez, name="livez"),
     path("readyz", health.readyz, name="readyz"),
+    path(".well-known/jwks.json", signing.jwks, name="jwks"),
     path("", include("django_prometheus.urls")),
     path("", include("cds.hooks.urls")),
     path("", include("web.urls")),

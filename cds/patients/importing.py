@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from uuid import UUID
 
 from django.db import transaction
 from django.db.models import F, Q
@@ -32,6 +33,7 @@ from cds.patients.models import (
     Unit,
 )
 
+AT_ONCE = 500  # ids asked for in one query
 LOOK_UP_BY_ID = (
     300  # a record with fewer facts of a kind looks them up by id; a larger one reads all the patient's
 )
@@ -139,6 +141,54 @@ def import_record(
         outbox.enqueue(Job.ENCODE_NOTES, now=now, patient_id=str(patient.pk))
     _remember(patient, digest)
     return Imported(patient, created, changed, counts, by_type, new_notes, refused)
+
+
+def remove_resources(
+    source: Source, gone: Iterable[tuple[str, str]], *, by: recording.Actor, now: datetime
+) -> tuple[set[UUID], dict[str, dict[str, int]]]:
+    """Remove facts that the source has deleted; (patients whose record changed, states by type).
+
+    A deleted Patient is kept and set aside: what was predicted for them must stay accountable.
+    """
+    by_type: dict[str, set[str]] = {}
+    for resource_type, resource_id in gone:
+        by_type.setdefault(resource_type, set()).add(resource_id)
+    held = Patient.objects.filter(source=source, resource_id__in=by_type.pop("Patient", set()))
+    aside = [
+        ehr.SetAside("deleted", "Patient", one, "deleted at the source; kept here, for scores refer to it")
+        for one in held.values_list("resource_id", flat=True)
+    ]
+    keep_set_aside(source, aside, now=now)
+    whose: dict[UUID, set[tuple[str, str]]] = {}
+    for resource_type, ids in by_type.items():
+        wanted = sorted(ids)
+        for start in range(0, len(wanted), AT_ONCE):
+            for kind in rows.KINDS:
+                found = kind.model._default_manager.filter(
+                    patient__source=source,
+                    resource_type=resource_type,
+                    resource_id__in=wanted[start : start + AT_ONCE],
+                )
+                for patient_id, resource_id in found.values_list("patient_id", "resource_id").distinct():
+                    whose.setdefault(patient_id, set()).add((resource_type, resource_id))
+    tally = _Tally()
+    for patient_id, theirs in whose.items():
+        with transaction.atomic():
+            patient = Patient.objects.select_for_update().get(pk=patient_id)
+            _remove_retracted(patient, sorted(theirs), tally)
+            touch(patient, now)
+            recording.record(
+                by=by,
+                action="patient.import",
+                object_type="Patient",
+                object_id=patient.pk,
+                patient_id=patient.pk,
+                now=now,
+                source=source.slug,
+                revision=patient.revision,
+                counts={REMOVED: len(theirs)},
+            )
+    return set(whose), tally.counts()[1]
 
 
 def touch(patient: Patient, now: datetime) -> None:

@@ -334,7 +334,7 @@ def test_the_command_prints_what_was_taken_and_writes_what_was_not(
 
 
 def test_the_command_needs_a_source() -> None:
-    with pytest.raises(CommandError, match="--fhir or --dicom"):
+    with pytest.raises(CommandError, match="--fhir, --bulk or --dicom"):
         call_command("ingest")
     with pytest.raises(CommandError, match="there is no folder"):
         call_command("ingest", fhir=["/nowhere/at/all"])

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+import ehr
 from cds import ingesting
 from cds.audit import recording
 from cds.errors import ClinicError
@@ -42,6 +43,28 @@ class Command(BaseCommand):
         parser.add_argument(
             "--dicom", action="append", default=[], metavar="SOURCE", help="folder or base URL"
         )
+        bulk = parser.add_argument_group("Bulk Data ($export)")
+        bulk.add_argument(
+            "--bulk", action="append", default=[], metavar="URL", help="base URL to export from"
+        )
+        bulk.add_argument(
+            "--bulk-of",
+            default="Patient",
+            metavar="WHAT",
+            help="Patient (all patients, the default), Group/ID, or system",
+        )
+        bulk.add_argument(
+            "--everything", action="store_true", help="not only what has changed since the last export"
+        )
+        bulk.add_argument(
+            "--file-host", action="append", default=[], metavar="HOST", help="another host of its files"
+        )
+        signing_in = parser.add_argument_group("Sign-in by SMART Backend Services (see `fhir_key`)")
+        signing_in.add_argument("--client-id", default="", help="what the FHIR server calls us")
+        signing_in.add_argument(
+            "--token-url", default="", metavar="URL", help="else as its smart-configuration says"
+        )
+        signing_in.add_argument("--scope", default="system/*.rs")
         parser.add_argument("--source", default="ingest", metavar="SLUG", help="name of where it comes from")
         parser.add_argument(
             "--report", type=Path, metavar="FILE", help="write what was refused as .csv or .json"
@@ -51,8 +74,8 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if not options["fhir"] and not options["dicom"]:
-            raise CommandError("name at least one --fhir or --dicom source")
+        if not options["fhir"] and not options["dicom"] and not options["bulk"]:
+            raise CommandError("name at least one --fhir, --bulk or --dicom source")
         token = os.environ.get(options["token_env"], "") if options["token_env"] else ""
         now, by = timezone.now(), recording.system("ingest")
         tally = ingesting.Tally()
@@ -61,7 +84,19 @@ class Command(BaseCommand):
             with show_progress() as progress:
                 common: dict[str, Any] = {"source": source, "by": by, "now": now, "progress": progress}
                 for where in options["fhir"]:
-                    tally.merge(ingesting.ingest_fhir(where, token=token, **common))
+                    given = _signed_in(where, options) or token
+                    tally.merge(ingesting.ingest_fhir(where, token=given, **common))
+                of = "" if options["bulk_of"] == "system" else options["bulk_of"]
+                for where in options["bulk"]:
+                    done = ingesting.ingest_bulk(
+                        where,
+                        of=of,
+                        token=_signed_in(where, options) or token,
+                        file_hosts=options["file_host"],
+                        everything=options["everything"],
+                        **common,
+                    )
+                    tally.merge(done)
                 for where in options["dicom"]:
                     tally.merge(ingesting.ingest_dicom(where, token=token, **common))
                 ingesting.request_scores(tally, by=by, now=now, progress=progress)
@@ -72,6 +107,18 @@ class Command(BaseCommand):
             write_report(tally, options["report"])
         if tally.interrupted:
             raise CommandError(f"{tally.interrupted}. Run the same command again to go on from here.")
+
+
+def _signed_in(where: str, options: dict[str, Any]) -> ehr.SignIn | None:
+    """Backend Services for a server, when a client id is given."""
+    if not options["client_id"] or not ingesting.is_address(where):
+        return None
+    try:
+        return ingesting.sign_in(
+            where, options["client_id"], token_url=options["token_url"], scope=options["scope"]
+        )
+    except ehr.EhrError as error:
+        raise CommandError(f"cannot sign in to {where}: {error}") from error
 
 
 @contextmanager
