@@ -52,6 +52,7 @@ def logging_config(level: str, *, as_json: bool) -> dict[str, Any]:
         "loggers": {
             "httpx": {"level": "WARNING"},
             "pydicom": {"level": "ERROR"},
+            "pynetdicom": {"level": "WARNING"},
             "django_structlog": {"level": "WARNING"},
             "django_structlog.middlewares.request": {"filters": ["pages_left"]},
             "axes": {"level": "WARNING"},

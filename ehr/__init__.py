@@ -6,6 +6,7 @@ Knows nothing of Django, torch or settings; clients take arguments.
 from __future__ import annotations
 
 from ehr.codes import Code, Icd10, Loinc, OtherCode, RxNorm, Snomed, parse_coding
+from ehr.dicom.listener import StorageListener, Taken
 from ehr.dicom.reader import pixel_digest, read_clip, read_header, value_digest
 from ehr.dicom.web import DicomWebClient, read_study, value_of, values_of
 from ehr.errors import BadInstance, BadResource, BadUnit, EhrError, Permanent, Refused, Retriable, TooLarge
@@ -80,6 +81,8 @@ __all__ = [
     "Sex",
     "SignIn",
     "Snomed",
+    "StorageListener",
+    "Taken",
     "TooLarge",
     "build_risk_assessment",
     "canonical_unit",

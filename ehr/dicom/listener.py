@@ -1,0 +1,131 @@
+"""A DICOM node that others send pictures to: C-STORE and C-ECHO (PS3.4 annex B and A; INTEROP 40).
+
+Success is answered only after whoever takes the file says that it lies durably. What is refused is answered
+with a failure status and words, so that the sender keeps it and its operator can read why.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pydicom.dataset import Dataset
+from pydicom.uid import AllTransferSyntaxes
+from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
+
+from ehr.errors import Refused
+
+logger = logging.getLogger(__name__)
+VERIFICATION = "1.2.840.10008.1.1"
+SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
+COMMENT = 64  # characters of an Error Comment (LO)
+PDU_BYTES = 256 * 1024
+IDLE_S = 60.0
+TITLE = re.compile(r"[\x21-\x5b\x5d-\x7e](?:[\x20-\x5b\x5d-\x7e]{0,14}[\x21-\x5b\x5d-\x7e])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of a file that was sent: `refused` says why not, "" when it lies durably."""
+
+    refused: str = ""
+
+
+class StorageListener:
+    """Listens until it is closed; use it in a `with`.
+
+    title      our AE title; callers must call us by it
+    allowed    AE titles that may call; empty: any, for loopback only (raises Refused elsewhere)
+    take       (file, calling AE title) → Taken, once it is durable; in the thread of that association. A
+               fault is answered "out of resources", so that the sender tries again
+    ended      called in the same thread when an association ends, to put away what belongs to the thread
+    tls        a server context, for DICOM over TLS (PS3.15 annex B)
+    most       associations at once; more are told to come back later
+    """
+
+    def __init__(
+        self,
+        title: str,
+        port: int,
+        *,
+        take: Callable[[Path, str], Taken],
+        host: str = "127.0.0.1",
+        allowed: Sequence[str] = (),
+        ended: Callable[[], None] = lambda: None,
+        tls: ssl.SSLContext | None = None,
+        most: int = 8,
+    ) -> None:
+        for one in (title, *allowed):
+            if not TITLE.fullmatch(one):
+                raise Refused(f"{one!r} is not an AE title: 1 to 16 printable characters, no backslash")
+        if not allowed and host not in ("127.0.0.1", "::1", "localhost"):
+            raise Refused("name the AE titles that may call: open to everybody we listen on loopback only")
+        self._take, self._ended = take, ended
+        _config.STORE_RECV_CHUNKED_DATASET = True  # to a file as it comes, not into memory
+        node = AE(title)
+        node.supported_contexts = AllStoragePresentationContexts
+        for context in node.supported_contexts:
+            context.transfer_syntax = list(AllTransferSyntaxes)
+        node.add_supported_context(VERIFICATION)
+        node.require_called_aet = True
+        node.require_calling_aet = list(allowed)
+        node.maximum_associations = most
+        node.maximum_pdu_size = PDU_BYTES
+        node.network_timeout = node.dimse_timeout = IDLE_S
+        node.acse_timeout = 30.0
+        handlers: list[Any] = [
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_CONN_CLOSE, self._closed),
+            (evt.EVT_REJECTED, self._rejected),
+        ]
+        server = node.start_server((host, port), block=False, evt_handlers=handlers, ssl_context=tls)
+        assert server is not None  # it is when it does not block
+        self._server = server
+        self.port: int = int(server.server_address[1])  # as given, or as found where it was 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take no more calls; associations that are open are aborted, and their senders will send again."""
+        self._server.shutdown()
+
+    def _store(self, event: evt.Event) -> Dataset | int:
+        try:
+            written: Any = event.request
+            written._dataset_file.flush()
+            taken = self._take(event.dataset_path, event.assoc.requestor.ae_title.strip())
+        except Exception as fault:
+            logger.exception("a file that was sent could not be taken")
+            return _answer(OUT_OF_RESOURCES, f"not stored: {type(fault).__name__}; send it again")
+        return _answer(CANNOT_UNDERSTAND, taken.refused) if taken.refused else SUCCESS
+
+    def _closed(self, event: evt.Event) -> None:
+        self._ended()
+
+    def _rejected(self, event: evt.Event) -> None:
+        asked = event.assoc.requestor.ae_title.strip()
+        logger.warning("an association was refused: calling AE title %r, called by %r", asked, _called(event))
+
+
+def _called(event: evt.Event) -> str:
+    primitive = event.assoc.requestor.primitive
+    return str(getattr(primitive, "called_ae_title", "") or "").strip()
+
+
+def _answer(status: int, comment: str) -> Dataset:
+    answer = Dataset()
+    answer.Status = status
+    answer.ErrorComment = comment.encode("ascii", "replace").decode()[:COMMENT]
+    return answer

@@ -1,0 +1,211 @@
+"""`manage.py receive_dicom`: a scanner sends, and success means stored. The peer is pynetdicom's own SCU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+from django.db import connections
+from pydicom.dataset import Dataset
+from pynetdicom import AE
+from pynetdicom.association import Association
+
+from cds import listening
+from cds.patients.models import Patient, SetAside
+from cds.studies.models import Encoding, Instance, Study, StudyState
+from ehr import Refused, StorageListener
+from tests.cds.dicom_files import write_radiograph
+from tests.factories import NOW, make_source
+
+CR = "1.2.840.10008.5.1.4.1.1.1"
+ECHO = "1.2.840.10008.1.1"
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def arrivals(settings: Any, tmp_path: Path) -> listening.Arrivals:
+    settings.DATA_DIR = tmp_path
+    settings.STUDY_STORE = tmp_path / "studies"
+    return listening.Arrivals(make_source(), quiet_s=0)
+
+
+@contextmanager
+def node(arrivals: listening.Arrivals, **kwargs: Any) -> Iterator[StorageListener]:
+    with StorageListener("TESSERA", 0, take=arrivals.take, ended=connections.close_all, **kwargs) as found:
+        yield found
+
+
+@contextmanager
+def calling(
+    port: int, *, called: str = "TESSERA", title: str = "CT1", **kwargs: Any
+) -> Iterator[Association]:
+    peer = AE(title)
+    for context in (CR, ECHO):
+        peer.add_requested_context(context)
+    found = peer.associate("127.0.0.1", port, ae_title=called, **kwargs)
+    try:
+        yield found
+    finally:
+        if found.is_established:
+            found.release()
+        if found.is_alive():
+            found.join(5)
+
+
+def send(port: int, *paths: Path, **kwargs: Any) -> list[Dataset]:
+    with calling(port, **kwargs) as peer:
+        assert peer.is_established
+        return [peer.send_c_store(pydicom.dcmread(path)) for path in paths]
+
+
+def test_what_was_answered_with_success_is_stored_and_completed(
+    arrivals: listening.Arrivals, tmp_path: Path
+) -> None:
+    path = write_radiograph(tmp_path / "a.dcm")
+    with node(arrivals) as listener:
+        (answer,) = send(listener.port, path)
+    assert answer.Status == 0
+    study = Study.objects.get()
+    assert study.state == StudyState.ANNOUNCED, "more may come"
+    assert arrivals.complete_quiet() == 1
+    study.refresh_from_db()
+    assert study.state == StudyState.STORED
+    assert Encoding.objects.filter(study=study).exists()
+    assert arrivals.complete_quiet() == 0
+
+
+def test_the_same_instance_twice_is_one_and_with_other_pixels_it_is_refused_with_words(
+    arrivals: listening.Arrivals, tmp_path: Path
+) -> None:
+    path, other = write_radiograph(tmp_path / "a.dcm"), write_radiograph(tmp_path / "b.dcm", seed=1)
+    with node(arrivals) as listener:
+        answers = send(listener.port, path, path, other)
+    assert [answer.Status for answer in answers] == [0, 0, 0xC000]
+    assert answers[2].ErrorComment
+    assert Instance.objects.count() == 1
+    assert SetAside.objects.get().where == "C-STORE from CT1"
+
+
+def test_a_full_store_is_not_a_success(
+    arrivals: listening.Arrivals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cds.studies.receiving._store", full)
+    with node(arrivals) as listener:
+        (answer,) = send(listener.port, write_radiograph(tmp_path / "a.dcm"))
+    assert answer.Status == 0xA700
+    assert "send it again" in answer.ErrorComment
+    assert not Instance.objects.exists()
+
+
+def test_only_those_who_are_allowed_and_know_our_title(arrivals: listening.Arrivals) -> None:
+    with node(arrivals, allowed=["CT1"]) as listener:
+        with calling(listener.port) as peer:
+            assert peer.send_c_echo().Status == 0
+        for wrong in ({"title": "CT2"}, {"called": "OTHER"}):
+            with calling(listener.port, **wrong) as peer:
+                assert peer.is_rejected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"host": "0.0.0.0"}, "name the AE titles"), ({"allowed": ["back\\slash"]}, "not an AE title")],
+)
+def test_an_open_door_is_not_opened(
+    arrivals: listening.Arrivals, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Refused, match=message), node(arrivals, **given):
+        pass
+
+
+def test_several_associations_at_once(arrivals: listening.Arrivals, tmp_path: Path) -> None:
+    paths = [write_radiograph(tmp_path / f"{n}.dcm", name=str(n), seed=n) for n in range(8)]
+    found: list[int] = []
+
+    def sender(mine: list[Path]) -> None:
+        found.extend(answer.Status for answer in send(listener.port, *mine))
+
+    with node(arrivals) as listener:
+        threads = [threading.Thread(target=sender, args=(paths[n::4],)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert found == [0] * 8
+    assert Instance.objects.count() == 8
+
+
+def test_a_study_that_a_killed_process_left_is_completed(
+    arrivals: listening.Arrivals, tmp_path: Path
+) -> None:
+    with node(arrivals) as listener:
+        send(listener.port, write_radiograph(tmp_path / "a.dcm"))
+    again = listening.Arrivals(Study.objects.get().source, quiet_s=0)
+    assert again.complete_quiet() == 1
+
+
+def test_a_patient_who_is_known_is_scored_anew(arrivals: listening.Arrivals, tmp_path: Path) -> None:
+    patient = Patient.objects.create(source=make_source(), resource_id="p1", changed_at=NOW)
+    number = patient.identifiers.create(system="urn:mrn", value="MRN-77")
+    with node(arrivals) as listener:
+        send(listener.port, write_radiograph(tmp_path / "a.dcm", patient_id=number.value))
+    was = patient.revision
+    arrivals.complete_quiet()
+    patient.refresh_from_db()
+    assert patient.revision > was
+
+
+def test_over_tls(arrivals: listening.Arrivals, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    made = subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate,
+         "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    if made.returncode:
+        pytest.skip("openssl is not installed")
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(certificate, key)
+    client = ssl.create_default_context(cafile=str(certificate))
+    with node(arrivals, tls=server) as listener:
+        answers = send(listener.port, write_radiograph(tmp_path / "a.dcm"), tls_args=(client, "localhost"))
+        assert answers[0].Status == 0
+        with calling(listener.port) as peer:
+            assert not peer.is_established, "nobody comes in without TLS"
+
+
+def test_the_command_listens_and_stops(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "TESSERA_DATA_DIR": str(tmp_path), "DATABASE_URL": ""}
+    manage = [sys.executable, "manage.py"]
+    subprocess.run([*manage, "migrate", "-v", "0"], env=environment, check=True, timeout=120)
+    command = [*manage, "receive_dicom", "--port", str(port), "--quiet", "0.5"]
+    started = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert started.stdout is not None
+        assert "TESSERA listens" in started.stdout.readline()
+        (answer,) = send(port, write_radiograph(tmp_path / "a.dcm"))
+        assert answer.Status == 0
+        time.sleep(2)
+        started.send_signal(signal.SIGTERM)
+        assert "stopped" in started.communicate(timeout=30)[0]
+        assert not list((tmp_path / "incoming").rglob("*.dcm"))
+    finally:
+        started.kill()
+        started.wait(10)
