@@ -176,18 +176,21 @@ def _rows_for(
 ) -> tuple[Study, Series]:
     """The Study and Series of an instance, made when new. Raises _Refused when they contradict the file."""
     patient_id, issuer = header.patient_id[:128], header.issuer_of_patient_id[:128]
-    study, created = Study.objects.select_for_update().get_or_create(
-        study_uid=header.study_uid,
-        defaults={
-            "source": source,
-            "patient": matching.find_patient(source, patient_id, issuer),
-            "dicom_patient_id": patient_id,
-            "issuer_of_patient_id": issuer,
-            "description": header.study_description[:200],
-            "started_at": header.started_at,
-            "received_at": now,
-        },
-    )
+    held, created = Study.objects.select_for_update(of=("self",)), False
+    study = held.select_related("source").filter(study_uid=header.study_uid).first()
+    if study is None:
+        study, created = held.get_or_create(
+            study_uid=header.study_uid,
+            defaults={
+                "source": source,
+                "patient": matching.find_patient(source, patient_id, issuer),
+                "dicom_patient_id": patient_id,
+                "issuer_of_patient_id": issuer,
+                "description": header.study_description[:200],
+                "started_at": header.started_at,
+                "received_at": now,
+            },
+        )
     if created:
         _record("study.announce", study, by=by, now=now)
     else:
@@ -220,7 +223,11 @@ def _agree(
     """A further file must be about the same patient; it may fill in what an announcement left open."""
     if study.dicom_patient_id and patient_id and study.dicom_patient_id != patient_id:
         raise _Refused("its PatientID differs from the one of its Study")
-    found = matching.find_patient(study.source, patient_id, issuer)
+    was = (study.dicom_patient_id, study.issuer_of_patient_id, study.description, study.started_at)
+    if study.patient_id is not None and was[:2] == (patient_id, issuer):
+        found = None  # as the files before it: nobody else can be meant
+    else:
+        found = matching.find_patient(study.source, patient_id, issuer)
     if found is not None and study.patient_id not in (None, found.pk):
         raise _Refused("its PatientID leads to another patient than its Study")
     linked = study.patient_id is None and found is not None
@@ -230,7 +237,13 @@ def _agree(
     study.issuer_of_patient_id = study.issuer_of_patient_id or issuer
     study.description = study.description or header.study_description[:200]
     study.started_at = study.started_at or header.started_at
-    study.save()
+    if linked or was != (
+        study.dicom_patient_id,
+        study.issuer_of_patient_id,
+        study.description,
+        study.started_at,
+    ):
+        study.save()
     if linked:
         _record("study.link", study, by=by, now=now)
 
