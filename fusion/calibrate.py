@@ -72,11 +72,15 @@ class Calibration:
         base = np.array(self.base)
         given = fused.astype(np.float64)
         mapped = np.stack([m(given[:, r], base[r]) for r, m in enumerate(self.maps)], axis=1)
-        for names, affine in self.patterns.items():
-            wanted = np.array([m in names.split("+") for m in modalities])
-            rows = (present == wanted).all(axis=1)
-            scale, shift = np.array(affine).T
-            mapped[rows] = base + scale * (mapped[rows] - base) + shift
+        if self.patterns:
+            bits = 1 << np.arange(len(modalities))  # a pattern of present modalities as one number
+            pattern = present @ bits
+            for names, affine in self.patterns.items():
+                held = names.split("+")
+                rows = np.flatnonzero(pattern == bits[[m in held for m in modalities]].sum())
+                if len(rows):
+                    scale, shift = np.array(affine).T
+                    mapped[rows] = base + scale * (mapped[rows] - base) + shift
         base_rate = sigmoid(base)
         risk = base_rate + np.array(self.trust) * (sigmoid(mapped) - base_rate)
         risk = np.where(present.any(axis=1, keepdims=True), risk, base_rate)

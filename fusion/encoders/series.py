@@ -54,10 +54,12 @@ class SeriesEncoder(RecordEncoder):
         return Tokens(torch.where(summaries.known[..., None], held, 0.0), summaries.known)
 
     def forward(self, prepared: Tokens, fixed: Tensor | None = None) -> Encoded:
-        seen, said = self._recurrent(prepared)
         if self.training:  # the GRU alone: the other voices are fitted
-            return Encoded(seen, said)
+            return Encoded(*self._recurrent(prepared))
         embedding, logits = self.trunk(self.features(prepared))
+        if not torch.compiler.is_exporting() and not bool(self.speaks):
+            return Encoded(embedding, self._with_trees(prepared, logits, fixed))
+        _, said = self._recurrent(prepared)
         share = torch.where(self.trees.is_fitted, 1 / 3, 1 / 2) * self.speaks
         voices = self._with_trees(prepared, logits, fixed)
         return Encoded(embedding, (1 - share) * voices + share * said)

@@ -96,6 +96,8 @@ class Trees(nn.Module):
         gathering along an axis."""
         rows, width = features.shape
         outcomes = len(self.start)
+        if not torch.compiler.is_exporting() and not bool(self.is_fitted.any()):
+            return features.new_zeros(rows, outcomes)
         unknown = torch.isnan(features)
         # Every feature twice, so that one comparison sends a missing value to the side that suits the node.
         right, left = (torch.where(unknown, side, features) for side in (torch.inf, -torch.inf))
