@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -188,24 +189,64 @@ def test_over_tls(arrivals: listening.Arrivals, tmp_path: Path) -> None:
             assert not peer.is_established, "nobody comes in without TLS"
 
 
-def test_the_command_listens_and_stops(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "TESSERA_DATA_DIR": str(tmp_path), "DATABASE_URL": ""}
+@contextmanager
+def command(folder: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+    """`receive_dicom` as a process of its own, on a database of its own."""
+    environment = {**os.environ, "TESSERA_DATA_DIR": str(folder), "DATABASE_URL": ""}
     manage = [sys.executable, "manage.py"]
     subprocess.run([*manage, "migrate", "-v", "0"], env=environment, check=True, timeout=120)
-    command = [*manage, "receive_dicom", "--port", str(port), "--quiet", "0.5"]
-    started = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    asked = [*manage, "receive_dicom", "--port", str(port), "--quiet", "0.5"]
+    started = subprocess.Popen(asked, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert started.stdout is not None
         assert "TESSERA listens" in started.stdout.readline()
+        yield started
+    finally:
+        started.kill()
+        started.wait(10)
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def held(folder: Path) -> list[tuple[str, str]]:
+    """(SOP Instance UID, path) of every instance in that database."""
+    with closing(sqlite3.connect(folder / "tessera.sqlite3")) as database:
+        return database.execute("SELECT sop_uid, path FROM studies_instance").fetchall()
+
+
+def test_the_command_listens_and_stops(tmp_path: Path, port: int) -> None:
+    with command(tmp_path, port) as started:
         (answer,) = send(port, write_radiograph(tmp_path / "a.dcm"))
         assert answer.Status == 0
         time.sleep(2)
         started.send_signal(signal.SIGTERM)
         assert "stopped" in started.communicate(timeout=30)[0]
-        assert not list((tmp_path / "incoming").rglob("*.dcm"))
-    finally:
-        started.kill()
+    assert not list((tmp_path / "incoming").rglob("*.dcm"))
+
+
+def test_killed_while_receiving_nothing_is_lost_and_nothing_doubled(tmp_path: Path, port: int) -> None:
+    paths = [write_radiograph(tmp_path / f"{n}.dcm", name=str(n), seed=n) for n in range(12)]
+    answered: list[str] = []
+    with command(tmp_path, port) as started, calling(port) as peer:
+        for number, path in enumerate(paths):
+            if number == 5:
+                threading.Timer(0.01, started.kill).start()
+            try:
+                status = peer.send_c_store(pydicom.dcmread(path)).get("Status")
+            except RuntimeError:
+                break  # the association is gone
+            if status == 0:
+                answered.append(pydicom.dcmread(path).SOPInstanceUID)
         started.wait(10)
+    assert 5 <= len(answered) < len(paths)
+    assert {uid for uid, _ in held(tmp_path)} >= set(answered), "success was answered, so it is stored"
+    with command(tmp_path, port):
+        assert [answer.Status for answer in send(port, *paths)] == [0] * len(paths)
+    found = held(tmp_path)
+    assert len(found) == len({uid for uid, _ in found}) == len(paths)
+    assert all((tmp_path / "studies" / path).is_file() for _, path in found)
