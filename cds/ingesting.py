@@ -13,7 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -32,6 +32,7 @@ from cds.risk import assessing
 from cds.studies import receiving
 from cds.studies.models import Instance, Series, Study, StudyState
 
+OVERLAP = timedelta(minutes=5)  # asked for again: clocks differ, and indexes lag
 Progress = Callable[[str, int, int | None], None]  # what, how many are done, of how many (None: not known)
 
 
@@ -94,16 +95,25 @@ def ingest_fhir(
     now: datetime,
     progress: Progress = _silent,
     token: str | ehr.SignIn = "",
+    only_changed: bool = False,
 ) -> Tally:
     """Take every patient's record from a folder of Bundles or NDJSON, or from a FHIR R4 server.
 
-    raises  Invalid when there is no such folder, or the address may not be called
+    only_changed  of a server: the patients of whom anything has changed since the last run that came to its
+                  end (everybody, the first time)
+    raises        Invalid when there is no such folder, or the address may not be called
     """
     tally, reading = Tally(), ehr.ReadingTally()
+    key = f"{str(where).rstrip('/')} changes"
+    last = source.exports.get(key) if only_changed else None
+    since = datetime.fromisoformat(last) - OVERLAP if last else None
     try:
-        for record in _read_fhir(where, token, reading):
+        for record in _read_fhir(where, token, reading, since):
             _take_record(record, source=source, by=by, now=now, tally=tally)
             progress("Records", tally.patients, None)
+        if is_address(where):
+            source.exports[key] = now.isoformat()
+            source.save(update_fields=["exports"])
     except ehr.EhrError as error:
         if not is_address(where):
             raise Invalid(f"cannot read {where}: {error}") from error
@@ -249,14 +259,14 @@ def _folder(where: str | Path) -> Path:
 
 
 def _read_fhir(
-    where: str | Path, token: str | ehr.SignIn, reading: ehr.ReadingTally
+    where: str | Path, token: str | ehr.SignIn, reading: ehr.ReadingTally, since: datetime | None
 ) -> Iterator[ehr.PatientRecord]:
     if not is_address(where):
         yield from ehr.read_fhir_folder(_folder(where), tally=reading)
         return
     check_address(str(where))
     with ehr.FhirClient(str(where), token=token, allow_http=_is_registered(str(where))) as client:
-        yield from client.patients(tally=reading)
+        yield from client.patients(since, tally=reading)
 
 
 def _take_record(

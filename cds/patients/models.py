@@ -18,7 +18,7 @@ class Source(models.Model):
     base_url = models.URLField(max_length=500, blank=True)
     simulated = models.BooleanField(default=False)  # shown wherever its patients are
     created_at = models.DateTimeField()
-    exports = models.JSONField(default=dict)  # "base URL of" → transactionTime of the newest Bulk Data export
+    exports = models.JSONField(default=dict)  # address and what → how far the last complete run got
 
 
 class Unit(models.Model):

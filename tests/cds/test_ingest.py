@@ -6,11 +6,14 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from django.core.management import call_command
@@ -278,6 +281,42 @@ def test_a_fhir_server_is_read_by_search() -> None:
     assert tally.interrupted == ""
     assert tally.resources["Observation"] == {"new": 1}
     assert Observation.objects.get().value == 120
+
+
+def test_polling_asks_only_for_what_has_changed() -> None:
+    asked: list[str] = []
+    fails = False
+
+    def answer(path: str) -> tuple[int, str, bytes]:
+        asked.append(path)
+        if fails:
+            return 403, "text/plain", b"no"
+        is_whole = "_lastUpdated" not in path
+        if path.endswith("/Patient/p1"):
+            return 200, "application/fhir+json", json.dumps(_patient()).encode()
+        held = {"Patient": [_patient()], "Observation": [_pressure("o1", value=125)]} if is_whole else {}
+        if "Observation?_lastUpdated" in path:
+            held = {"Observation": [_pressure("o1", value=125)]}
+        resource_type = path.split("?")[0].rsplit("/", 1)[-1]
+        entries = [{"resource": one} for one in held.get(resource_type, [])]
+        bundle = {"resourceType": "Bundle", "type": "searchset", "entry": entries}
+        return 200, "application/fhir+json", json.dumps(bundle).encode()
+
+    source = make_source()
+    poll = partial(ingesting.ingest_fhir, source=source, by=TESTS, only_changed=True)
+    with _server(answer) as url:
+        poll(f"{url}/fhir", now=NOW)
+        assert not [path for path in asked if "_lastUpdated" in path], "everybody, the first time"
+        asked.clear()
+        tally = poll(f"{url}/fhir", now=NOW + timedelta(hours=1))
+        since = (NOW - timedelta(minutes=5)).astimezone(UTC).isoformat(timespec="seconds")
+        assert f"Patient?_lastUpdated={quote('ge' + since, safe='')}" in asked[0]
+        assert tally.resources["Observation"] == {"unchanged": 1}
+        fails = True
+        assert poll(f"{url}/fhir", now=NOW + timedelta(hours=2)).interrupted
+    source.refresh_from_db()
+    (reached,) = source.exports.values()
+    assert datetime.fromisoformat(reached) == NOW + timedelta(hours=1), "a run that failed counts for nothing"
 
 
 def test_a_server_that_fails_is_said_and_what_came_before_is_kept() -> None:

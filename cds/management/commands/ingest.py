@@ -43,6 +43,11 @@ class Command(BaseCommand):
         parser.add_argument(
             "--dicom", action="append", default=[], metavar="SOURCE", help="folder or base URL"
         )
+        parser.add_argument(
+            "--changed",
+            action="store_true",
+            help="of a server: only patients changed since the last run; put it into a timer to poll",
+        )
         bulk = parser.add_argument_group("Bulk Data ($export)")
         bulk.add_argument(
             "--bulk", action="append", default=[], metavar="URL", help="base URL to export from"
@@ -85,7 +90,10 @@ class Command(BaseCommand):
                 common: dict[str, Any] = {"source": source, "by": by, "now": now, "progress": progress}
                 for where in options["fhir"]:
                     given = _signed_in(where, options) or token
-                    tally.merge(ingesting.ingest_fhir(where, token=given, **common))
+                    done = ingesting.ingest_fhir(
+                        where, token=given, only_changed=options["changed"], **common
+                    )
+                    tally.merge(done)
                 of = "" if options["bulk_of"] == "system" else options["bulk_of"]
                 for where in options["bulk"]:
                     done = ingesting.ingest_bulk(
