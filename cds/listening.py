@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from uuid import UUID
 
-from django.db import DatabaseError, close_old_connections
+from django.db import DatabaseError, close_old_connections, connections
 from django.utils import timezone
 
 import ehr
@@ -43,10 +43,16 @@ class Arrivals:
         self._last: dict[UUID, float] = dict.fromkeys(left.values_list("pk", flat=True), time.monotonic())
 
     def take(self, path: Path, calling: str) -> ehr.Taken:
-        """One file from the node called `calling`: durable and in its row, or refused with the reason."""
-        received = receiving.receive_file(
-            path, source=self._source, by=self._by, now=timezone.now(), where=f"C-STORE from {calling}"
-        )
+        """One file from the node called `calling`: durable and in its row, or refused with the reason.
+
+        Its database connection is given back each time: the thread ends when its association does.
+        """
+        try:
+            received = receiving.receive_file(
+                path, source=self._source, by=self._by, now=timezone.now(), where=f"C-STORE from {calling}"
+            )
+        finally:
+            connections.close_all()
         if received.outcome is receiving.Outcome.SET_ASIDE:
             return ehr.Taken(received.reason)
         if received.study is not None and received.outcome is receiving.Outcome.NEW:

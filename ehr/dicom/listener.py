@@ -45,7 +45,6 @@ class StorageListener:
     allowed    AE titles that may call; empty: any, for loopback only (raises Refused elsewhere)
     take       (file, calling AE title) → Taken, once it is durable; in the thread of that association. A
                fault is answered "out of resources", so that the sender tries again
-    ended      called in the same thread when an association ends, to put away what belongs to the thread
     tls        a server context, for DICOM over TLS (PS3.15 annex B)
     most       associations at once; more are told to come back later
     """
@@ -58,16 +57,15 @@ class StorageListener:
         take: Callable[[Path, str], Taken],
         host: str = "127.0.0.1",
         allowed: Sequence[str] = (),
-        ended: Callable[[], None] = lambda: None,
         tls: ssl.SSLContext | None = None,
-        most: int = 8,
+        most: int = 6,
     ) -> None:
         for one in (title, *allowed):
             if not TITLE.fullmatch(one):
                 raise Refused(f"{one!r} is not an AE title: 1 to 16 printable characters, no backslash")
         if not allowed and host not in ("127.0.0.1", "::1", "localhost"):
             raise Refused("name the AE titles that may call: open to everybody we listen on loopback only")
-        self._take, self._ended = take, ended
+        self._take = take
         _config.STORE_RECV_CHUNKED_DATASET = True  # to a file as it comes, not into memory
         node = AE(title)
         node.supported_contexts = AllStoragePresentationContexts
@@ -84,7 +82,6 @@ class StorageListener:
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_CONN_OPEN, _answer_at_once),
             (evt.EVT_PDU_RECV, _answer_at_once),
-            (evt.EVT_CONN_CLOSE, self._closed),
             (evt.EVT_REJECTED, self._rejected),
         ]
         server = node.start_server((host, port), block=False, evt_handlers=handlers, ssl_context=tls)
@@ -113,9 +110,6 @@ class StorageListener:
             logger.exception("a file that was sent could not be taken")
             return _answer(OUT_OF_RESOURCES, f"not stored: {type(fault).__name__}; send it again")
         return _answer(CANNOT_UNDERSTAND, taken.refused) if taken.refused else SUCCESS
-
-    def _closed(self, event: evt.Event) -> None:
-        self._ended()
 
     def _rejected(self, event: evt.Event) -> None:
         asked = event.assoc.requestor.ae_title.strip()

@@ -36,6 +36,7 @@ STATE = "export-state.json"
 PIECE = 2**20
 MAX_FILES = 100_000
 MAX_MANIFEST_BYTES = 64 * 2**20
+MAX_FILE_BYTES = 64 * 2**30  # of one NDJSON file, unpacked
 MAX_LINE_BYTES = 16 * 2**20
 FIRST_WAIT_S = 1.0
 TYPES = (
@@ -252,8 +253,11 @@ class BulkClient:
                 if answer.status_code != 200:
                     answer.read()
                     self._refuse(answer, f"file {name}")
+                size = 0
                 for piece in answer.iter_bytes(PIECE):
-                    file.write(piece)
+                    size += file.write(piece)
+                    if size > MAX_FILE_BYTES:
+                        raise TooLarge(f"file {name} unpacks to more than {MAX_FILE_BYTES} bytes")
                 file.flush()
                 os.fsync(file.fileno())
         except (httpx.TransportError, httpx.DecodingError) as error:

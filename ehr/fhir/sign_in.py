@@ -24,6 +24,7 @@ from ehr.fhir.waiting import is_busy, retry_after
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 ASSERTION_S = 240  # the specification allows five minutes
+LIFE_S = 300.0  # of a token whose server does not say
 EARLY_S = 30.0  # a token is renewed this long before it ends
 PUBLIC = {"EC": ("kty", "crv", "x", "y"), "RSA": ("kty", "n", "e")}
 LEAST_RSA_BITS = 2048
@@ -124,8 +125,10 @@ class BackendServices:
         token, kind = said.get("access_token"), str(said.get("token_type", "")).lower()
         if not isinstance(token, str) or not token or kind != "bearer":
             raise BadResource("the token endpoint answered without a bearer access_token")
-        life = said.get("expires_in")
-        return token, float(life) if isinstance(life, int | float) else 300.0
+        try:
+            return token, float(said.get("expires_in", LIFE_S))
+        except (TypeError, ValueError):
+            return token, LIFE_S
 
 
 class Bearer(httpx.Auth):

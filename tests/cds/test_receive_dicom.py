@@ -18,7 +18,6 @@ from typing import Any
 
 import pydicom
 import pytest
-from django.db import connections
 from pydicom.dataset import Dataset
 from pynetdicom import AE
 from pynetdicom.association import Association
@@ -44,7 +43,7 @@ def arrivals(settings: Any, tmp_path: Path) -> listening.Arrivals:
 
 @contextmanager
 def node(arrivals: listening.Arrivals, **kwargs: Any) -> Iterator[StorageListener]:
-    with StorageListener("TESSERA", 0, take=arrivals.take, ended=connections.close_all, **kwargs) as found:
+    with StorageListener("TESSERA", 0, take=arrivals.take, **kwargs) as found:
         yield found
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
-from django.db import connections
 from django.utils import timezone
 
 import ehr
@@ -35,7 +34,9 @@ class Command(BaseCommand):
         )
         parser.add_argument("--source", default="dicom", metavar="SLUG", help="whose patients these are")
         parser.add_argument("--quiet", type=float, default=listening.QUIET_S, metavar="S", help="seconds")
-        parser.add_argument("--most", type=int, default=8, help="associations at once")
+        parser.add_argument(
+            "--most", type=int, default=6, help="associations at once; PostgreSQL's pool holds 8"
+        )
         parser.add_argument(
             "--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM: DICOM over TLS"
         )
@@ -63,7 +64,6 @@ class Command(BaseCommand):
                 host=options["host"],
                 allowed=options["allow"],
                 take=arrivals.take,
-                ended=connections.close_all,
                 tls=_tls(options),
                 most=options["most"],
             )

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ehr import BadResource, BulkClient, Refused, Retriable, read_fhir_folder
+from ehr import BadResource, BulkClient, Refused, Retriable, TooLarge, read_fhir_folder
 from tests.ehr.fhir.resources_for_tests import observation, patient
 
 BASE = "https://ehr.example/fhir"
@@ -241,3 +241,12 @@ def test_a_manifest_that_is_none_is_refused(tmp_path: Path, body: bytes) -> None
 def test_only_what_can_be_exported(tmp_path: Path, of: str) -> None:
     with Server().client() as client, pytest.raises(Refused, match="an export is of"):
         client.export(tmp_path, of=of)
+
+
+def test_a_file_that_unpacks_without_end_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ehr.fhir.bulk.MAX_FILE_BYTES", 1000)
+    server = Server()
+    server.files["/fhir/files/o"] = b"\n" * 100_000
+    with server.client() as client, pytest.raises(TooLarge, match="unpacks to more than 1000 bytes"):
+        client.export(tmp_path)
+    assert not list(tmp_path.rglob("Observation*.ndjson"))
