@@ -149,6 +149,14 @@ def test_several_associations_at_once(arrivals: listening.Arrivals, tmp_path: Pa
     assert Instance.objects.count() == 8
 
 
+def test_associations_that_end_give_their_connections_back(
+    arrivals: listening.Arrivals, tmp_path: Path
+) -> None:
+    paths = [write_radiograph(tmp_path / f"{n}.dcm", name=str(n), seed=n) for n in range(12)]
+    with node(arrivals) as listener:  # on PostgreSQL a pool of eight serves them all
+        assert [send(listener.port, path)[0].Status for path in paths] == [0] * 12
+
+
 def test_a_study_that_a_killed_process_left_is_completed(
     arrivals: listening.Arrivals, tmp_path: Path
 ) -> None:
