@@ -17,6 +17,7 @@ import numpy as np
 from django.conf import settings
 from django.db.models import F, Q
 
+import ehr
 from cds import catalogue
 from cds.jobs.models import WorkState
 from cds.patients.models import Observation, Patient
@@ -41,8 +42,8 @@ from fusion import (
 )
 
 USABLE_STATUS = frozenset({"final", "amended", "corrected", "preliminary"})
+NOT_BEGUN = frozenset({"draft", "intended"})  # of medications
 DOUBTFUL = frozenset({"refuted", "entered-in-error", "differential"})
-OVER = frozenset({"resolved", "inactive", "remission"})
 RADIOGRAPHS = frozenset({"CR", "DX", "DR", "RG"})  # DICOM Modality (0008,0060) of still images
 MOVING = frozenset({"US", "XA", "RF", "MR", "IVUS"})  # of cines, when they hold several frames in time
 VOLUMES = frozenset({"CT", "MR"})
@@ -277,7 +278,8 @@ def _computed(
         "medications": _medications,
         "family_cardiac": _family_cardiac,
     }
-    counted = None if conditions is None else float(len({one.tokens[0] for one in conditions}))
+    is_countable = conditions is not None and all(one.is_sure for one in conditions)
+    counted = float(len({one.tokens[0] for one in conditions or ()})) if is_countable else None
     return {
         computed.name: counted if computed.how == "conditions" else rules[computed.how](patient, as_of, used)
         for computed in catalogue.COMPUTED
@@ -316,36 +318,46 @@ def _smoker(patient: Patient, as_of: datetime, used: _Used) -> float | None:
 
 
 def _medications(patient: Patient, as_of: datetime, used: _Used) -> float | None:
-    """Distinct drugs in use at as_of. One that ended at an unknown time is not counted."""
-    rows = list(patient.medications.filter(available_at__lte=as_of))
-    if not rows:
-        return None
-    active = [
+    """Distinct drugs in use at as_of; unknown when one of them was stopped and nobody says when."""
+    rows = [
         row
-        for row in rows
-        if (row.start is None or row.start <= as_of)
-        and (
-            row.end > as_of
-            if row.end is not None
-            else row.status in ("active", "on-hold", "in-progress", "unknown", "")
-        )
+        for row in patient.medications.filter(available_at__lte=as_of)
+        if row.start is None or row.start <= as_of
     ]
+    in_use = [(row, _is_going_on(row.status, row.end, row.over_at, as_of)) for row in rows]
+    if not rows or any(going_on is None for _, going_on in in_use):
+        return None
+    active = [row for row, going_on in in_use if going_on]
     for row in active:
         used.add(row.resource_type, row.resource_id, row.available_at)
     return float(len({(row.code_system, row.code) for row in active}))
 
 
+def _is_going_on(status: str, end: datetime | None, over_at: datetime | None, as_of: datetime) -> bool | None:
+    """Whether what had begun by as_of went on then.
+
+    None when it is over by now and nobody says since when: its status of today must not be read into the
+    past (INTEROP 34). From `over_at` on it is known to be over.
+    """
+    if end is not None:
+        return end > as_of
+    if not ehr.is_over(status):
+        return status not in NOT_BEGUN
+    return False if over_at is not None and over_at <= as_of else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Condition:
-    """A condition active at as_of."""
+    """A condition active at as_of, for all that is known (`is_sure`) or perhaps."""
 
+    is_sure: bool
     tokens: tuple[str, ...]  # system|code, the main one first
     resource: tuple[str, str]
     known_at: datetime
 
 
 def _known_conditions(patient: Patient, as_of: datetime) -> list[_Condition] | None:
-    """Those active at as_of; None when none is known at all. Abated at an unknown time = not active."""
+    """Those active or perhaps active at as_of; None when none is known at all."""
     rows = list(patient.conditions.filter(available_at__lte=as_of).exclude(verification_status__in=DOUBTFUL))
     if not rows:
         return None
@@ -353,10 +365,11 @@ def _known_conditions(patient: Patient, as_of: datetime) -> list[_Condition] | N
     for row in rows:
         if row.onset_at is not None and row.onset_at > as_of:
             continue
-        is_over = row.abated_at <= as_of if row.abated_at is not None else row.clinical_status in OVER
-        if not is_over and row.available_at is not None:
+        going_on = _is_going_on(row.clinical_status, row.abated_at, row.over_at, as_of)
+        if going_on is not False and row.available_at is not None:
             tokens = (f"{row.code_system}|{row.code}", *row.also)
-            known.append(_Condition(tokens, (row.resource_type, row.resource_id), row.available_at))
+            resource = (row.resource_type, row.resource_id)
+            known.append(_Condition(bool(going_on), tokens, resource, row.available_at))
     return known
 
 
@@ -366,8 +379,9 @@ def _flags(conditions: list[_Condition] | None, *, used: _Used) -> dict[str, flo
     flags: dict[str, float | None] = {}
     for flag in catalogue.CONDITIONS:
         hits = [one for one in conditions if _is_one_of(one.tokens, flag.snomed, flag.icd10)]
-        flags[flag.name] = float(bool(hits))
-        for one in hits:
+        sure = [one for one in hits if one.is_sure]
+        flags[flag.name] = 1.0 if sure else None if hits else 0.0
+        for one in sure:
             used.add(*one.resource, one.known_at)
     return flags
 

@@ -38,6 +38,7 @@ from ehr.records import (
     ProcedureRecord,
     SetAside,
     Sex,
+    is_over,
 )
 from ehr.units import canonical_unit, same_quantity, to_canonical
 
@@ -87,6 +88,7 @@ __all__ = [
     "build_risk_assessment",
     "canonical_unit",
     "discover_token_url",
+    "is_over",
     "list_fhir_files",
     "names_intensive_care",
     "new_key",

@@ -107,9 +107,21 @@ class ObservationRecord(Fact):
     encounter_id: str = ""
 
 
+# Condition.clinicalStatus; status of a MedicationRequest and its kin
+_OVER = frozenset({"inactive", "remission", "resolved", "cancelled", "completed", "stopped"})
+
+
+def is_over(status: str) -> bool:
+    """Whether a condition or a medication of that status has come to its end."""
+    return status in _OVER
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConditionRecord(Fact):
-    """FHIR Condition. Entered-in-error and refuted ones never become records."""
+    """FHIR Condition. Entered-in-error and refuted ones never become records.
+
+    over_at  of one that is over, nobody saying since when: when its source last wrote it, if it says so
+    """
 
     code: Code
     also: tuple[Code, ...] = ()
@@ -117,17 +129,19 @@ class ConditionRecord(Fact):
     verification_status: str = ""
     onset_at: datetime | None = None
     abated_at: datetime | None = None
+    over_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MedicationRecord(Fact):
-    """FHIR MedicationRequest, MedicationStatement or MedicationAdministration."""
+    """FHIR MedicationRequest, MedicationStatement or MedicationAdministration; `over_at` as in Condition."""
 
     code: Code
     also: tuple[Code, ...] = ()
     status: str = ""
     start: datetime | None = None
     end: datetime | None = None
+    over_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

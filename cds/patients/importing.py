@@ -110,7 +110,7 @@ def import_record(
         )
     new_notes: tuple[str, ...] = ()
     for kind, kept in zip(rows.KINDS, facts, strict=True):
-        written = _import_facts(patient, kind.model, kept, tally, is_new=created)
+        written = _import_facts(patient, kind.model, kept, tally, is_new=created, now=now)
         if kind.model is Note:
             new_notes = tuple(str(row.columns["text_digest"]) for row in written)
         if kind.model is Encounter and (written or patient.unit_id is None):
@@ -312,7 +312,13 @@ def _import_identity(patient: Patient, identity: ehr.PatientIdentity, digest: st
 
 
 def _import_facts(
-    patient: Patient, model: type[Fact], kept: dict[rows.Key, rows.Row], tally: _Tally, *, is_new: bool
+    patient: Patient,
+    model: type[Fact],
+    kept: dict[rows.Key, rows.Row],
+    tally: _Tally,
+    *,
+    is_new: bool,
+    now: datetime,
 ) -> list[rows.Row]:
     """Write what is new or changed, remove parts a resource no longer has; returns the rows written."""
     if not kept:
@@ -328,6 +334,7 @@ def _import_facts(
             model._default_manager.filter(patient=patient, **_identity(key)).delete()
             tally.add(key[0], key[1], REMOVED)
     if written:
+        rows.date_endings(written, now)
         columns = [*written[0].columns, "digest"]
         model._default_manager.bulk_create(
             [

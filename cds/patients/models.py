@@ -157,12 +157,14 @@ class Condition(CodedFact):
     verification_status = models.CharField(max_length=30, blank=True)
     onset_at = models.DateTimeField(null=True)
     abated_at = models.DateTimeField(null=True)
+    over_at = models.DateTimeField(null=True)  # over, nobody says since when: known to be so since then
 
 
 class Medication(CodedFact):
     status = models.CharField(max_length=30, blank=True)
     start = models.DateTimeField(null=True)
     end = models.DateTimeField(null=True)
+    over_at = models.DateTimeField(null=True)  # as of a Condition
 
 
 class Procedure(CodedFact):

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from django.db.models import QuerySet
 
+import ehr
 from cds.errors import NotFound
 from cds.patients import access
 from cds.patients.models import (
@@ -132,10 +133,10 @@ def get_record(viewer: access.Viewer, patient: Patient, *, as_of: datetime, hist
         as_of=as_of,
         age_years=age_years(patient.birth_date, as_of),
         sex=patient.sex,
-        stays=tuple(_stay(one) for one in _known(Encounter, patient, as_of).order_by("-start")),
+        stays=tuple(_stay(one, as_of) for one in _known(Encounter, patient, as_of).order_by("-start")),
         observations=list_observations(patient, as_of=as_of, history=history),
-        conditions=tuple(_condition(one) for one in _known(Condition, patient, as_of)),
-        medications=tuple(_medication(one) for one in _known(Medication, patient, as_of)),
+        conditions=tuple(_condition(one, as_of) for one in _known(Condition, patient, as_of)),
+        medications=tuple(_medication(one, as_of) for one in _known(Medication, patient, as_of)),
         procedures=tuple(_procedure(one) for one in _known(Procedure, patient, as_of)),
         allergies=tuple(_allergy(one) for one in _known(Allergy, patient, as_of)),
         family_history=tuple(_relative(one) for one in _known(FamilyHistory, patient, as_of)),
@@ -193,14 +194,15 @@ def _observation(newest_first: list[Observation]) -> ObservationView:
     )
 
 
-def _stay(row: Encounter) -> StayView:
+def _stay(row: Encounter, as_of: datetime) -> StayView:
+    ended_later = row.end is not None and row.end > as_of
     return StayView(
         resource_id=row.resource_id,
-        status=row.status,
+        status="in-progress" if ended_later else row.status,
         kind=row.kind,
         location=row.location,
         start=row.start,
-        end=row.end,
+        end=None if ended_later else row.end,
     )
 
 
@@ -216,12 +218,25 @@ def _note(row: Note) -> NoteView:
     )
 
 
-def _condition(row: Condition) -> FactView:
-    return _coded(row, row.clinical_status, row.onset_at or row.available_at, row.abated_at)
+def _condition(row: Condition, as_of: datetime) -> FactView:
+    status, end = _as_it_was(row.clinical_status, row.abated_at, row.over_at, as_of)
+    return _coded(row, status, row.onset_at or row.available_at, end)
 
 
-def _medication(row: Medication) -> FactView:
-    return _coded(row, row.status, row.start or row.available_at, row.end)
+def _medication(row: Medication, as_of: datetime) -> FactView:
+    status, end = _as_it_was(row.status, row.end, row.over_at, as_of)
+    return _coded(row, status, row.start or row.available_at, end)
+
+
+def _as_it_was(
+    status: str, end: datetime | None, over_at: datetime | None, as_of: datetime
+) -> tuple[str, datetime | None]:
+    """Status and end as they stood at `as_of`; "unknown" when only today's status is held."""
+    if not ehr.is_over(status):
+        return status, end if end is None or end <= as_of else None
+    if end is not None:
+        return (status, end) if end <= as_of else ("active", None)
+    return (status if over_at is not None and over_at <= as_of else "unknown"), None
 
 
 def _procedure(row: Procedure) -> FactView:

@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -101,11 +102,18 @@ def _condition(fact: ehr.ConditionRecord) -> Columns:
         "verification_status": fact.verification_status,
         "onset_at": fact.onset_at,
         "abated_at": fact.abated_at,
+        "over_at": fact.over_at,
     }
 
 
 def _medication(fact: ehr.MedicationRecord) -> Columns:
-    return {**_coded(fact), "status": fact.status, "start": fact.start, "end": fact.end}
+    return {
+        **_coded(fact),
+        "status": fact.status,
+        "start": fact.start,
+        "end": fact.end,
+        "over_at": fact.over_at,
+    }
 
 
 def _procedure(fact: ehr.ProcedureRecord) -> Columns:
@@ -178,6 +186,18 @@ def build_rows(record: ehr.PatientRecord, kind: FactKind) -> tuple[dict[Key, Row
         key = (fact.resource_type, fact.resource_id, fact.part)
         rows[key] = Row(key, columns, _digest(columns))
     return rows, refused
+
+
+def date_endings(rows: Iterable[Row], now: datetime) -> None:
+    """What is over without a date, at a source that dates nothing: known to be so since now."""
+    for row in rows:
+        columns = row.columns
+        if "over_at" not in columns or columns["over_at"] is not None:
+            continue
+        is_condition = "abated_at" in columns
+        status, end = ("clinical_status", "abated_at") if is_condition else ("status", "end")
+        if ehr.is_over(columns[status]) and columns[end] is None:
+            columns["over_at"] = now
 
 
 def record_digest(record: ehr.PatientRecord, facts: Iterable[dict[Key, Row]], identity_digest: str) -> str:

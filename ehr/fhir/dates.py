@@ -111,6 +111,12 @@ def get_choice(parent: Json, stem: str, element: str) -> tuple[Span | None, Span
     return None, None
 
 
+def get_last_updated(resource: Json, kind: str) -> Span | None:
+    """meta.lastUpdated: when the server last wrote the resource; None when absent."""
+    meta = get_object(resource, "meta", kind)
+    return get_span(meta, "lastUpdated", f"{kind}.meta") if meta else None
+
+
 def latest(*spans: Span | None) -> datetime | None:
     """The last moment of the latest of `spans`: from then on all of it was known. None when all are None."""
     ends = [span.end for span in spans if span]

@@ -7,9 +7,11 @@ or is refuted is retracted, so that it never counts as having happened.
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from ehr.codes import OtherCode
 from ehr.errors import BadResource
-from ehr.fhir.dates import Span, end_of, get_choice, get_period, get_span, latest, start_of
+from ehr.fhir.dates import Span, end_of, get_choice, get_last_updated, get_period, get_span, latest, start_of
 from ehr.fhir.elements import (
     MAX_CODE,
     Concept,
@@ -31,8 +33,10 @@ from ehr.records import (
     FamilyHistoryRecord,
     MedicationRecord,
     ProcedureRecord,
+    is_over,
 )
 
+STILL_TAKEN = frozenset({"active", "intended", "on-hold"})  # of a MedicationStatement
 _YEARS = {"a": 1.0, "mo": 1 / 12, "wk": 7 / 365.25, "d": 1 / 365.25}  # UCUM codes that Age allows
 
 
@@ -62,6 +66,7 @@ def read_condition(about: About) -> list[Fact]:
     concept = _required_code(about)
     onset, _ = get_choice(about.resource, "onset", "Condition")
     abated, ended = get_choice(about.resource, "abatement", "Condition")
+    abated, clinical = ended or abated, _status_concept(about, "clinicalStatus")
     return [
         ConditionRecord(
             resource_type="Condition",
@@ -69,10 +74,11 @@ def read_condition(about: About) -> list[Fact]:
             available_at=latest(onset, get_span(about.resource, "recordedDate", "Condition")),
             code=concept.code,
             also=concept.also,
-            clinical_status=_status_concept(about, "clinicalStatus"),
+            clinical_status=clinical,
             verification_status=verification,
             onset_at=start_of(onset),
-            abated_at=end_of(ended or abated),
+            abated_at=end_of(abated),
+            over_at=_over_at(about, is_over(clinical) and abated is None),
         )
     ]
 
@@ -93,6 +99,8 @@ def read_medication(about: About) -> list[Fact]:
         start = start or known
     else:
         start, end = get_choice(resource, "effective", kind)
+        if end is start and status in STILL_TAKEN:
+            end = None  # a lone effectiveDateTime of what is still taken is when it began
         available = latest(start, get_span(resource, "dateAsserted", kind))
     return [
         MedicationRecord(
@@ -104,8 +112,13 @@ def read_medication(about: About) -> list[Fact]:
             status=status,
             start=start_of(start),
             end=end_of(end),
+            over_at=_over_at(about, is_over(status) and end is None),
         )
     ]
+
+
+def _over_at(about: About, is_undated: bool) -> datetime | None:
+    return end_of(get_last_updated(about.resource, about.kind)) if is_undated else None
 
 
 def _drug(about: About) -> Concept:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from ehr.errors import BadResource
-from ehr.fhir.dates import get_span
+from ehr.fhir.dates import get_last_updated
 from ehr.fhir.elements import Json, get_list, get_object, get_text
 from ehr.fhir.encounters import read_encounter
 from ehr.fhir.history import (
@@ -230,8 +230,7 @@ class Gathering:
 
 
 def _last_updated(resource: Json, kind: str) -> datetime:
-    meta = get_object(resource, "meta", kind)
-    span = get_span(meta, "lastUpdated", f"{kind}.meta") if meta else None
+    span = get_last_updated(resource, kind)
     return span.end if span else _NEVER
 
 
