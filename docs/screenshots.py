@@ -41,7 +41,7 @@ def main() -> None:
                 {"worklist": worklist, "panel": panel, "panel-heat-map": heat_map, "help": help_page},
             ),
             (given.admin, {"models": models, "new-run": new_run, "run": run, "audit": audit}),
-            (given.approver, {"model": model}),
+            (given.approver, {"model": model, "model-card": model_card}),
         ):
             for name, go in pictures.items():
                 for width in given.widths:
@@ -115,6 +115,13 @@ def model(page: Page) -> None:
     page.goto("/models")
     page.locator("main a[href^='/models/']:not([href*=runs])").first.click()
     page.get_by_role("heading", name="About this version").wait_for()
+
+
+def model_card(page: Page) -> None:
+    """The card of the model in use."""
+    model(page)
+    page.get_by_role("link", name="Model card").click()
+    page.get_by_role("heading", name="In plain words").wait_for()
 
 
 def new_run(page: Page) -> None:

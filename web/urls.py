@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import URLPattern, URLResolver, path
 
-from web.views import audit, entrance, live, models, panel, pixels, responses, runs, worklist
+from web.views import audit, entrance, live, model_card, models, panel, pixels, responses, runs, worklist
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", entrance.home, name="home"),
@@ -38,6 +38,9 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("models/runs/<uuid:run_id>/progress", runs.progress, name="run-progress"),
     path("models/runs/<uuid:run_id>/cancel", runs.cancel, name="cancel-run"),
     path("models/<uuid:version_id>", models.model, name="model"),
+    path("models/<uuid:version_id>/card", model_card.card, name="model-card"),
+    path("models/<uuid:version_id>/card.json", model_card.as_json, name="model-card-json"),
+    path("models/<uuid:version_id>/card/<str:key>", model_card.attribute, name="card-attribute"),
     path("models/<uuid:version_id>/request", models.request_promotion, name="request-promotion"),
     path("audit", audit.events, name="audit"),
 ]

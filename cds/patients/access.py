@@ -39,6 +39,7 @@ PERMISSIONS: dict[Role, frozenset[str]] = {
             "registry.view_modelversion",
             "registry.train",
             "registry.request_promotion",
+            "registry.edit_card",
             "audit.view_auditevent",
         }
     ),
@@ -140,6 +141,25 @@ def can_approve_promotion(user: Viewer) -> bool:
 
 def check_approve_promotion(user: Viewer) -> None:
     _check(user, "registry.approve")
+
+
+def can_view_cards(user: Viewer) -> bool:
+    """Read a model's card: whoever sees its scores, and whoever keeps the models."""
+    return can_view_patients(user) or can_view_models(user)
+
+
+def check_view_cards(user: Viewer) -> None:
+    if not can_view_cards(user):
+        raise NotAllowed("this needs the permission patients.view_patient or registry.view_modelversion")
+
+
+def can_edit_cards(user: Viewer) -> bool:
+    """Write a model's card."""
+    return _has(user, "registry.edit_card")
+
+
+def check_edit_cards(user: Viewer) -> None:
+    _check(user, "registry.edit_card")
 
 
 def can_view_audit(user: Viewer) -> bool:

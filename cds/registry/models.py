@@ -108,12 +108,44 @@ class ModelVersion(models.Model):
             ("train", "Can start retraining runs"),
             ("request_promotion", "Can ask for a model to be promoted"),
             ("approve", "Can approve a promotion asked for by somebody else"),
+            ("edit_card", "Can write a model's card"),
         ]
 
     @property
     def label(self) -> str:
         """How people call it: `icu-admission v3`."""
         return f"{self.name} v{self.number}"
+
+
+class EntryOrigin(models.TextChoices):
+    """Whose words a text of a model card is."""
+
+    MACHINE = "machine", "written by retraining"
+    PERSON = "person", "written by a person"
+    CARRIED = "carried", "carried over, to be confirmed"
+
+
+class CardEntry(models.Model):
+    """One text of a version's model card. Never changed: an edit is the next number."""
+
+    version = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="card_entries")
+    attribute = models.CharField(max_length=60)  # key of `attributes.ATTRIBUTES`
+    number = models.PositiveIntegerField()  # 1, 2, 3 … within the attribute
+    text = models.TextField(blank=True)  # "": not provided
+    origin = models.CharField(max_length=10, choices=EntryOrigin)
+    author = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+"
+    )
+    written_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["version", "attribute", "number"], name="card_entry_once"),
+            models.CheckConstraint(
+                condition=Q(origin="person", author__isnull=False) | (~Q(origin="person") & Q(author=None)),
+                name="card_entry_has_an_author_when_a_person_wrote_it",
+            ),
+        ]
 
 
 class Promotion(models.Model):

@@ -18,7 +18,7 @@ from cds.errors import Conflict, Invalid
 from cds.jobs import leases, outbox
 from cds.jobs.models import WorkState
 from cds.patients import access
-from cds.registry import cohorts
+from cds.registry import cohorts, model_card
 from cds.registry.models import ModelVersion, TrainingRun
 
 KEEP_HISTORY = 600  # entries of the loss curve
@@ -227,6 +227,7 @@ def succeed(
             simulated=run.simulated,
             created_at=now,
         )
+        model_card.fill(version, now=now)
         run.step, run.fraction = "done", 1.0
         TrainingRun.objects.filter(pk=run.pk).update(step=run.step, fraction=run.fraction)
         leases.finish(run, now=now)

@@ -41,6 +41,11 @@ GET: dict[str, tuple[int, int, int, int, int, int]] = {
     "/models":              (302, 403, 403, 200, 200, 403),
     "/models/V":            (302, 403, 403, 200, 200, 403),
     "/models/U":            (302, 403, 403, 404, 404, 403),
+    "/models/V/card":       (302, 200, 200, 200, 200, 403),
+    "/models/V/card.json":  (302, 200, 200, 200, 200, 403),
+    "/models/U/card":       (302, 404, 404, 404, 404, 403),
+    "/models/V/card/purpose.use": (302, 200, 200, 200, 200, 403),
+    "/models/V/card/nothing":     (302, 404, 404, 404, 404, 403),
     "/models/V/request":    (405, 405, 405, 405, 405, 405),
     "/models/rollback":     (405, 405, 405, 405, 405, 405),
     "/models/promotions/U/approve": (405, 405, 405, 405, 405, 405),
@@ -61,6 +66,7 @@ POST: dict[str, tuple[int, int, int, int, int, int]] = {
     "/patients/P/responses/N/cheer":       (302, 404, 404, 404, 404, 404),
     "/patients/P/responses/U/undo":        (302, 404, 404, 403, 403, 403),
     "/models/V/request":    (302, 403, 403, 400, 403, 403),
+    "/models/V/card/purpose.use": (302, 403, 403, 400, 403, 403),
     "/models/rollback":     (302, 403, 403, 403, 409, 403),
     "/models/promotions/U/approve": (302, 403, 403, 404, 404, 403),
     "/models/promotions/U/cheer":   (302, 404, 404, 404, 404, 404),
@@ -136,6 +142,8 @@ def _shape(address: str) -> tuple[str, ...]:
         "progress",
         "cancel",
         "request",
+        "card",
+        "card.json",
         "audit",
     }
     return tuple(part if part in fixed else "*" for part in parts if part)

@@ -13,7 +13,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from cds.errors import Conflict, Invalid
 from cds.patients import access
-from cds.registry import fairness, promoting, queries
+from cds.registry import fairness, model_card, promoting, queries
 from cds.registry.models import Stage
 from cds.risk import shifts
 from web import reports, words
@@ -137,6 +137,7 @@ def _show(request: HttpRequest, version_id: object, *, status: int = 200, **erro
     answering = [held for held in queries.list_active() if held.version_id == version.pk]
     context = {
         "version": version,
+        "card": model_card.get_card(version),
         "report": reports.read(version),
         "facts": reports.facts(version),
         "shift": shifts.newest_shift(version),

@@ -1,0 +1,53 @@
+"""The card on screen: reached from a score, written by admins, exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from django.test import Client
+
+from tests.web.clinic import Clinic
+
+
+def test_it_is_one_click_from_the_score(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    client = sign_in("clinician")
+    panel = client.get(f"/patients/{ward.patients[0].pk}/risk").content.decode()
+    assert f'href="/models/{ward.version.pk}/card"' in panel
+    page = client.get(f"/models/{ward.version.pk}/card").content.decode()
+    assert page.count('data-testid="attribute"') == 31
+    assert "not provided" in page
+    assert ">Edit<" not in page
+    assert ">Write<" not in page
+
+
+def test_an_admin_writes_and_everybody_reads(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    address = f"/models/{ward.version.pk}/card/details.developer"
+    admin = sign_in("admin")
+    assert 'name="number" value="0"' in admin.get(address).content.decode()
+    sent = admin.post(address, {"number": "0", "text": "Ward 3 <b>team</b>"})
+    assert sent.status_code == 302
+    page = sign_in("clinician").get(f"/models/{ward.version.pk}/card").content.decode()
+    assert "Ward 3 &lt;b&gt;team&lt;/b&gt;" in page
+    again = admin.post(address, {"number": "0", "text": "other"})
+    assert again.status_code == 409
+    assert "somebody else" in again.content.decode()
+    assert "other" in again.content.decode()
+
+
+@pytest.mark.parametrize(("number", "text"), [("", "x"), ("one", "x"), ("0", "x" * 4001)])
+def test_a_bad_form_says_what_is_wrong_and_keeps_the_text(
+    ward: Clinic, sign_in: Callable[[str], Client], number: str, text: str
+) -> None:
+    answer = sign_in("admin").post(
+        f"/models/{ward.version.pk}/card/details.developer", {"number": number, "text": text}
+    )
+    assert answer.status_code == 400
+    assert 'role="alert"' in answer.content.decode()
+    assert text in answer.content.decode()
+
+
+def test_the_export_is_json_to_keep(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    answer = sign_in("approver").get(f"/models/{ward.version.pk}/card.json")
+    assert answer["Content-Disposition"] == 'attachment; filename="icu-admission-v2-card.json"'
+    assert answer.json()["schema"] == "tessera-model-card/1"
