@@ -6,7 +6,9 @@ Knows nothing of Django, torch or settings; clients take arguments.
 from __future__ import annotations
 
 from ehr.codes import Code, Icd10, Loinc, OtherCode, RxNorm, Snomed, parse_coding
+from ehr.dicom.dimse import DimseClient, Moved, Sent
 from ehr.dicom.listener import StorageListener, Taken
+from ehr.dicom.node import Node, parse_node
 from ehr.dicom.reader import pixel_digest, read_clip, read_header, value_digest
 from ehr.dicom.web import DicomWebClient, read_study, value_of, values_of
 from ehr.errors import BadInstance, BadResource, BadUnit, EhrError, Permanent, Refused, Retriable, TooLarge
@@ -53,6 +55,7 @@ __all__ = [
     "Code",
     "ConditionRecord",
     "DicomWebClient",
+    "DimseClient",
     "EhrError",
     "EncounterKind",
     "EncounterRecord",
@@ -67,6 +70,8 @@ __all__ = [
     "InstanceHeader",
     "Loinc",
     "MedicationRecord",
+    "Moved",
+    "Node",
     "NoteRecord",
     "ObservationRecord",
     "OtherCode",
@@ -78,6 +83,7 @@ __all__ = [
     "Refused",
     "Retriable",
     "RxNorm",
+    "Sent",
     "SetAside",
     "Sex",
     "SignIn",
@@ -93,6 +99,7 @@ __all__ = [
     "names_intensive_care",
     "new_key",
     "parse_coding",
+    "parse_node",
     "pixel_digest",
     "public_keys",
     "read_clip",

@@ -99,11 +99,17 @@ def read_meta(stream: BinaryIO) -> tuple[str, int] | None:
 
     Reads the File Meta Information only (PS3.10 7.1: explicit VR little endian), at most 64 KiB.
     """
+    found = read_meta_elements(stream)
+    return None if found is None else (found[0].get(0x0010, ""), found[1])
+
+
+def read_meta_elements(stream: BinaryIO) -> tuple[dict[int, str], int] | None:
+    """The texts of group 0002 by element number, and where the data set begins; None without preamble."""
     stream.seek(0)
     head = stream.read(META_LIMIT)
     if head[128:132] != b"DICM":
         return None
-    position, syntax = 132, ""
+    position, texts = 132, {}
     while position + 8 <= len(head):
         group, element, kind = struct.unpack_from("<HH2s", head, position)
         if group != 0x0002:
@@ -114,10 +120,9 @@ def read_meta(stream: BinaryIO) -> tuple[str, int] | None:
             length, start = struct.unpack_from("<I", head, position + 8)[0], position + 12
         else:
             length, start = struct.unpack_from("<H", head, position + 6)[0], position + 8
-        if element == 0x0010:
-            syntax = head[start : start + length].rstrip(b"\0 ").decode("ascii", "replace")
+        texts[element] = head[start : start + length].rstrip(b"\0 ").decode("ascii", "replace")
         position = start + length
-    return syntax, position
+    return texts, position
 
 
 def as_explicit(data: bytes) -> bytes:

@@ -7,8 +7,6 @@ with a failure status and words, so that the sender keeps it and its operator ca
 from __future__ import annotations
 
 import logging
-import re
-import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,17 +16,15 @@ from typing import Any, Self
 
 from pydicom.dataset import Dataset
 from pydicom.uid import AllTransferSyntaxes
-from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
+from pynetdicom import AE, AllStoragePresentationContexts, evt
 
+from ehr.dicom.node import PDU_BYTES, VERIFICATION, answer_at_once, check_title, guard_connection
 from ehr.errors import Refused
 
 logger = logging.getLogger(__name__)
-VERIFICATION = "1.2.840.10008.1.1"
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 COMMENT = 64  # characters of an Error Comment (LO)
-PDU_BYTES = 256 * 1024
 IDLE_S = 60.0
-TITLE = re.compile(r"[\x21-\x5b\x5d-\x7e](?:[\x20-\x5b\x5d-\x7e]{0,14}[\x21-\x5b\x5d-\x7e])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +57,10 @@ class StorageListener:
         most: int = 6,
     ) -> None:
         for one in (title, *allowed):
-            if not TITLE.fullmatch(one):
-                raise Refused(f"{one!r} is not an AE title: 1 to 16 printable characters, no backslash")
+            check_title(one)
         if not allowed and host not in ("127.0.0.1", "::1", "localhost"):
             raise Refused("name the AE titles that may call: open to everybody we listen on loopback only")
         self._take = take
-        _config.STORE_RECV_CHUNKED_DATASET = True  # to a file as it comes, not into memory
         node = AE(title)
         node.supported_contexts = AllStoragePresentationContexts
         for context in node.supported_contexts:
@@ -80,8 +74,8 @@ class StorageListener:
         node.acse_timeout = 30.0
         handlers: list[Any] = [
             (evt.EVT_C_STORE, self._store),
-            (evt.EVT_CONN_OPEN, _answer_at_once),
-            (evt.EVT_PDU_RECV, _answer_at_once),
+            (evt.EVT_CONN_OPEN, lambda event: guard_connection(event.assoc)),
+            (evt.EVT_PDU_RECV, lambda event: answer_at_once(event.assoc)),
             (evt.EVT_REJECTED, self._rejected),
         ]
         server = node.start_server((host, port), block=False, evt_handlers=handlers, ssl_context=tls)
@@ -102,32 +96,23 @@ class StorageListener:
         self._server.shutdown()
 
     def _store(self, event: evt.Event) -> Dataset | int:
-        try:
-            written: Any = event.request
-            written._dataset_file.flush()
-            taken = self._take(event.dataset_path, event.assoc.requestor.ae_title.strip())
-        except Exception as fault:
-            logger.exception("a file that was sent could not be taken")
-            return _answer(OUT_OF_RESOURCES, f"not stored: {type(fault).__name__}; send it again")
-        return _answer(CANNOT_UNDERSTAND, taken.refused) if taken.refused else SUCCESS
+        return answer_store(event, self._take)
 
     def _rejected(self, event: evt.Event) -> None:
         asked = event.assoc.requestor.ae_title.strip()
         logger.warning("an association was refused: calling AE title %r, called by %r", asked, _called(event))
 
 
-def _answer_at_once(event: evt.Event) -> None:
-    """Neither our answers nor our acknowledgements wait for more: a sender that lets small packets wait for
-    those (Nagle) would lose 40 ms an instance. The kernel forgets the second option, so it is set again."""
-    found = getattr(event.assoc.dul.socket, "socket", None)
-    if found is None:
-        return
+def answer_store(event: evt.Event, take: Callable[[Path, str], Taken]) -> Dataset | int:
+    """What a C-STORE request is answered with, once `take` has decided about its file."""
     try:
-        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if hasattr(socket, "TCP_QUICKACK"):  # Linux
-            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-    except OSError:
-        return  # it has been closed
+        written: Any = event.request
+        written._dataset_file.flush()
+        taken = take(event.dataset_path, event.assoc.requestor.ae_title.strip())
+    except Exception as fault:
+        logger.exception("a file that was sent could not be taken")
+        return _answer(OUT_OF_RESOURCES, f"not stored: {type(fault).__name__}; send it again")
+    return _answer(CANNOT_UNDERSTAND, taken.refused) if taken.refused else SUCCESS
 
 
 def _called(event: evt.Event) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import NoReturn
 
 import pytest
 
@@ -19,7 +20,7 @@ class Services:
     redis_url: str
 
 
-def missing(what: str) -> None:
+def missing(what: str) -> NoReturn:
     """A server that is not there: skip, or fail where all must be there."""
     if REQUIRED:
         pytest.fail(f"{what} (TESSERA_REQUIRE_SERVICES=1)")

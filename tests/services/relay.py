@@ -1,4 +1,4 @@
-"""Carry bytes between a TCP port on loopback and a Unix socket: `python relay.py FROM TO`.
+"""Carry bytes between a TCP port on loopback and a Unix socket: `python relay.py FROM TO [FROM TO …]`.
 
 An address is `tcp:PORT` (always 127.0.0.1) or `unix:PATH`. Ends when its standard input does.
 """
@@ -9,7 +9,7 @@ import asyncio
 import sys
 
 
-async def serve(source: str, target: str) -> None:
+async def serve(source: str, target: str) -> asyncio.Server:
     """Accept at `source`, connect to `target`."""
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -27,13 +27,17 @@ async def serve(source: str, target: str) -> None:
         await asyncio.gather(carry(reader, far_writer), carry(far_reader, writer))
 
     kind, _, place = source.partition(":")
-    starting = (
-        asyncio.start_unix_server(accept, place)
-        if kind == "unix"
-        else asyncio.start_server(accept, "127.0.0.1", int(place))
-    )
-    async with await starting:
-        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    if kind == "unix":
+        return await asyncio.start_unix_server(accept, place)
+    return await asyncio.start_server(accept, "127.0.0.1", int(place))
+
+
+async def main(addresses: list[str]) -> None:
+    """All pairs, until standard input ends."""
+    servers = [await serve(*pair) for pair in zip(addresses[::2], addresses[1::2], strict=True)]
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    for server in servers:
+        server.close()
 
 
 async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -49,4 +53,4 @@ async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1], sys.argv[2]))
+    asyncio.run(main(sys.argv[1:]))
