@@ -165,6 +165,7 @@ INSTALLED_APPS = [
     "cds.studies",
     "cds.registry",
     "cds.risk",
+    "cds.research",
     "cds.hooks",
     "cds.demo",
     "cds",

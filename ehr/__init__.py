@@ -9,7 +9,9 @@ from ehr.codes import Code, Icd10, Loinc, OtherCode, RxNorm, Snomed, parse_codin
 from ehr.dicom.dimse import DimseClient, Moved, Sent
 from ehr.dicom.listener import StorageListener, Taken
 from ehr.dicom.node import Node, parse_node
+from ehr.dicom.methods import describe_deidentification
 from ehr.dicom.reader import pixel_digest, read_clip, read_header, value_digest
+from ehr.dicom.research import ResearchInstance, deidentify_instance
 from ehr.dicom.web import DicomWebClient, read_study, value_of, values_of
 from ehr.errors import BadInstance, BadResource, BadUnit, EhrError, Permanent, Refused, Retriable, TooLarge
 from ehr.fhir.bulk import BulkClient, Export
@@ -17,9 +19,11 @@ from ehr.fhir.client import FhirClient
 from ehr.fhir.encounters import names_intensive_care
 from ehr.fhir.prefetch import read_prefetch
 from ehr.fhir.reading import list_fhir_files, read_fhir_folder, read_resources
+from ehr.fhir.research_copy import Keeping, ResearchRecord, deidentify_record
 from ehr.fhir.resources import ReadingTally
 from ehr.fhir.risk_assessment import build_risk_assessment
 from ehr.fhir.sign_in import BackendServices, SignIn, discover_token_url, new_key, public_keys
+from ehr.pseudonyms import Pseudonyms, moved
 from ehr.records import (
     AllergyRecord,
     Clip,
@@ -42,6 +46,7 @@ from ehr.records import (
     Sex,
     is_over,
 )
+from ehr.scrubbing import Known, known_of
 from ehr.units import canonical_unit, same_quantity, to_canonical
 
 __all__ = [
@@ -68,6 +73,8 @@ __all__ = [
     "Identifier",
     "ImagingStudyRecord",
     "InstanceHeader",
+    "Keeping",
+    "Known",
     "Loinc",
     "MedicationRecord",
     "Moved",
@@ -79,8 +86,11 @@ __all__ = [
     "PatientRecord",
     "Permanent",
     "ProcedureRecord",
+    "Pseudonyms",
     "ReadingTally",
     "Refused",
+    "ResearchInstance",
+    "ResearchRecord",
     "Retriable",
     "RxNorm",
     "Sent",
@@ -93,9 +103,14 @@ __all__ = [
     "TooLarge",
     "build_risk_assessment",
     "canonical_unit",
+    "deidentify_instance",
+    "deidentify_record",
+    "describe_deidentification",
     "discover_token_url",
     "is_over",
+    "known_of",
     "list_fhir_files",
+    "moved",
     "names_intensive_care",
     "new_key",
     "parse_coding",

@@ -41,9 +41,10 @@ PERMISSIONS: dict[Role, frozenset[str]] = {
             "registry.request_promotion",
             "registry.edit_card",
             "audit.view_auditevent",
+            "research.export",
         }
     ),
-    Role.APPROVER: frozenset({"registry.view_modelversion", "registry.approve"}),
+    Role.APPROVER: frozenset({"registry.view_modelversion", "registry.approve", "research.relink"}),
 }
 
 
@@ -229,6 +230,7 @@ def _permission(name: str) -> Permission:
     found = Permission.objects.filter(content_type__app_label=app_label, codename=codename).first()
     if found is not None:
         return found
-    model = {"audit": "auditevent", "registry": "modelversion"}.get(app_label, "patient")
+    models = {"audit": "auditevent", "registry": "modelversion", "research": "researchexport"}
+    model = models.get(app_label, "patient")
     kind, _ = ContentType.objects.get_or_create(app_label=app_label, model=model)
     return Permission.objects.create(content_type=kind, codename=codename, name=codename.replace("_", " "))

@@ -2,7 +2,8 @@
 than its limit. Started and watched by `ehr.dicom.child`.
 
 Request   4 bytes length, JSON {"op", "paths", "bytes", …}, then `bytes` bytes of a file given in memory
-Answer    4 bytes length, JSON {"ok", "error", "result", "bytes"}, then `bytes` bytes of frames, uint16 LE
+Answer    4 bytes length, JSON {"ok", "error", "result", "bytes"}, then `bytes` bytes: frames as uint16 LE,
+          or the de-identified file
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ehr.dicom import dataset, guard, pixels, selecting
 from ehr.errors import BadInstance, Permanent
 
 FULL = 65535
-Frames = NDArray[np.uint16]
+Frames = NDArray[np.uint16] | NDArray[np.uint8]
 
 
 def main() -> None:
@@ -64,6 +65,12 @@ def _serve(
         if asked["op"] == "clip":
             result, frames = read_clip(sources, int(asked["max_side"]), int(asked["max_frames"]), limits)
             return {"ok": True, "result": result}, frames
+        if asked["op"] == "deidentify":
+            # Its tables take half a second: not for every process.
+            from ehr.dicom.deidentify import deidentify
+
+            said, content = deidentify(sources[0], asked, limits)
+            return {"ok": True, "result": said}, np.frombuffer(content, np.uint8)
         return {"ok": True, "result": OPS[asked["op"]](sources[0], asked, limits)}, None
     except Permanent as error:
         return {"ok": False, "error": type(error).__name__, "message": str(error)}, None
