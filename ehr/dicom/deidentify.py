@@ -56,6 +56,20 @@ SHAPES = {
 RESCALE_TYPES = frozenset(
     {"OD", "HU", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"}
 )  # PS3.3 C.11.1.1.2
+# EthnicGroup is free text in DICOM: kept where it is a word that many share
+ETHNIC_GROUPS = frozenset(
+    {
+        "ASIAN",
+        "BLACK",
+        "WHITE",
+        "CAUCASIAN",
+        "HISPANIC",
+        "LATINO",
+        "AFRICAN AMERICAN",
+        "NATIVE AMERICAN",
+        "OTHER",
+    }
+)
 DUMMIES: dict[str, Any] = {"DA": "19000101", "TM": "000000", "DT": "19000101", "IS": "0", "DS": "0", "US": 0}
 # Acquired without words as a rule. Everything else that does not say "NO" is kept back.
 WORDLESS = frozenset({"CR", "DX", "MG", "CT", "MR", "PT", "NM", "PX", "IO", "RG", "BMD", "XA"})
@@ -247,7 +261,7 @@ def _characteristic(element: DataElement, plan: _Plan) -> DataElement | None:
         years = int(found[1]) / {"Y": 1, "M": 12, "W": 52, "D": 365}[found[2]] if found else 0
         return _with(element, [f"{TOP_AGE:03}Y" if years >= TOP_AGE else value] if found else [])
     if keyword == "EthnicGroup":
-        return _with(element, [_coded(value.upper(), plan)])
+        return _with(element, [value] if value.upper() in ETHNIC_GROUPS else [])
     if element.VR == "CS":
         return _with(element, [_coded(value, plan)])
     return _unlisted(element, plan)
