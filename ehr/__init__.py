@@ -8,8 +8,8 @@ from __future__ import annotations
 from ehr.codes import Code, Icd10, Loinc, OtherCode, RxNorm, Snomed, parse_coding
 from ehr.dicom.dimse import DimseClient, Moved, Sent
 from ehr.dicom.listener import StorageListener, Taken
-from ehr.dicom.node import Node, parse_node
 from ehr.dicom.methods import describe_deidentification
+from ehr.dicom.node import Node, parse_node
 from ehr.dicom.reader import pixel_digest, read_clip, read_header, value_digest
 from ehr.dicom.research import ResearchInstance, deidentify_instance
 from ehr.dicom.web import DicomWebClient, read_study, value_of, values_of

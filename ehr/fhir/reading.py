@@ -102,7 +102,7 @@ def _reading_order(path: Path) -> tuple[int, str]:
 
 def _add(gathering: Gathering, where: str, resource: Json, scope: Scope) -> None:
     kind = resource.get("resourceType")
-    if kind in SUPPORTING or (kind == "Observation" and is_variant(resource)):
+    if isinstance(kind, str) and (kind in SUPPORTING or (kind == "Observation" and is_variant(resource))):
         scope.remember(resource)
     gathering.add(where, resource, scope)
 
