@@ -20,7 +20,7 @@ SEEDS = st.integers(
 def many(test: Callable[..., Any], *, share: float = 1.0) -> Callable[..., Any]:
     """As many examples as asked for (or a share of them), of any size and duration."""
     return settings(
-        max_examples=max(10, int(EXAMPLES * share)),
+        max_examples=max(5, int(EXAMPLES * share)),
         deadline=None,
         database=None,
         print_blob=True,
@@ -30,8 +30,8 @@ def many(test: Callable[..., Any], *, share: float = 1.0) -> Callable[..., Any]:
 
 
 def few(test: Callable[..., Any]) -> Callable[..., Any]:
-    """A tenth: for what writes to database and store, twice."""
-    return many(test, share=0.1)
+    """A twentieth: for what writes to database and store, twice, and for JSON drawn piece by piece."""
+    return many(test, share=0.05)
 
 
 @contextmanager
