@@ -38,9 +38,12 @@ SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("DATE", re.compile(rf"(?i)\b{_MONTH}[ ]\d{{1,2}}(?:st|nd|rd|th)?(?:,?[ ]\d{{4}})?\b")),
     ("DATE", re.compile(rf"(?i)\b{_MONTH}[ ,]+\d{{4}}\b|\b(?:19|20)\d{{2}}\b")),
     ("AGE", re.compile(r"(?i)\b(?:9\d|1[0-3]\d)(?=[ -]?(?:y(?:ears?)?|yrs?|yo|y/o)[ -]?(?:old|o)?\b)")),
-    ("PHONE", re.compile(r"(?<![\w.])\+?\(?\d{1,4}\)?(?:[ ./-]?\(?\d{2,4}\)?){2,5}(?![\w.])")),
+    ("PHONE", re.compile(r"(?<![\w.])(?=(?:[^\d\n]?\d){7})\+?\(?\d{1,5}\)?(?:[ .-]\(?\d{2,7}\)?){1,5}(?![\w.])")),
     ("NUMBER", re.compile(r"\b\d[\d-]{4,}\d?\b")),
-    ("ID", re.compile(r"\b(?=[\w-]*\d{2})(?=[\w-]*[A-Za-z])[A-Za-z0-9][\w-]{4,}\b")),
+    ("ID", re.compile(
+        r"\b(?!\d{1,3}-(?:years?|yrs?|y|months?|weeks?|days?|hours?|min|h|fold|mm|cm|lead|slice)\b)"
+        r"(?=[\w-]*\d{2})(?=[\w-]*[A-Za-z])[A-Za-z0-9][\w-]{4,}\b"
+    )),
     ("STREET", re.compile(
         rf"\b\d{{1,5}}[a-z]?[ ](?:{_WORD}[ ]){{1,3}}"
         r"(?:St|Street|Ave|Avenue|Rd|Road|Ln|Lane|Dr|Drive|Blvd|Way|Court|Ct)\b"
