@@ -38,7 +38,9 @@ SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("DATE", re.compile(rf"(?i)\b{_MONTH}[ ]\d{{1,2}}(?:st|nd|rd|th)?(?:,?[ ]\d{{4}})?\b")),
     ("DATE", re.compile(rf"(?i)\b{_MONTH}[ ,]+\d{{4}}\b|\b(?:19|20)\d{{2}}\b")),
     ("AGE", re.compile(r"(?i)\b(?:9\d|1[0-3]\d)(?=[ -]?(?:y(?:ears?)?|yrs?|yo|y/o)[ -]?(?:old|o)?\b)")),
-    ("PHONE", re.compile(r"(?<![\w.])(?=(?:[^\d\n]?\d){7})\+?\(?\d{1,5}\)?(?:[ .-]\(?\d{2,7}\)?){1,5}(?![\w.])")),
+    ("PHONE", re.compile(  # seven digits and more, in groups
+        r"(?<![\w.])(?=(?:[^\d\n]?\d){7})\+?\(?\d{1,5}\)?(?:[ .-]\(?\d{2,7}\)?){1,5}(?![\w.])"
+    )),
     ("NUMBER", re.compile(r"\b\d[\d-]{4,}\d?\b")),
     ("ID", re.compile(
         r"\b(?!\d{1,3}-(?:years?|yrs?|y|months?|weeks?|days?|hours?|min|h|fold|mm|cm|lead|slice)\b)"
