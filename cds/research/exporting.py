@@ -170,11 +170,10 @@ def _find_unfinished(folder: Path) -> ResearchExport | None:
     if not manifest.is_file():
         return None
     try:
-        told = json.loads(manifest.read_bytes())
-        found = ResearchExport.objects.filter(pk=told["export"], finished_at=None).first()
+        told = json.loads(manifest.read_bytes())["export"]
+        return ResearchExport.objects.filter(pk=told, finished_at=None).first()
     except (ValueError, KeyError, TypeError, ValidationError):
         return None
-    return found if told.get("state") == "unfinished" else None
 
 
 def _select(asked: Asked) -> list[UUID]:
@@ -302,12 +301,12 @@ def _copy_pictures(
 
 def _finish(export: ResearchExport, folder: Path, *, by: recording.Actor, now: datetime) -> dict[str, Any]:
     """The tables, the manifest, and the end in the database: in this order, so that a kill is made good."""
-    files = [tuple(one) for part in export.parts.order_by("number") for one in part.files]
+    paths = {one[0] for one in _files(export)}
     tables: dict[str, str] = {}
-    for name, rows in (("files.csv", _file_rows(files)), ("cohort.csv", _cohort_rows(export))):
+    for name, rows in (("files.csv", _file_rows(export)), ("cohort.csv", _cohort_rows(export))):
         if rows is not None:
             tables[name], _ = folders.write(folder / name, rows)
-    folders.remove_strays(folder, {one[0] for one in files} | set(tables) | {folders.MANIFEST})
+    folders.remove_strays(folder, paths | set(tables) | {folders.MANIFEST})
     counts = _totals(export)
     folders.write(
         folder / folders.MANIFEST,
@@ -316,14 +315,19 @@ def _finish(export: ResearchExport, folder: Path, *, by: recording.Actor, now: d
     with transaction.atomic():
         export.counts, export.finished_at = counts, now
         export.save(update_fields=["counts", "finished_at"])
-        _record(export, "research.finish", by=by, now=now, files=len(files), patients=counts["patients"])
+        _record(export, "research.finish", by=by, now=now, files=len(paths), patients=counts["patients"])
     return counts
 
 
-def _file_rows(files: list[tuple[Any, ...]]) -> Iterator[bytes]:
+def _files(export: ResearchExport) -> Iterator[list[Any]]:
+    for part in export.parts.order_by("number").iterator(1):
+        yield from part.files
+
+
+def _file_rows(export: ResearchExport) -> Iterator[bytes]:
     yield _csv(["path", "sha256", "bytes", "subject"])
-    for one in files:
-        yield _csv(list(one))
+    for one in _files(export):
+        yield _csv(one)
 
 
 def _cohort_rows(export: ResearchExport) -> Iterator[bytes] | None:

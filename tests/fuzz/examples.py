@@ -11,7 +11,7 @@ from django.db import transaction
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-EXAMPLES = int(os.environ.get("TESSERA_FUZZ_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("TESSERA_FUZZ_EXAMPLES", "60"))
 SEEDS = st.integers(
     0, 2**64 - 1
 )  # of an example: drawing every piece of it from Hypothesis takes ten times as long
