@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,71 +18,19 @@ from uuid import UUID
 
 import httpx
 from django.conf import settings
-from django.db import DataError, IntegrityError
 
 import ehr
-from cds import signing
+from cds import folders, signing
 from cds.audit import recording
-from cds.errors import ClinicError, Conflict, Invalid
+from cds.errors import Invalid
 from cds.patients import importing
 from cds.patients.models import Patient, Source
 from cds.risk import assessing
 from cds.studies import receiving
 from cds.studies.models import Instance, Series, Study, StudyState
+from cds.taking import Progress, Tally, silent, take_record
 
 OVERLAP = timedelta(minutes=5)  # asked for again: clocks differ, and indexes lag
-Progress = Callable[[str, int, int | None], None]  # what, how many are done, of how many (None: not known)
-
-
-def _silent(what: str, done: int, total: int | None) -> None:
-    """No progress shown."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a run took, passed over and refused.
-
-    resources   resource type -> state (new, changed, unchanged, removed, set_aside) -> how many
-    ignored     resources that say nothing Tessera reads: by type, or "type (why)"
-    instances   "new" | "duplicate" | "set-aside" -> how many DICOM files
-    refused     every resource and file set aside, with its reason
-    changed     patients whose record is not what it was before
-    interrupted why a server's answer ended early; "" when everything was read
-    """
-
-    resources: dict[str, Counter[str]] = field(default_factory=dict)
-    ignored: Counter[str] = field(default_factory=Counter)
-    instances: Counter[str] = field(default_factory=Counter)
-    studies: int = 0
-    patients: int = 0
-    refused: list[ehr.SetAside] = field(default_factory=list)
-    changed: set[UUID] = field(default_factory=set)
-    interrupted: str = ""
-
-    def add(self, by_type: Mapping[str, Mapping[str, int]]) -> None:
-        """Count what an import did; what it set aside comes by `refuse`."""
-        for name, states in by_type.items():
-            done = {state: count for state, count in states.items() if state != importing.SET_ASIDE}
-            self.resources.setdefault(name, Counter()).update(done)
-
-    def refuse(self, items: Iterable[ehr.SetAside]) -> None:
-        """Count and list what was set aside."""
-        for item in items:
-            self.refused.append(item)
-            if item.kind != "DICOM":
-                self.resources.setdefault(item.kind or "file", Counter())[importing.SET_ASIDE] += 1
-
-    def merge(self, other: Tally) -> None:
-        """Take over what another run counted."""
-        for name, states in other.resources.items():
-            self.resources.setdefault(name, Counter()).update(states)
-        self.ignored.update(other.ignored)
-        self.instances.update(other.instances)
-        self.studies += other.studies
-        self.patients += other.patients
-        self.refused.extend(other.refused)
-        self.changed |= other.changed
-        self.interrupted = self.interrupted or other.interrupted
 
 
 def ingest_fhir(
@@ -93,7 +39,7 @@ def ingest_fhir(
     source: Source,
     by: recording.Actor,
     now: datetime,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     token: str | ehr.SignIn = "",
     only_changed: bool = False,
 ) -> Tally:
@@ -104,19 +50,20 @@ def ingest_fhir(
     raises        Invalid when there is no such folder, or the address may not be called
     """
     tally, reading = Tally(), ehr.ReadingTally()
+    if not is_address(where):
+        return _ingest_folder(_folder(where), source=source, by=by, now=now, progress=progress)
     key = f"{str(where).rstrip('/')} changes"
     last = source.exports.get(key) if only_changed else None
     since = datetime.fromisoformat(last) - OVERLAP if last else None
     try:
-        for record in _read_fhir(where, token, reading, since):
-            _take_record(record, source=source, by=by, now=now, tally=tally)
-            progress("Records", tally.patients, None)
-        if is_address(where):
-            source.exports[key] = now.isoformat()
-            source.save(update_fields=["exports"])
+        check_address(str(where))
+        with ehr.FhirClient(str(where), token=token, allow_http=_is_registered(str(where))) as client:
+            for record in client.patients(since, tally=reading):
+                take_record(record, source=source, by=by, now=now, tally=tally)
+                progress("Records", tally.patients, None)
+        source.exports[key] = now.isoformat()
+        source.save(update_fields=["exports"])
     except ehr.EhrError as error:
-        if not is_address(where):
-            raise Invalid(f"cannot read {where}: {error}") from error
         tally.interrupted = f"the FHIR server stopped answering: {error}"
     tally.ignored.update(reading.ignored)
     return tally
@@ -129,7 +76,7 @@ def ingest_bulk(
     source: Source,
     by: recording.Actor,
     now: datetime,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     token: str | ehr.SignIn = "",
     file_hosts: Sequence[str] = (),
     everything: bool = False,
@@ -142,7 +89,7 @@ def ingest_bulk(
     Run again after a failure, it goes on with the same export and fetches no finished file twice.
     """
     check_address(where)
-    tally, reading = Tally(), ehr.ReadingTally()
+    tally = Tally()
     key = f"{where.rstrip('/')} {of}"
     folder = settings.DATA_DIR / "exports" / hashlib.sha256(f"{source.slug} {key}".encode()).hexdigest()[:16]
     last = None if everything else source.exports.get(key)
@@ -154,9 +101,8 @@ def ingest_bulk(
             export = client.export(folder, of=of, since=since, tell=progress)
             tally.refuse(export.problems)
             importing.keep_set_aside(source, export.problems, now=now)
-            for record in ehr.read_fhir_folder(export.folder, tally=reading):
-                _take_record(record, source=source, by=by, now=now, tally=tally)
-                progress("Records", tally.patients, None)
+            done = folders.take_folder(export.folder, source=source, by=by, now=now, progress=progress)
+            tally.merge(done)
             changed, by_type = importing.remove_resources(source, export.deleted, by=by, now=now)
             tally.changed |= changed
             tally.add(by_type)
@@ -165,7 +111,6 @@ def ingest_bulk(
             client.finish(folder)
     except ehr.EhrError as error:
         tally.interrupted = f"the export was not completed: {error}"
-    tally.ignored.update(reading.ignored)
     return tally
 
 
@@ -175,7 +120,7 @@ def ingest_dicom(
     source: Source,
     by: recording.Actor,
     now: datetime,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     token: str = "",
 ) -> Tally:
     """Take every DICOM instance from a folder (searched to its bottom), or from a DICOMweb server.
@@ -201,7 +146,7 @@ def ingest_dicom(
     return tally
 
 
-def request_scores(tally: Tally, *, by: recording.Actor, now: datetime, progress: Progress = _silent) -> int:
+def request_scores(tally: Tally, *, by: recording.Actor, now: datetime, progress: Progress = silent) -> int:
     """Ask for fresh scores of everybody whose record changed; returns for how many patients."""
     changed = Patient.objects.filter(pk__in=tally.changed).order_by("pk")
     for done, patient in enumerate(changed.iterator(), 1):
@@ -258,62 +203,13 @@ def _folder(where: str | Path) -> Path:
     return folder
 
 
-def _read_fhir(
-    where: str | Path, token: str | ehr.SignIn, reading: ehr.ReadingTally, since: datetime | None
-) -> Iterator[ehr.PatientRecord]:
-    if not is_address(where):
-        yield from ehr.read_fhir_folder(_folder(where), tally=reading)
-        return
-    check_address(str(where))
-    with ehr.FhirClient(str(where), token=token, allow_http=_is_registered(str(where))) as client:
-        yield from client.patients(since, tally=reading)
-
-
-def _take_record(
-    record: ehr.PatientRecord, *, source: Source, by: recording.Actor, now: datetime, tally: Tally
-) -> None:
-    """One patient's record, in one transaction; a record that cannot be stored is set aside as a whole."""
-    tally.refuse(record.set_aside)
-    if not record.patient.resource_id:
-        importing.keep_set_aside(source, record.set_aside, now=now)
-        return
+def _ingest_folder(
+    folder: Path, *, source: Source, by: recording.Actor, now: datetime, progress: Progress
+) -> Tally:
     try:
-        done = importing.import_record(record, source=source, by=by, now=now)
-    except (ClinicError, DataError, IntegrityError) as error:
-        reason = f"the whole record was not stored: {type(error).__name__}"
-        whole = ehr.SetAside(source.slug, "Patient", record.patient.resource_id, reason)
-        importing.keep_set_aside(source, [whole], now=now)
-        tally.refuse([whole])
-        return
-    tally.patients += 1
-    tally.add(done.by_type)
-    tally.refuse(done.refused)
-    if done.changed:
-        tally.changed.add(done.patient.pk)
-        receiving.link_patient(done.patient, now=now, by=by)
-    for found in record.imaging_studies:
-        _announce(found, done.patient, source=source, by=by, now=now, tally=tally)
-
-
-def _announce(
-    found: ehr.ImagingStudyRecord,
-    patient: Patient,
-    *,
-    source: Source,
-    by: recording.Actor,
-    now: datetime,
-    tally: Tally,
-) -> None:
-    """Note that pixels exist somewhere; a Study held for somebody else is set aside."""
-    held = Study.objects.filter(study_uid=found.study_uid).exists()
-    try:
-        receiving.announce(found, source=source, by=by, now=now, patient=patient)
-    except Conflict as error:
-        refused = ehr.SetAside(source.slug, found.resource_type, found.resource_id, str(error))
-        importing.keep_set_aside(source, [refused], now=now)
-        tally.refuse([refused])
-        return
-    tally.add({found.resource_type: {importing.UNCHANGED if held else importing.NEW: 1}})
+        return folders.take_folder(folder, source=source, by=by, now=now, progress=progress)
+    except ehr.EhrError as error:
+        raise Invalid(f"cannot read {folder}: {error}") from error
 
 
 def _read_dicom(where: str | Path, token: str, tally: Tally) -> Iterator[tuple[int, int | None, str, Path]]:

@@ -24,6 +24,11 @@ from ehr.fhir.resources import ReadingTally
 from ehr.fhir.risk_assessment import build_risk_assessment
 from ehr.fhir.sign_in import BackendServices, SignIn, discover_token_url, new_key, public_keys
 from ehr.pseudonyms import Pseudonyms, moved
+from ehr.fhir.reading import Piece, read_fhir_folder, read_pieces, read_resources
+from ehr.fhir.resources import ReadingTally
+from ehr.fhir.risk_assessment import build_risk_assessment
+from ehr.fhir.sign_in import BackendServices, SignIn, discover_token_url, new_key, public_keys
+from ehr.fhir.sorting import Bucket, SortedFolder, list_fhir_files, sort_folder
 from ehr.records import (
     AllergyRecord,
     Clip,
@@ -55,6 +60,7 @@ __all__ = [
     "BadInstance",
     "BadResource",
     "BadUnit",
+    "Bucket",
     "BulkClient",
     "Clip",
     "Code",
@@ -85,6 +91,7 @@ __all__ = [
     "PatientIdentity",
     "PatientRecord",
     "Permanent",
+    "Piece",
     "ProcedureRecord",
     "Pseudonyms",
     "ReadingTally",
@@ -98,6 +105,7 @@ __all__ = [
     "Sex",
     "SignIn",
     "Snomed",
+    "SortedFolder",
     "StorageListener",
     "Taken",
     "TooLarge",
@@ -120,10 +128,12 @@ __all__ = [
     "read_clip",
     "read_fhir_folder",
     "read_header",
+    "read_pieces",
     "read_prefetch",
     "read_resources",
     "read_study",
     "same_quantity",
+    "sort_folder",
     "to_canonical",
     "value_digest",
     "value_of",

@@ -8,19 +8,21 @@ scores knows there is something new. What cannot be kept is set aside with its r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from django.db import transaction
+from django.db import IntegrityError, connection, transaction
 from django.db.models import F, Q
 
 import ehr
 from cds.audit import recording
 from cds.errors import Invalid
 from cds.jobs import Job, outbox
-from cds.patients import rows
+from cds.patients import bulk_writing, rows
 from cds.patients.models import (
     Encounter,
     Fact,
@@ -37,6 +39,7 @@ AT_ONCE = 500  # ids asked for in one query
 LOOK_UP_BY_ID = (
     300  # a record with fewer facts of a kind looks them up by id; a larger one reads all the patient's
 )
+IN_HOSPITAL = (ehr.EncounterKind.INPATIENT.value, ehr.EncounterKind.INTENSIVE_CARE.value)
 NEW, CHANGED, UNCHANGED, REMOVED, SET_ASIDE = "new", "changed", "unchanged", "removed", "set_aside"
 
 
@@ -75,7 +78,22 @@ def get_source(
     return source
 
 
-@transaction.atomic
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a piece of a folder said when it was read.
+
+    digest     `ehr.Piece.digest`
+    revisions  patient -> revision of their record once the piece was imported
+    by_type    resource type -> state -> how many, when the same is read again
+    ignored    resources that say nothing Tessera reads, by type
+    """
+
+    digest: str
+    revisions: Mapping[UUID, int]
+    by_type: Mapping[str, Mapping[str, int]]
+    ignored: Mapping[str, int]
+
+
 def import_record(
     record: ehr.PatientRecord, *, source: Source, by: recording.Actor, now: datetime
 ) -> Imported:
@@ -96,25 +114,40 @@ def import_record(
     digest = rows.record_digest(record, facts, identity_digest)
 
     known = _known_unchanged(source, identity.resource_id, digest)
-    if known is not None:
-        tally = _Tally()
-        for resource_type, resource_id in _resources(facts, identity):
-            tally.add(resource_type, resource_id, UNCHANGED)
-        return Imported(known, False, False, *tally.counts(), refused=refused)
-
-    patient, created = _locked_patient(source, identity.resource_id, now)
+    if known is None:
+        return _write_record(record, facts, refused, identity_digest, digest, source=source, by=by, now=now)
     tally = _Tally()
+    for resource_type, resource_id in _resources(facts, identity):
+        tally.add(resource_type, resource_id, UNCHANGED)
+    return Imported(known, False, False, *tally.counts(), refused=refused)
+
+
+@transaction.atomic
+def _write_record(
+    record: ehr.PatientRecord,
+    facts: Sequence[dict[rows.Key, rows.Row]],
+    refused: tuple[ehr.SetAside, ...],
+    identity_digest: str,
+    digest: str,
+    *,
+    source: Source,
+    by: recording.Actor,
+    now: datetime,
+) -> Imported:
+    """The transaction of `import_record`: `facts` as built from `record`, one mapping per kind."""
+    identity, tally = record.patient, _Tally()
+    patient, created = _locked_patient(source, identity.resource_id, now)
+    columns: set[str] = set()  # of the patient, to be written at the end
     if not identity.is_stub:
-        tally.add(
-            "Patient", identity.resource_id, _import_identity(patient, identity, identity_digest, created)
-        )
+        state = _import_identity(patient, identity, identity_digest, created, columns)
+        tally.add("Patient", identity.resource_id, state)
     new_notes: tuple[str, ...] = ()
     for kind, kept in zip(rows.KINDS, facts, strict=True):
         written = _import_facts(patient, kind.model, kept, tally, is_new=created, now=now)
         if kind.model is Note:
             new_notes = tuple(str(row.columns["text_digest"]) for row in written)
         if kind.model is Encounter and (written or patient.unit_id is None):
-            _assign_unit(patient, source)
+            _assign_unit(patient, source, columns, written if created else None)
     if not created:
         _remove_retracted(patient, record.retracted, tally)
     aside = [*record.set_aside, *refused]
@@ -125,7 +158,11 @@ def import_record(
     counts, by_type = tally.counts()
     changed = created or any(counts.get(state) for state in (NEW, CHANGED, REMOVED))
     if changed:
-        touch(patient, now)
+        patient.revision, patient.changed_at = patient.revision + 1, now  # our row is locked
+        columns |= {"revision", "changed_at"}
+    if columns:
+        patient.save(update_fields=columns)
+    if changed:
         recording.record(
             by=by,
             action="patient.import",
@@ -139,8 +176,67 @@ def import_record(
         )
     if new_notes:
         outbox.enqueue(Job.ENCODE_NOTES, now=now, patient_id=str(patient.pk))
-    _remember(patient, digest)
+    _remember(patient, digest, is_new=created)
     return Imported(patient, created, changed, counts, by_type, new_notes, refused)
+
+
+def find_known(source: Source, digests: Iterable[str]) -> dict[str, Known]:
+    """Of these pieces, those that were read before and whose patients nobody has changed since."""
+    held = ImportedRecord.objects.filter(
+        digest__in=list(digests), revision=F("patient__revision"), patient__source=source
+    )
+    revisions: dict[str, dict[UUID, int]] = {}
+    said: dict[str, Mapping[str, Any]] = {}
+    for digest, patient_id, revision, told in held.values_list("digest", "patient_id", "revision", "said"):
+        revisions.setdefault(digest, {})[patient_id] = revision
+        said[digest] = told
+    return {
+        digest: Known(digest, whose, said[digest]["by_type"], said[digest]["ignored"])
+        for digest, whose in revisions.items()
+        if said[digest].get("patients") == len(whose)
+    }
+
+
+def remember_pieces(pieces: Iterable[Known]) -> None:
+    """Keep what these pieces said, for `find_known`."""
+    ImportedRecord.objects.bulk_create(
+        [
+            ImportedRecord(
+                patient_id=patient_id,
+                digest=piece.digest,
+                revision=revision,
+                said={
+                    "patients": len(piece.revisions),
+                    "by_type": piece.by_type,
+                    "ignored": piece.ignored,
+                },
+            )
+            for piece in pieces
+            for patient_id, revision in piece.revisions.items()
+        ],
+        update_conflicts=True,
+        unique_fields=["patient", "digest"],
+        update_fields=["revision", "said"],
+    )
+
+
+@contextmanager
+def durable_at_the_end() -> Iterator[None]:
+    """Let PostgreSQL answer a commit before it is on disk, until the end of a run that may be repeated.
+
+    Each record is still stored whole or not at all; what a power cut takes, the run's repetition brings again.
+    The run itself must end with a commit outside of this, which brings everything before it to the disk.
+    """
+    if connection.vendor != "postgresql" or connection.in_atomic_block:
+        yield
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("SET synchronous_commit TO off")
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("SET synchronous_commit TO on")
 
 
 def remove_resources(
@@ -273,7 +369,10 @@ def _known_unchanged(source: Source, resource_id: str, digest: str) -> Patient |
     return known.patient if known else None
 
 
-def _remember(patient: Patient, digest: str) -> None:
+def _remember(patient: Patient, digest: str, *, is_new: bool) -> None:
+    if is_new:
+        ImportedRecord.objects.create(patient=patient, digest=digest, revision=patient.revision)
+        return
     patient.imported_records.filter(revision__lt=patient.revision).exclude(digest=digest).delete()
     ImportedRecord.objects.update_or_create(
         patient=patient, digest=digest, defaults={"revision": patient.revision}
@@ -286,13 +385,17 @@ def _locked_patient(source: Source, resource_id: str, now: datetime) -> tuple[Pa
     patient = patients.filter(source=source, resource_id=resource_id).first()
     if patient is not None:
         return patient, False
-    patient, created = Patient.objects.get_or_create(
-        source=source, resource_id=resource_id, defaults={"changed_at": now}
-    )
-    return (patient, True) if created else (patients.get(pk=patient.pk), False)
+    try:
+        with transaction.atomic():
+            return Patient.objects.create(source=source, resource_id=resource_id, changed_at=now), True
+    except IntegrityError:  # another import made it meanwhile
+        return patients.get(source=source, resource_id=resource_id), False
 
 
-def _import_identity(patient: Patient, identity: ehr.PatientIdentity, digest: str, created: bool) -> str:
+def _import_identity(
+    patient: Patient, identity: ehr.PatientIdentity, digest: str, created: bool, changed: set[str]
+) -> str:
+    """Take over the identity; the names of the patient's columns that are to be written go to `changed`."""
     if patient.digest == digest:
         return UNCHANGED
     columns = rows.identity_columns(identity)
@@ -300,7 +403,7 @@ def _import_identity(patient: Patient, identity: ehr.PatientIdentity, digest: st
     for name, value in columns.items():
         setattr(patient, name, value)
     patient.digest = digest
-    patient.save(update_fields=[*columns, "digest"])
+    changed |= {*columns, "digest"}
     wanted = rows.identifiers_of(identity)
     held = set() if created else set(patient.identifiers.values_list("system", "value"))
     for system, value in held - wanted:
@@ -333,8 +436,10 @@ def _import_facts(
         if key[:2] in resources:
             model._default_manager.filter(patient=patient, **_identity(key)).delete()
             tally.add(key[0], key[1], REMOVED)
-    if written:
-        rows.date_endings(written, now)
+    rows.date_endings(written, now)
+    if written and is_new:
+        bulk_writing.insert_facts(model, [(patient, row) for row in written])
+    elif written:
         columns = [*written[0].columns, "digest"]
         model._default_manager.bulk_create(
             [
@@ -376,16 +481,25 @@ def _remove_retracted(patient: Patient, retracted: Iterable[tuple[str, str]], ta
         held.delete()
 
 
-def _assign_unit(patient: Patient, source: Source) -> None:
-    """Where the patient lies: the place of the newest hospital stay, else one unit for the whole source."""
-    stays = Encounter.objects.filter(
-        patient=patient,
-        kind__in=[ehr.EncounterKind.INPATIENT.value, ehr.EncounterKind.INTENSIVE_CARE.value],
-        start__isnull=False,
-    ).exclude(location="")
-    newest = stays.order_by("-start", "-resource_id").first()
-    name = (newest.location if newest else source.title or source.slug)[:120]
-    unit, _ = Unit.objects.get_or_create(name=name)
+def _assign_unit(
+    patient: Patient, source: Source, changed: set[str], written: Sequence[rows.Row] | None
+) -> None:
+    """Where the patient lies: the place of the newest hospital stay, else one unit for the whole source.
+
+    written  every stay there is, when the patient is new; None: look them up
+    """
+    if written is None:
+        held = Encounter.objects.filter(patient=patient, kind__in=IN_HOSPITAL, start__isnull=False)
+        newest = held.exclude(location="").order_by("-start", "-resource_id").first()
+        location = newest.location if newest else ""
+    else:
+        stays = [
+            (row.columns["start"], row.key[1], row.columns["location"])
+            for row in written
+            if row.columns["kind"] in IN_HOSPITAL and row.columns["start"] and row.columns["location"]
+        ]
+        location = max(stays)[2] if stays else ""
+    unit, _ = Unit.objects.get_or_create(name=(location or source.title or source.slug)[:120])
     if patient.unit_id != unit.pk:
         patient.unit = unit
-        patient.save(update_fields=["unit"])
+        changed.add("unit")

@@ -77,17 +77,21 @@ class PatientIdentifier(models.Model):
 class ImportedRecord(models.Model):
     """A record that was read and left the patient at `revision`: the same again changes nothing.
 
-    So an unchanged hook prefetch or a repeated import costs one look-up.
+    So an unchanged hook prefetch or a repeated import costs one look-up. The digest is of everything in the
+    record, or of a piece of a folder as it lay there; of a piece, `said` holds how many patients and resources
+    it was about, for the count of a run that passes over it.
     """
 
     patient = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="imported_records")
-    digest = models.CharField(max_length=64)  # of everything in the record
+    digest = models.CharField(max_length=64)
     revision = models.PositiveBigIntegerField()
+    said = models.JSONField(default=dict)
 
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["patient", "digest"], name="imported_record_once"),
         ]
+        indexes = [models.Index(fields=["digest"], name="imported_record_digest")]
 
 
 class Fact(models.Model):

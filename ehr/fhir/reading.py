@@ -1,32 +1,38 @@
 """Reading resources from memory and from folders of Bundles, single resources and NDJSON.
 
-Files are read one at a time and NDJSON line by line; a folder of any size takes the memory of its largest
-file plus about `BATCH` resources. A file that is not FHIR is set aside with its reason; the rest goes on.
+A folder is sorted by patient first (`ehr.fhir.sorting`) and then read piece by piece: a folder of any size takes
+the memory of its largest Bundle, or of one bucket and one patient. A file that is not FHIR is set aside with its
+reason; the rest goes on.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
-import zlib
+import hashlib
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import orjson
+from typing import Any
 
 from ehr.errors import BadResource, TooLarge
-from ehr.fhir.elements import Json
 from ehr.fhir.genomics import is_variant
-from ehr.fhir.resources import SUPPORTING, Gathering, ReadingTally
+from ehr.fhir.resources import Gathering, ReadingTally
 from ehr.fhir.scope import Scope
-from ehr.records import PatientRecord
+from ehr.fhir.sorting import (
+    MAX_FILE_BYTES,
+    NOBODY,
+    Bucket,
+    Shelf,
+    SortedFolder,
+    parse_document,
+    read_bucket,
+    read_content,
+    sort_folder,
+)
+from ehr.records import PatientRecord, SetAside
 
-MAX_FILE_BYTES = 256 * 2**20  # one JSON document, unpacked
-MAX_LINE_BYTES = 32 * 2**20  # one NDJSON line
-BATCH = 20_000
-_SUFFIXES = (".json", ".ndjson", ".jsonl", ".json.gz", ".ndjson.gz", ".jsonl.gz")
-_FIRST = ("Patient", "Location", "Medication", "Binary", "Endpoint")
+BATCH = 20_000  # resources of one patient that are read at once; more come in several records
+HELD_BYTES = 64 * 2**20  # a bucket larger than this is read in parts, and a patient may come in several
 
 
 def read_resources(
@@ -52,125 +58,91 @@ def read_resources(
     return gathering.take()
 
 
-def list_fhir_files(folder: Path) -> list[Path]:
-    """The files of `folder` (or the one file) that may hold FHIR, those that others point to first."""
-    if folder.is_file():
-        return [folder]
-    files = (path for path in folder.rglob("*") if path.name.endswith(_SUFFIXES) and path.is_file())
-    return sorted(files, key=_reading_order)
-
-
 def read_fhir_folder(
     folder: Path, *, tally: ReadingTally | None = None, max_file_bytes: int = MAX_FILE_BYTES
 ) -> Iterator[PatientRecord]:
     """Read a folder of Bundles, resources and NDJSON (each also gzipped), or one such file.
 
-    A Bundle file yields its patients at once. Resources spread over files are gathered up to `BATCH` and then
-    yielded: in a large export a patient comes in several records, the later ones with a stub identity.
+    A Bundle yields its patients at once, everything else is gathered by patient over all files; a patient with
+    more than `BATCH` resources comes in several records, the later ones with a stub identity.
     Raises BadResource when there is no such folder.
     """
-    if not folder.exists():
-        raise BadResource(f"{folder.name}: no such file or folder")
-    gathering, scope = Gathering(tally), Scope()
-    root = folder if folder.is_dir() else folder.parent
-    for path in list_fhir_files(folder):
-        where = path.relative_to(root).as_posix()
-        if not path.resolve().is_relative_to(root.resolve()):
-            gathering.put_aside(where, "", "", "a link that leads out of the folder")
-        elif path.name.removesuffix(".gz").endswith(".json"):
-            document = _read_document(path, where, gathering, max_file_bytes)
-            if document is not None and document.get("resourceType") == "Bundle":
-                alone = Gathering(gathering.tally)
-                alone.add(where, document, scope)
-                yield from alone.take()
-            elif document is not None:
-                _add(gathering, where, document, scope)
-        else:
-            yield from _read_lines(path, where, gathering, scope)
-        if gathering.size >= BATCH:
-            yield from gathering.take()
-    for path in folder.rglob("*") if folder.is_dir() else ():
-        if path.is_file() and not path.name.endswith(_SUFFIXES):
-            gathering.tally.ignored[f"file *{path.suffix[:10]}"] += 1
-    yield from gathering.take()
+    tally = tally if tally is not None else ReadingTally()
+    with tempfile.TemporaryDirectory(prefix="tessera-fhir-") as scratch:
+        laid_out = sort_folder(folder, Path(scratch), max_file_bytes=max_file_bytes)
+        tally.ignored.update(laid_out.ignored)
+        for bucket in (None, *laid_out.buckets):
+            for piece in read_pieces(laid_out, bucket):
+                yield from piece.read(tally)
 
 
-def _reading_order(path: Path) -> tuple[int, str]:
-    kind = path.name.split(".")[0].split("-")[0]
-    return (_FIRST.index(kind) if kind in _FIRST else len(_FIRST), path.as_posix())
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What belongs together: the lines of one patient, or one Bundle.
+
+    digest  SHA-256 hex of its content, of what it may point to and of the code that reads it: the same again
+            says the same again. "" when it must be read in any case
+    """
+
+    digest: str
+    _lines: tuple[tuple[str, bytes], ...] = ()
+    _outer: Scope = field(default_factory=Scope)
+    _aside: tuple[SetAside, ...] = ()
+
+    def read(self, tally: ReadingTally) -> Iterator[PatientRecord]:
+        """The records in it: one, but for Bundles about several patients and for very long records."""
+        gathering, scope = Gathering(tally), Scope(outer=self._outer)
+        for item in self._aside:
+            gathering.put_aside(item.where, item.kind, item.identity, item.reason)
+        for place, content in self._lines:
+            try:
+                resource = parse_document(content)
+            except BadResource as error:
+                gathering.put_aside(place, "", "", str(error))
+                continue
+            if resource.get("resourceType") == "Observation" and is_variant(resource):
+                scope.remember(resource)
+            gathering.add(place, resource, scope)
+            if gathering.size >= BATCH:
+                yield from gathering.take()
+        yield from gathering.take()
 
 
-def _add(gathering: Gathering, where: str, resource: Json, scope: Scope) -> None:
-    kind = resource.get("resourceType")
-    if isinstance(kind, str) and (kind in SUPPORTING or (kind == "Observation" and is_variant(resource))):
-        scope.remember(resource)
-    gathering.add(where, resource, scope)
-
-
-def _read_document(path: Path, where: str, gathering: Gathering, limit: int) -> Json | None:
-    """The JSON object in a file; None, and set aside, when there is none."""
-    try:
-        with _open(path) as file:
-            content = file.read(limit + 1)
-        if len(content) > limit:
-            raise TooLarge(f"larger than {limit} bytes")
-        document = orjson.loads(content)
-    except TooLarge as error:
-        gathering.put_aside(where, "", "", str(error))
-        return None
-    except (OSError, EOFError, zlib.error) as error:
-        gathering.put_aside(where, "", "", f"cannot be read: {_what(error)}")
-        return None
-    except orjson.JSONDecodeError as error:
-        gathering.put_aside(where, "", "", f"not JSON: {error.msg} at line {error.lineno}")
-        return None
-    if not isinstance(document, dict):
-        gathering.put_aside(where, "", "", "not a FHIR resource: not a JSON object")
-        return None
-    return document
-
-
-def _read_lines(path: Path, where: str, gathering: Gathering, scope: Scope) -> Iterator[PatientRecord]:
-    number = 0
-    try:
-        with _open(path) as file:
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                place = f"{where}:{number}"
-                if len(line) > MAX_LINE_BYTES:
-                    gathering.put_aside(place, "", "", f"a line larger than {MAX_LINE_BYTES} bytes")
-                    _skip_line(file, line)
-                elif line.strip():
-                    _add_line(line, place, gathering, scope)
-                if gathering.size >= BATCH:
-                    yield from gathering.take()
-    except (OSError, EOFError, zlib.error) as error:
-        gathering.put_aside(where, "", "", f"cannot be read after line {number}: {_what(error)}")
-
-
-def _add_line(line: bytes, place: str, gathering: Gathering, scope: Scope) -> None:
-    try:
-        resource = orjson.loads(line.lstrip(b"\xef\xbb\xbf"))
-    except orjson.JSONDecodeError as error:
-        gathering.put_aside(place, "", "", f"not JSON: {error.msg}")
+def read_pieces(laid_out: SortedFolder, bucket: Bucket | None) -> Iterator[Piece]:
+    """The pieces of one bucket of a sorted folder; without a bucket, what lies in none: files set aside."""
+    if bucket is None:
+        yield Piece("", _aside=laid_out.set_aside)
         return
-    if isinstance(resource, dict):
-        _add(gathering, place, resource, scope)
-    else:
-        gathering.put_aside(place, "", "", "not a FHIR resource: not a JSON object")
+    outer = Scope(by_id=Shelf(laid_out.shelf))
+    for path, where in bucket.documents:
+        try:
+            content = read_content(path, laid_out.max_file_bytes)
+        except (BadResource, TooLarge) as error:
+            yield Piece("", _aside=(SetAside(where, "", "", str(error)),))
+            continue
+        yield Piece(_digest(laid_out, [content]), ((where, content),), outer)
+    held: dict[str, list[tuple[str, bytes]]] = {}
+    size = 0
+    for patient, name, number, line in read_bucket(bucket):
+        place = laid_out.names[name]
+        held.setdefault(patient, []).append((f"{place}:{number}" if number else place, line))
+        size += len(line)
+        if size >= HELD_BYTES:
+            yield from _gathered(laid_out, held, outer)
+            held, size = {}, 0
+    yield from _gathered(laid_out, held, outer)
 
 
-def _skip_line(file: BinaryIO, line: bytes) -> None:
-    while line and not line.endswith(b"\n"):
-        line = file.readline(MAX_LINE_BYTES)
+def _gathered(
+    laid_out: SortedFolder, held: dict[str, list[tuple[str, bytes]]], outer: Scope
+) -> Iterator[Piece]:
+    for patient, lines in held.items():
+        digest = "" if patient == NOBODY else _digest(laid_out, (line for _, line in lines))
+        yield Piece(digest, tuple(lines), outer)
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.name.endswith(".gz"):
-        return io.BufferedReader(gzip.open(path, "rb"))
-    return path.open("rb")
-
-
-def _what(error: Exception) -> str:
-    """The kind of fault, without the machine's paths that OSError texts carry."""
-    return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)[:200]
+def _digest(laid_out: SortedFolder, contents: Iterable[bytes]) -> str:
+    digest = hashlib.sha256(laid_out.fingerprint.encode())
+    for content in contents:
+        digest.update(content)
+    return digest.hexdigest()

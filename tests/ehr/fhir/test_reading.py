@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ehr import BadResource, ReadingTally, read_fhir_folder
-from ehr.fhir import reading
+from ehr.fhir import reading, sorting
 from tests.ehr.fhir.resources_for_tests import (
     all_set_aside,
     observation,
@@ -160,7 +160,7 @@ def test_a_large_export_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_size_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(sorting, "MAX_LINE_BYTES", 1000)
     write(tmp_path / "big.json.gz", b" " * 100_000 + b"{}")
     write(tmp_path / "lines.ndjson", b"x" * 5000 + b"\n" + json.dumps(observation()).encode())
     records = {r.patient.resource_id: r for r in read_fhir_folder(tmp_path, max_file_bytes=50_000)}

@@ -1,0 +1,122 @@
+"""Taking one patient's record or one folder's pieces into the clinic, and counting what became of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from django.db import DataError, IntegrityError
+
+import ehr
+from cds.audit import recording
+from cds.errors import ClinicError, Conflict
+from cds.patients import importing
+from cds.patients.models import Patient, Source
+from cds.studies import receiving
+from cds.studies.models import Study
+
+Progress = Callable[[str, int, int | None], None]  # what, how many are done, of how many (None: not known)
+
+
+def silent(what: str, done: int, total: int | None) -> None:
+    """No progress shown."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run took, passed over and refused.
+
+    resources   resource type -> state (new, changed, unchanged, removed, set_aside) -> how many
+    ignored     resources that say nothing Tessera reads: by type, or "type (why)"
+    instances   "new" | "duplicate" | "set-aside" -> how many DICOM files
+    refused     every resource and file set aside, with its reason
+    changed     patients whose record is not what it was before
+    interrupted why a server's answer ended early; "" when everything was read
+    """
+
+    resources: dict[str, Counter[str]] = field(default_factory=dict)
+    ignored: Counter[str] = field(default_factory=Counter)
+    instances: Counter[str] = field(default_factory=Counter)
+    studies: int = 0
+    patients: int = 0
+    refused: list[ehr.SetAside] = field(default_factory=list)
+    changed: set[UUID] = field(default_factory=set)
+    interrupted: str = ""
+
+    def add(self, by_type: Mapping[str, Mapping[str, int]]) -> None:
+        """Count what an import did; what it set aside comes by `refuse`."""
+        for name, states in by_type.items():
+            done = {state: count for state, count in states.items() if state != importing.SET_ASIDE}
+            self.resources.setdefault(name, Counter()).update(done)
+
+    def refuse(self, items: Iterable[ehr.SetAside]) -> None:
+        """Count and list what was set aside."""
+        for item in items:
+            self.refused.append(item)
+            if item.kind != "DICOM":
+                self.resources.setdefault(item.kind or "file", Counter())[importing.SET_ASIDE] += 1
+
+    def merge(self, other: Tally) -> None:
+        """Take over what another run counted."""
+        for name, states in other.resources.items():
+            self.resources.setdefault(name, Counter()).update(states)
+        self.ignored.update(other.ignored)
+        self.instances.update(other.instances)
+        self.studies += other.studies
+        self.patients += other.patients
+        self.refused.extend(other.refused)
+        self.changed |= other.changed
+        self.interrupted = self.interrupted or other.interrupted
+
+
+def take_record(
+    record: ehr.PatientRecord, *, source: Source, by: recording.Actor, now: datetime, tally: Tally
+) -> importing.Imported | None:
+    """One patient's record, in one transaction; a record that cannot be stored is set aside as a whole."""
+    tally.refuse(record.set_aside)
+    if not record.patient.resource_id:
+        importing.keep_set_aside(source, record.set_aside, now=now)
+        return None
+    try:
+        done = importing.import_record(record, source=source, by=by, now=now)
+    except (ClinicError, DataError, IntegrityError) as error:
+        reason = f"the whole record was not stored: {type(error).__name__}"
+        whole = ehr.SetAside(source.slug, "Patient", record.patient.resource_id, reason)
+        importing.keep_set_aside(source, [whole], now=now)
+        tally.refuse([whole])
+        return None
+    tally.patients += 1
+    tally.add(done.by_type)
+    tally.refuse(done.refused)
+    if done.changed:
+        tally.changed.add(done.patient.pk)
+        receiving.link_patient(done.patient, now=now, by=by)
+    for found in record.imaging_studies:
+        _announce(found, done.patient, source=source, by=by, now=now, tally=tally)
+    return done
+
+
+def _announce(
+    found: ehr.ImagingStudyRecord,
+    patient: Patient,
+    *,
+    source: Source,
+    by: recording.Actor,
+    now: datetime,
+    tally: Tally,
+) -> None:
+    """Note that pixels exist somewhere; a Study held for somebody else is set aside."""
+    held = Study.objects.filter(study_uid=found.study_uid).exists()
+    try:
+        receiving.announce(found, source=source, by=by, now=now, patient=patient)
+    except Conflict as error:
+        refused = ehr.SetAside(source.slug, found.resource_type, found.resource_id, str(error))
+        importing.keep_set_aside(source, [refused], now=now)
+        tally.refuse([refused])
+        return
+    tally.add({found.resource_type: {importing.UNCHANGED if held else importing.NEW: 1}})
+
+
