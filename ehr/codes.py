@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 
@@ -98,9 +99,11 @@ def _usual_spelling(system: str) -> str:
 def parse_coding(coding: Mapping[str, Any]) -> Code | None:
     """Read a FHIR Coding; None when it has no code."""
     code, system = str(coding.get("code") or "").strip(), str(coding.get("system") or "").strip()
-    display = str(coding.get("display") or "")
-    if not code:
-        return None
+    return _code(code, system, str(coding.get("display") or "")) if code else None
+
+
+@lru_cache(maxsize=20_000)  # a hospital says the same few thousand things over and over
+def _code(code: str, system: str, display: str) -> Code:
     kind = _TYPES.get(system) or _TYPES.get(_usual_spelling(system))
     if kind is not None and kind.shape.fullmatch(code):
         return kind(code, display)

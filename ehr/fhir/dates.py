@@ -12,6 +12,7 @@ import calendar
 import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 
 from ehr.errors import BadResource
 from ehr.fhir.elements import Json, get_object, get_text
@@ -37,6 +38,7 @@ class Span:
         return self.end - self.start < timedelta(days=1)
 
 
+@lru_cache(maxsize=20_000)
 def read_date_time(text: str, element: str) -> Span:
     """Read a FHIR date, dateTime or instant. Raises BadResource naming `element`."""
     match = _TIME.fullmatch(text)

@@ -31,6 +31,7 @@ _UNREAD = {
     "84413-4": "genotype", "84414-2": "haplotype", "therapeutic-implication": "therapeutic implication",
     "53041-0": "region studied", "51968-6": "overall interpretation", "grouper": "grouper",
 }  # fmt: skip
+_GENOMIC = frozenset({VARIANT, IMPLICATION, _SIGNIFICANCE, *_UNREAD})
 _CATEGORIES = frozenset({"GE", "genetics", "genomics"})
 _PRESENT = {"LA9633-4": True, "LA9634-2": False}
 
@@ -47,7 +48,7 @@ def is_variant(resource: Json) -> bool:
 def is_genomic(resource: Json, concept: Concept | None) -> bool:
     """Whether an Observation belongs to genomics: by profile, by code or by category."""
     codes = {code.code for code in concept.codes} if concept else set()
-    if codes & {VARIANT, IMPLICATION, _SIGNIFICANCE, *_UNREAD}:
+    if not codes.isdisjoint(_GENOMIC):
         return True
     meta = get_object(resource, "meta", "Observation") or {}
     if any("/genomics-reporting/" in profile for profile in get_texts(meta, "profile", "Observation.meta")):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any
+from datetime import datetime
+from typing import Any, TypedDict
 
 from ehr.codes import Code, Loinc
 from ehr.errors import BadResource, BadUnit
@@ -54,6 +55,18 @@ class _Value:
         return self.number is not None or self.code is not None or bool(self.text)
 
 
+class _Common(TypedDict):
+    """What an Observation and its components share."""
+
+    resource_type: str
+    resource_id: str
+    available_at: datetime | None
+    status: str
+    category: str
+    effective_at: datetime | None
+    encounter_id: str
+
+
 def read_observation(about: About) -> list[Fact]:
     """Read an Observation: its value and its components, each a record; genomic ones to GenomicRecords.
 
@@ -69,17 +82,15 @@ def read_observation(about: About) -> list[Fact]:
     start, end = get_choice(resource, "effective", "Observation")
     issued = get_span(resource, "issued", "Observation")
     categories = get_concepts(resource, "category", "Observation")
-    known = ObservationRecord(
-        resource_type="Observation",
-        resource_id=about.identity,
-        available_at=latest(end or start, issued),
-        code=concept.code,
-        also=concept.also,
-        status=status or "unknown",
-        category=categories[0].code.code[:40] if categories else "",
-        effective_at=start_of(end or start or issued),
-        encounter_id=about.id_of("encounter"),
-    )
+    known: _Common = {
+        "resource_type": "Observation",
+        "resource_id": about.identity,
+        "available_at": latest(end or start, issued),
+        "status": status or "unknown",
+        "category": categories[0].code.code[:40] if categories else "",
+        "effective_at": start_of(end or start or issued),
+        "encounter_id": about.id_of("encounter"),
+    }
     facts: list[Fact] = []
     own = _read_measured(resource, concept, "Observation", known)
     if own is not None:
@@ -97,23 +108,24 @@ def read_observation(about: About) -> list[Fact]:
     return facts
 
 
-def _read_component(part: Json, known: ObservationRecord, taken: list[str]) -> ObservationRecord:
+def _read_component(part: Json, known: _Common, taken: list[str]) -> ObservationRecord:
     concept = get_concept(part, "code", "Observation.component")
     if concept is None:
         raise BadResource("Observation.component.code has neither coding nor text")
     name, count = concept.code.code[:70], 1
     while (name if count == 1 else f"{name}#{count}") in taken:
         count += 1
-    record = _read_measured(part, concept, "Observation.component", known)
+    own = name if count == 1 else f"{name}#{count}"
+    record = _read_measured(part, concept, "Observation.component", known, own)
     if record is None:
         raise BadResource("Observation.component has neither value[x] nor dataAbsentReason")
-    return replace(record, part=name if count == 1 else f"{name}#{count}")
+    return record
 
 
 def _read_measured(
-    parent: Json, concept: Concept, element: str, known: ObservationRecord
+    parent: Json, concept: Concept, element: str, known: _Common, part: str = ""
 ) -> ObservationRecord | None:
-    """`known` with the value and range of an Observation or component; None when it has no value."""
+    """The value and range of an Observation or component, with what is `known`; None without a value."""
     try:
         value = _read_value(parent, concept.code, element)
         absent = get_concept(parent, "dataAbsentReason", element)
@@ -122,8 +134,9 @@ def _read_measured(
         low, high = _read_range(parent, concept.code, element, value)
     except BadUnit as error:
         raise BadResource(f"{element}.value[x]: {error}") from error
-    return replace(
-        known,
+    return ObservationRecord(
+        **known,
+        part=part,
         code=concept.code,
         also=concept.also,
         value=value.number,

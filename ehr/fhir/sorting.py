@@ -25,7 +25,7 @@ import orjson
 
 from ehr.errors import BadResource, TooLarge
 from ehr.fhir.elements import Json
-from ehr.fhir.resources import READERS, SUPPORTING
+from ehr.fhir.resources import READERS, SUPPORTING, Gathering
 from ehr.fhir.scope import Scope, identify, patient_of
 from ehr.records import SetAside
 
@@ -213,7 +213,12 @@ class _Sorter:
         try:
             if kind == "Patient":
                 return identify(resource)
-            return NOBODY if kind == "Bundle" else patient_of(resource, self._nowhere)
+            if kind != "Bundle":
+                return patient_of(resource, self._nowhere)
+            gathering = Gathering()  # a Bundle on a line, which is rare
+            gathering.add("", resource, self._nowhere)
+            whose = {record.patient.resource_id for record in gathering.take()} - {NOBODY}
+            return whose.pop() if len(whose) == 1 else NOBODY
         except BadResource:
             return NOBODY  # whoever reads it says why
 
