@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - resources are read by row
 """A Bulk Data export of simulated patients, of any size: one NDJSON file a type, as a server would send it.
 
 About 100 resources a patient, 60 of them measurements; units as vendors print them, notes, coded history, a
@@ -136,7 +137,10 @@ def _patient(key: str, chance: random.Random) -> Iterator[dict[str, Any]]:
         code=_concept(SNOMED, "91936005", "Allergy to penicillin"),
     )  # fmt: skip
     for number in range(3):
-        yield numbered("Immunization", number, status="completed", patient=subject, occurrenceDateTime=at(0))
+        yield numbered(
+            "Immunization", number, status="completed", patient=subject, occurrenceDateTime=at(0),
+            vaccineCode=_concept("http://hl7.org/fhir/sid/cvx", "140", "Influenza"),
+        )  # fmt: skip
 
 
 def _concept(system: str, code: str, display: str = "") -> dict[str, Any]:

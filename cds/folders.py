@@ -1,8 +1,9 @@
-"""Taking a folder of FHIR: sorted by patient, known pieces passed over, the rest read by as many processes as pay.
+"""Taking a folder of FHIR: sorted by patient, known pieces passed over, the rest read by several processes.
 
-What a piece (a patient's lines, a Bundle) said is remembered under its digest with the patient's revision. The
-same piece again, while nobody has changed the patient since, is not even parsed. Each patient's record is a
-transaction of its own; a run that was killed leaves nothing half written and costs a repetition nothing.
+What a piece (a patient's lines, a Bundle) said is remembered under its digest with the patient's revision.
+The same piece again, while nobody has changed the patient since, is not even parsed. New patients are
+written some dozens in a transaction, everybody else each in their own; a run that was killed leaves nothing
+half written, and its repetition passes over what is there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shutil
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -30,9 +31,10 @@ import ehr
 from cds.audit import recording
 from cds.patients import importing
 from cds.patients.models import Source
-from cds.taking import Progress, Tally, silent, take_record
+from cds.taking import Progress, Tally, silent, take_record, take_records
 
 AT_ONCE = 200  # pieces whose digests are looked up together
+RESOURCES_AT_ONCE = 5000  # read, and where nobody has met their patients written, together
 MOST_PROCESSES = 4
 WORTH_A_PROCESS = 32 * 2**20  # bytes: a process of its own takes seconds to start
 
@@ -119,49 +121,100 @@ def _take_bucket(
         return _take_pieces(ehr.read_pieces(laid_out, bucket), source, by, now)
 
 
-def _take_pieces(
-    pieces: Iterable[ehr.Piece], source: Source, by: recording.Actor, now: datetime
-) -> Tally:
+def _take_pieces(pieces: Iterable[ehr.Piece], source: Source, by: recording.Actor, now: datetime) -> Tally:
     tally, waiting = Tally(), iter(pieces)
     while group := list(islice(waiting, AT_ONCE)):
         known = importing.find_known(source, [piece.digest for piece in group if piece.digest])
-        fresh: list[importing.Known] = []
         changed: set[UUID] = set()  # by this group: what was known of them no longer holds
+        unread: list[ehr.Piece] = []
         for piece in group:
-            said = known.get(piece.digest)
-            if said is not None and changed.isdisjoint(said.revisions):
+            if (said := known.get(piece.digest)) is None:
+                unread.append(piece)
+                continue
+            changed |= _read_pieces(unread, source, by, now, tally)
+            unread = []
+            if changed.isdisjoint(said.revisions):
                 tally.add(said.by_type)
                 tally.ignored.update(said.ignored)
                 tally.patients += len(said.revisions)
-                continue
-            taken, said = _take_piece(piece, source, by, now)
-            changed |= taken.changed
-            tally.merge(taken)
-            if said is not None:
-                fresh.append(said)
-        importing.remember_pieces(fresh)
+            else:
+                unread.append(piece)
+        _read_pieces(unread, source, by, now, tally)
     return tally
 
 
-def _take_piece(
-    piece: ehr.Piece, source: Source, by: recording.Actor, now: datetime
-) -> tuple[Tally, importing.Known | None]:
-    """Read a piece and take its records; and what it said, when the same again would say the same."""
-    taken, reading = Tally(), ehr.ReadingTally()
-    revisions = {}
-    for record in piece.read(reading):
-        done = take_record(record, source=source, by=by, now=now, tally=taken)
-        if done is not None:
-            revisions[done.patient.pk] = done.patient.revision
-    taken.ignored.update(reading.ignored)
-    if not piece.digest or not revisions or taken.refused:
-        return taken, None
-    by_type = {name: _unchanged(states) for name, states in taken.resources.items()}
-    return taken, importing.Known(piece.digest, revisions, by_type, dict(reading.ignored))
+def _read_pieces(
+    pieces: Iterable[ehr.Piece], source: Source, by: recording.Actor, now: datetime, tally: Tally
+) -> set[UUID]:
+    """Read pieces, take their records, remember what they said; returns whose record has changed."""
+    taken, size = Tally(), 0
+    held: list[_Read] = []
+    for piece in pieces:
+        if piece.lines > RESOURCES_AT_ONCE:  # a very long record: it comes in several
+            reading = ehr.ReadingTally()
+            for record in piece.read(reading):
+                take_record(record, source=source, by=by, now=now, tally=taken)
+            taken.ignored.update(reading.ignored)
+            continue
+        read = _Read(piece)
+        held.append(read)
+        size += read.tally.total
+        if size >= RESOURCES_AT_ONCE:
+            _take_read(held, source, by, now, taken)
+            held, size = [], 0
+    _take_read(held, source, by, now, taken)
+    tally.merge(taken)
+    return taken.changed
 
 
-def _unchanged(states: Counter[str]) -> dict[str, int]:
-    return {importing.UNCHANGED: sum(states.values()) - states[importing.REMOVED]}
+class _Read:
+    """A piece that was read, not yet taken."""
+
+    def __init__(self, piece: ehr.Piece) -> None:
+        self.digest, self.tally = piece.digest, ehr.ReadingTally()
+        self.records = list(piece.read(self.tally))
+
+
+def _take_read(
+    held: Sequence[_Read], source: Source, by: recording.Actor, now: datetime, tally: Tally
+) -> None:
+    records = [record for read in held for record in read.records]
+    before = len(tally.refused)
+    done = iter(take_records(records, source=source, by=by, now=now, tally=tally))
+    refused = {(item.kind, item.identity) for item in tally.refused[before:]}
+    known = []
+    for read in held:
+        imported = list(islice(done, len(read.records)))
+        tally.ignored.update(read.tally.ignored)
+        said = _said(read, imported, refused)
+        if said is not None:
+            known.append(said)
+    importing.remember_pieces(known)
+
+
+def _said(
+    read: _Read, imported: Sequence[importing.Imported | None], refused: set[tuple[str, str]]
+) -> importing.Known | None:
+    """What a piece said, when the same again would say the same; None when something was set aside."""
+    taken = [one for one in imported if one is not None]
+    whole = len(taken) == len(imported) > 0 and not any(one.refused for one in taken)
+    if not read.digest or not whole or read.tally.set_aside:
+        return None
+    by_type: dict[str, Counter[str]] = {}
+    for one in taken:
+        for name, states in one.by_type.items():
+            by_type.setdefault(name, Counter()).update(_unchanged(states))
+    studies = [found for record in read.records for found in record.imaging_studies]
+    if any((found.resource_type, found.resource_id) in refused for found in studies):
+        return None
+    if studies:
+        by_type["ImagingStudy"] = Counter({importing.UNCHANGED: len(studies)})
+    revisions = {one.patient.pk: one.patient.revision for one in taken}
+    return importing.Known(read.digest, revisions, by_type, dict(read.tally.ignored))
+
+
+def _unchanged(states: Mapping[str, int]) -> dict[str, int]:
+    return {importing.UNCHANGED: sum(states.values()) - states.get(importing.REMOVED, 0)}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any, Protocol
@@ -98,6 +98,51 @@ def record(
     if outcome not in OUTCOMES:
         raise ValueError(f"outcome {outcome!r} is not one of {sorted(OUTCOMES)}")
     chain = _locked_chain(chain_of(patient_id, object_type, object_id))
+    event = _next_event(chain, by, action, object_type, object_id, patient_id, outcome, now, detail)
+    event.save(force_insert=True)
+    chain.save(update_fields=["length", "head"])
+    return event
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """One of many acts of a kind: what it was done to, and its detail (see `record`)."""
+
+    object_id: object
+    patient_id: object
+    detail: Mapping[str, Any]
+
+
+def record_many(*, by: Actor, action: str, object_type: str, now: datetime, acts: Sequence[Act]) -> None:
+    """Append an event for each act, inside the caller's transaction, which should end soon after.
+
+    raises  RuntimeError outside a transaction
+    """
+    if not connection.in_atomic_block:
+        raise RuntimeError("audit.recording.record_many needs the transaction of the acts it records")
+    numbers = [chain_of(act.patient_id, object_type, act.object_id) for act in acts]
+    chains = {number: _locked_chain(number) for number in sorted(set(numbers))}  # one order: no deadlock
+    AuditEvent.objects.bulk_create(
+        _next_event(
+            chains[number], by, action, object_type, act.object_id, act.patient_id, "success", now, act.detail
+        )
+        for number, act in zip(numbers, acts, strict=True)
+    )
+    AuditChain.objects.bulk_update(chains.values(), ["length", "head"])
+
+
+def _next_event(
+    chain: AuditChain,
+    by: Actor,
+    action: str,
+    object_type: str,
+    object_id: object,
+    patient_id: object,
+    outcome: str,
+    now: datetime,
+    detail: Mapping[str, Any],
+) -> AuditEvent:
+    """The event that follows the head of a locked chain, which moves on to it; neither is saved yet."""
     context = structlog.contextvars.get_contextvars()
     event = AuditEvent(
         chain=chain,
@@ -116,9 +161,7 @@ def record(
         previous_hash=chain.head,
     )
     event.hash = hash_of(event)
-    event.save(force_insert=True)
     chain.length, chain.head = event.sequence, event.hash
-    chain.save(update_fields=["length", "head"])
     return event
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -30,21 +31,39 @@ KNOCK_S = 0.3
 
 def enqueue(job: Job, *, now: datetime, **ids: str) -> None:
     """Ask for `job` to run after this transaction commits. `ids` are strings; no patient data."""
+    enqueue_many(job, [ids], now=now)
+
+
+def enqueue_many(job: Job, wanted: Iterable[Mapping[str, str]], *, now: datetime) -> None:
+    """Ask for `job` once for each of these ids."""
     context = structlog.contextvars.get_contextvars()
     correlation_id = str(context.get("correlation_id") or context.get("request_id") or "")
-    message = OutboxMessage.objects.create(
-        job=job, kwargs={**ids, "correlation_id": correlation_id}, created_at=now
+    messages = OutboxMessage.objects.bulk_create(
+        OutboxMessage(job=job, kwargs={**ids, "correlation_id": correlation_id}, created_at=now)
+        for ids in wanted
     )
-    transaction.on_commit(lambda: _publish_unless_away(message), robust=True)
+    if messages:
+        transaction.on_commit(lambda: _publish_unless_away(messages), robust=True)
 
 
-def _publish_unless_away(message: OutboxMessage) -> None:
-    if time.monotonic() >= _away_until:
-        publish(message)
+def _publish_unless_away(messages: Iterable[OutboxMessage]) -> None:
+    sent = []
+    for message in messages:
+        if time.monotonic() < _away_until or not _publish(message):
+            break
+        sent.append(message.pk)
+    OutboxMessage.objects.filter(pk__in=sent).update(sent_at=timezone.now())
 
 
 def publish(message: OutboxMessage) -> bool:
     """Hand one message to the broker; False when the broker is out of reach (the sweeper tries again)."""
+    is_sent = _publish(message)
+    if is_sent:
+        OutboxMessage.objects.filter(pk=message.pk).update(sent_at=timezone.now())
+    return is_sent
+
+
+def _publish(message: OutboxMessage) -> bool:
     global _away_until
     job = Job(message.job)
     try:
@@ -55,7 +74,6 @@ def publish(message: OutboxMessage) -> bool:
         OutboxMessage.objects.filter(pk=message.pk).update(tries=F("tries") + 1)
         logger.warning("broker out of reach; job kept in the outbox", extra={"job": message.job})
         return False
-    OutboxMessage.objects.filter(pk=message.pk).update(sent_at=timezone.now())
     return True
 
 

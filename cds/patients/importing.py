@@ -116,8 +116,8 @@ def import_record(
     known = _known_unchanged(source, identity.resource_id, digest)
     if known is None:
         return _write_record(record, facts, refused, identity_digest, digest, source=source, by=by, now=now)
-    tally = _Tally()
-    for resource_type, resource_id in _resources(facts, identity):
+    tally = ResourceStates()
+    for resource_type, resource_id in resources_of(facts, identity):
         tally.add(resource_type, resource_id, UNCHANGED)
     return Imported(known, False, False, *tally.counts(), refused=refused)
 
@@ -135,7 +135,7 @@ def _write_record(
     now: datetime,
 ) -> Imported:
     """The transaction of `import_record`: `facts` as built from `record`, one mapping per kind."""
-    identity, tally = record.patient, _Tally()
+    identity, tally = record.patient, ResourceStates()
     patient, created = _locked_patient(source, identity.resource_id, now)
     columns: set[str] = set()  # of the patient, to be written at the end
     if not identity.is_stub:
@@ -224,8 +224,9 @@ def remember_pieces(pieces: Iterable[Known]) -> None:
 def durable_at_the_end() -> Iterator[None]:
     """Let PostgreSQL answer a commit before it is on disk, until the end of a run that may be repeated.
 
-    Each record is still stored whole or not at all; what a power cut takes, the run's repetition brings again.
-    The run itself must end with a commit outside of this, which brings everything before it to the disk.
+    Each record is still stored whole or not at all; what a power cut takes, the run's repetition brings
+    again. The run itself must end with a commit outside of this, which brings everything before it to the
+    disk.
     """
     if connection.vendor != "postgresql" or connection.in_atomic_block:
         yield
@@ -267,7 +268,7 @@ def remove_resources(
                 )
                 for patient_id, resource_id in found.values_list("patient_id", "resource_id").distinct():
                     whose.setdefault(patient_id, set()).add((resource_type, resource_id))
-    tally = _Tally()
+    tally = ResourceStates()
     for patient_id, theirs in whose.items():
         with transaction.atomic():
             patient = Patient.objects.select_for_update().get(pk=patient_id)
@@ -328,7 +329,7 @@ def keep_set_aside(source: Source, items: Iterable[ehr.SetAside], *, now: dateti
     return len(wanted)
 
 
-class _Tally:
+class ResourceStates:
     """The state of each resource, over all its parts and kinds of fact."""
 
     def __init__(self) -> None:
@@ -349,7 +350,10 @@ class _Tally:
         return dict(total), {name: dict(one) for name, one in sorted(by_type.items())}
 
 
-def _resources(facts: list[dict[rows.Key, rows.Row]], identity: ehr.PatientIdentity) -> set[tuple[str, str]]:
+def resources_of(
+    facts: Sequence[dict[rows.Key, rows.Row]], identity: ehr.PatientIdentity
+) -> set[tuple[str, str]]:
+    """(type, id) of every resource that is kept in these rows, the Patient among them unless a stub."""
     named = set() if identity.is_stub else {("Patient", identity.resource_id)}
     return named | {key[:2] for kept in facts for key in kept}
 
@@ -418,7 +422,7 @@ def _import_facts(
     patient: Patient,
     model: type[Fact],
     kept: dict[rows.Key, rows.Row],
-    tally: _Tally,
+    tally: ResourceStates,
     *,
     is_new: bool,
     now: datetime,
@@ -468,7 +472,7 @@ def _identity(key: rows.Key) -> dict[str, str]:
     return {"resource_type": key[0], "resource_id": key[1], "part": key[2]}
 
 
-def _remove_retracted(patient: Patient, retracted: Iterable[tuple[str, str]], tally: _Tally) -> None:
+def _remove_retracted(patient: Patient, retracted: Iterable[tuple[str, str]], tally: ResourceStates) -> None:
     gone = Q()
     for resource_type, resource_id in retracted:
         gone |= Q(resource_type=resource_type, resource_id=resource_id)
@@ -491,15 +495,20 @@ def _assign_unit(
     if written is None:
         held = Encounter.objects.filter(patient=patient, kind__in=IN_HOSPITAL, start__isnull=False)
         newest = held.exclude(location="").order_by("-start", "-resource_id").first()
-        location = newest.location if newest else ""
+        name = (newest.location if newest else source.title or source.slug)[:120]
     else:
-        stays = [
-            (row.columns["start"], row.key[1], row.columns["location"])
-            for row in written
-            if row.columns["kind"] in IN_HOSPITAL and row.columns["start"] and row.columns["location"]
-        ]
-        location = max(stays)[2] if stays else ""
-    unit, _ = Unit.objects.get_or_create(name=(location or source.title or source.slug)[:120])
+        name = unit_name(source, written)
+    unit, _ = Unit.objects.get_or_create(name=name)
     if patient.unit_id != unit.pk:
         patient.unit = unit
         changed.add("unit")
+
+
+def unit_name(source: Source, stays: Iterable[rows.Row]) -> str:
+    """The unit of a patient with these stays and no others."""
+    places = [
+        (row.columns["start"], row.key[1], row.columns["location"])
+        for row in stays
+        if row.columns["kind"] in IN_HOSPITAL and row.columns["start"] and row.columns["location"]
+    ]
+    return str(max(places)[2] if places else source.title or source.slug)[:120]

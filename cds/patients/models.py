@@ -78,8 +78,8 @@ class ImportedRecord(models.Model):
     """A record that was read and left the patient at `revision`: the same again changes nothing.
 
     So an unchanged hook prefetch or a repeated import costs one look-up. The digest is of everything in the
-    record, or of a piece of a folder as it lay there; of a piece, `said` holds how many patients and resources
-    it was about, for the count of a run that passes over it.
+    record, or of a piece of a folder as it lay there; of a piece, `said` holds how many patients and
+    resources it was about, for the count of a run that passes over it.
     """
 
     patient = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="imported_records")

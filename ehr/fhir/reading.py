@@ -1,8 +1,8 @@
 """Reading resources from memory and from folders of Bundles, single resources and NDJSON.
 
-A folder is sorted by patient first (`ehr.fhir.sorting`) and then read piece by piece: a folder of any size takes
-the memory of its largest Bundle, or of one bucket and one patient. A file that is not FHIR is set aside with its
-reason; the rest goes on.
+A folder is sorted by patient first (`ehr.fhir.sorting`) and then read piece by piece: a folder of any size
+takes the memory of its largest Bundle, or of one bucket and one patient. A file that is not FHIR is set
+aside with its reason; the rest goes on.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def read_fhir_folder(
 ) -> Iterator[PatientRecord]:
     """Read a folder of Bundles, resources and NDJSON (each also gzipped), or one such file.
 
-    A Bundle yields its patients at once, everything else is gathered by patient over all files; a patient with
-    more than `BATCH` resources comes in several records, the later ones with a stub identity.
+    A Bundle yields its patients at once, everything else is gathered by patient over all files; a patient
+    with more than `BATCH` resources comes in several records, the later ones with a stub identity.
     Raises BadResource when there is no such folder.
     """
     tally = tally if tally is not None else ReadingTally()
@@ -89,6 +89,11 @@ class Piece:
     _outer: Scope = field(default_factory=Scope)
     _aside: tuple[SetAside, ...] = ()
 
+    @property
+    def lines(self) -> int:
+        """How many there are: resources, or one Bundle."""
+        return len(self._lines)
+
     def read(self, tally: ReadingTally) -> Iterator[PatientRecord]:
         """The records in it: one, but for Bundles about several patients and for very long records."""
         gathering, scope = Gathering(tally), Scope(outer=self._outer)
@@ -111,7 +116,8 @@ class Piece:
 def read_pieces(laid_out: SortedFolder, bucket: Bucket | None) -> Iterator[Piece]:
     """The pieces of one bucket of a sorted folder; without a bucket, what lies in none: files set aside."""
     if bucket is None:
-        yield Piece("", _aside=laid_out.set_aside)
+        if laid_out.set_aside:
+            yield Piece("", _aside=laid_out.set_aside)
         return
     outer = Scope(by_id=Shelf(laid_out.shelf))
     for path, where in bucket.documents:

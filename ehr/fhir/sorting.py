@@ -1,9 +1,10 @@
 """A folder of FHIR, sorted by patient on disk, so that each patient's record is read once and whole.
 
-A Bulk Data export comes by type: a patient's measurements lie a million lines after the Patient. `sort_folder`
-goes through every file once and lays each line into a `Bucket`, by patient; what others point to (Medication,
-Location, Binary, Endpoint) goes onto a shelf of its own. A bucket then yields `Piece`s (`ehr.fhir.reading`).
-Memory stays that of one file's longest line, or largest single document, however large the folder.
+A Bulk Data export comes by type: a patient's measurements lie a million lines after the Patient.
+`sort_folder` goes through every file once and lays each line into a `Bucket`, by patient; what others point
+to (Medication, Location, Binary, Endpoint) goes onto a shelf of its own. A bucket then yields `Piece`s
+(`ehr.fhir.reading`). Memory stays that of one file's longest line, or largest single document, however
+large the folder.
 """
 
 from __future__ import annotations
