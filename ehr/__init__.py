@@ -18,17 +18,13 @@ from ehr.fhir.bulk import BulkClient, Export
 from ehr.fhir.client import FhirClient
 from ehr.fhir.encounters import names_intensive_care
 from ehr.fhir.prefetch import read_prefetch
-from ehr.fhir.reading import list_fhir_files, read_fhir_folder, read_resources
+from ehr.fhir.reading import Piece, read_fhir_folder, read_pieces, read_resources
 from ehr.fhir.research_copy import Keeping, ResearchRecord, deidentify_record
 from ehr.fhir.resources import ReadingTally
 from ehr.fhir.risk_assessment import build_risk_assessment
 from ehr.fhir.sign_in import BackendServices, SignIn, discover_token_url, new_key, public_keys
-from ehr.pseudonyms import Pseudonyms, moved
-from ehr.fhir.reading import Piece, read_fhir_folder, read_pieces, read_resources
-from ehr.fhir.resources import ReadingTally
-from ehr.fhir.risk_assessment import build_risk_assessment
-from ehr.fhir.sign_in import BackendServices, SignIn, discover_token_url, new_key, public_keys
 from ehr.fhir.sorting import Bucket, SortedFolder, list_fhir_files, sort_folder
+from ehr.pseudonyms import Pseudonyms, moved
 from ehr.records import (
     AllergyRecord,
     Clip,
