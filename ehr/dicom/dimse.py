@@ -145,7 +145,8 @@ class DimseClient:
 
         since, until  StudyDate, both days included
         C-FIND has no pages. Where the peer says that there are too many, or stops at a round number, the days
-        are halved until every answer is whole.
+        are halved until every answer is whole; studies without a date are then found only as far as the first
+        answer lists them.
         raises  TooLarge when one day alone has more than it gives
         """
         query = {"PatientID": patient_id, "ModalitiesInStudy": modality, "AccessionNumber": accession,
