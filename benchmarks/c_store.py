@@ -1,80 +1,180 @@
-"""Receiving DICOM: durable instances a second by C-STORE; beside a node that only writes and syncs."""
+"""Receiving DICOM: durable instances a second by C-STORE; beside a node that only writes and syncs.
+
+Senders are dcmtk's storescu (pynetdicom where it is not installed). The peer is dcmtk's storescp, which syncs
+nothing and looks into nothing, in a network of its own since it would listen on every interface.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks import measuring, scratch
 
 INSTANCES = 240
+SLICES = 300
 GOALS = {1: 120.0, 4: 200.0}  # associations → instances a second
+QUERYABLE_S = 5.0
 
 
 def run() -> measuring.Table:
     """Measure."""
-    table = measuring.Table(
-        "Receiving DICOM by C-STORE", ("what", "associations", "instances/s", "MB/s", "goal", "met")
-    )
+    columns = ("what", "associations", "instances/s", "MB/s", "goal", "met")
+    table = measuring.Table("Receiving DICOM by C-STORE", columns)
     with tempfile.TemporaryDirectory(prefix="tessera-benchmark-") as name:
         folder = Path(name)
         for associations, goal in GOALS.items():
-            for what, serve in (("limit: write and fsync only", _bare), ("ours: checked, in its row", _ours)):
-                place = folder / f"{what[:4]}-{associations}"
-                files = _write(place / "files", seed=associations)
-                with serve(place) as port:
-                    seconds = _send(files, associations, port)
+            files = write_slices(folder / f"files-{associations}", INSTANCES, seed=associations)
+            size = sum(path.stat().st_size for path in files) / 1e6
+            if (seconds := _peer(folder, files, associations)) is not None:
+                what = "peer: dcmtk's storescp, nothing synced"
+                table.add(what, associations, len(files) / seconds, size / seconds, "", "")
+            for what, serve in (("limit: write and fsync only", _bare), ("ours: checked, durable", _ours)):
+                with serve(folder / f"{what[:4]}-{associations}") as port:
+                    seconds = send(files, associations, port)
                 speed = len(files) / seconds
-                size = sum(path.stat().st_size for path in files) / 1e6
                 told = (f"{goal:g}", "yes" if speed >= goal else "**no**") if serve is _ours else ("", "")
                 table.add(what, associations, speed, size / seconds, *told)
+            shutil.rmtree(folder / f"files-{associations}")
+        seconds = _last_to_queryable(folder / "ct")
+        met = "yes" if seconds <= QUERYABLE_S else "**no**"
+        what = f"CT of {SLICES} slices: last answer to queryable, s"
+        table.add(what, 1, f"{seconds:.1f} s", "", f"{QUERYABLE_S:g} s", met)
+    database = "PostgreSQL" if os.environ.get("BENCHMARK_DATABASE_URL") else "SQLite"
+    sender = "dcmtk's storescu" if shutil.which("storescu") else "pynetdicom"
     table.notes.append(
-        f"{INSTANCES} simulated 512 x 512 slices of 16 bits, 0.5 MB each; sent by pynetdicom from other "
-        "processes on the same two cores; SQLite."
+        f"{INSTANCES} simulated 512 x 512 slices of 16 bits, 0.5 MB each; sent by {sender} from other "
+        f"processes on the same two cores; {database}. Set BENCHMARK_DATABASE_URL for PostgreSQL."
     )
+    table.notes.append("The CT's number of instances was announced; it is decoded to one volume in between.")
     return table
 
 
 @contextmanager
 def _ours(folder: Path) -> Iterator[int]:
-    unset = ("DATABASE_URL", "REDIS_URL", "STUDY_STORE")
-    environment = {name: value for name, value in os.environ.items() if name not in unset}
-    environment |= {"TESSERA_DATA_DIR": str(folder), "LOG_LEVEL": "WARNING"}
+    environment = _environment(folder)
     manage, port = [sys.executable, "manage.py"], scratch.free_port()
     subprocess.run([*manage, "migrate", "-v", "0"], cwd=scratch.ROOT, env=environment, check=True)
     with _process([*manage, "receive_dicom", "--port", str(port), "--quiet", "3600"], environment):
         yield port
 
 
+def _environment(folder: Path) -> dict[str, str]:
+    unset = ("DATABASE_URL", "REDIS_URL", "STUDY_STORE")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    if url := os.environ.get("BENCHMARK_DATABASE_URL"):
+        environment["DATABASE_URL"] = url
+    return environment | {"TESSERA_DATA_DIR": str(folder), "LOG_LEVEL": "WARNING"}
+
+
+def _last_to_queryable(folder: Path) -> float:
+    """Seconds from the last slice's answer until the volume can be asked for."""
+    files = write_slices(folder / "files", SLICES, seed=9)
+    with _ours(folder) as port:
+        tool = [sys.executable, "-m", "benchmarks.c_store"]
+        environment = _environment(folder)
+        subprocess.run([*tool, "announce", str(files[0])], cwd=scratch.ROOT, env=environment, check=True)
+        with _process([*tool, "wait", str(files[0])], environment) as waiting:
+            send(files, 1, port)
+            began = time.perf_counter()
+            assert waiting.stdout is not None
+            if "queryable" not in waiting.stdout.readline():
+                raise RuntimeError("the CT did not become queryable")
+            return time.perf_counter() - began
+
+
+def _study(path: str) -> str:
+    import pydicom
+
+    return str(pydicom.dcmread(path, stop_before_pixels=True).StudyInstanceUID)
+
+
+def _announce(path: str) -> None:
+    """What C-FIND or FHIR would have told before."""
+    import pydicom
+    from django.utils import timezone
+
+    import ehr
+    from cds.audit import recording
+    from cds.patients import importing
+    from cds.studies import receiving
+
+    header = pydicom.dcmread(path, stop_before_pixels=True)
+    now = timezone.now()
+    record = ehr.ImagingStudyRecord(
+        resource_type="ImagingStudy",
+        resource_id="ct",
+        available_at=None,
+        study_uid=str(header.StudyInstanceUID),
+        expected=((str(header.SeriesInstanceUID), SLICES),),
+    )
+    source = importing.get_source("dicom", now=now)
+    receiving.announce(record, source=source, by=recording.system("benchmark"), now=now)
+
+
+def _wait(path: str) -> None:
+    """Says so when the CT's frames can be read."""
+    from cds.studies.models import Series
+
+    uid, until = _study(path), time.monotonic() + 120
+    print("waits", flush=True)
+    while time.monotonic() < until:
+        if Series.objects.filter(study__study_uid=uid, study__state__in=["stored", "encoded"]).exists():
+            print("queryable", flush=True)
+            return
+        time.sleep(0.05)
+
+
 @contextmanager
 def _bare(folder: Path) -> Iterator[int]:
     port = scratch.free_port()
-    command = [sys.executable, "-m", "benchmarks.c_store", str(port), str(folder)]
+    command = [sys.executable, "-m", "benchmarks.c_store", "bare", str(port), str(folder)]
     with _process(command, dict(os.environ)):
         yield port
 
 
 @contextmanager
-def _process(command: list[str], environment: dict[str, str]) -> Iterator[None]:
+def _process(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     started = subprocess.Popen(command, cwd=scratch.ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert started.stdout is not None
         started.stdout.readline()  # "… listens"
-        yield
+        yield started
     finally:
         started.terminate()
-        started.wait(30)
+        started.wait(60)
 
 
-def _write(folder: Path, *, seed: int) -> list[Path]:
-    """Slices with other UIDs and other pixels each."""
+def _peer(folder: Path, files: list[Path], associations: int) -> float | None:
+    """Seconds that dcmtk's storescp takes; None where it cannot be started apart from other networks."""
+    if not shutil.which("storescp") or os.geteuid() != 0:
+        return None
+    kept = folder / f"peer-{associations}"
+    kept.mkdir()
+    inside = f"{sys.executable} -m benchmarks.c_store peer {kept} {associations} {files[0].parent}"
+    script = f"ip link set lo up && exec {inside}"
+    command = ["unshare", "--net", "--pid", "--fork", "--kill-child", "sh", "-c", script]
+    ended = subprocess.run(command, cwd=scratch.ROOT, capture_output=True, text=True, check=False)
+    shutil.rmtree(kept)
+    return float(ended.stdout) if ended.returncode == 0 else None
+
+
+def _serve_peer(kept: str, associations: str, files: str) -> None:
+    server = subprocess.Popen(["storescp", "--fork", "-aet", "TESSERA", "-od", kept, "11112"])
+    time.sleep(0.5)
+    print(send(sorted(Path(files).glob("*.dcm")), int(associations), 11112))
+    server.kill()
+
+
+def write_slices(folder: Path, count: int, *, seed: int) -> list[Path]:
+    """Slices of one CT with other UIDs and other pixels each."""
     import numpy as np
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -83,12 +183,15 @@ def _write(folder: Path, *, seed: int) -> list[Path]:
     rng = np.random.default_rng(seed)
     study, series = generate_uid(), generate_uid()
     paths = []
-    for number in range(INSTANCES):
+    for number in range(count):
         slice_ = Dataset()
         slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, generate_uid()
         slice_.StudyInstanceUID, slice_.SeriesInstanceUID = study, series
         slice_.PatientID, slice_.Modality, slice_.BodyPartExamined = "SIM-1", "CT", "CHEST"
         slice_.StudyDate, slice_.StudyTime, slice_.InstanceNumber = "20260301", "110000", number
+        slice_.ImagePositionPatient, slice_.PixelSpacing = [0, 0, number], [0.7, 0.7]
+        slice_.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        slice_.WindowCenter, slice_.WindowWidth = 2048, 4096
         slice_.Rows = slice_.Columns = 512
         slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
         slice_.BitsAllocated = slice_.BitsStored = 16
@@ -102,60 +205,63 @@ def _write(folder: Path, *, seed: int) -> list[Path]:
     return paths
 
 
-def _send(files: list[Path], associations: int, port: int) -> float:
+def send(files: list[Path], associations: int, port: int) -> float:
     """Seconds until every file was answered with success."""
-    spawn = multiprocessing.get_context("spawn")
-    ready = spawn.Barrier(associations + 1)
-    senders = [
-        spawn.Process(target=_sender, args=(files[place::associations], port, ready))
-        for place in range(associations)
-    ]
-    for sender in senders:
-        sender.start()
-    ready.wait(60)
     began = time.perf_counter()
-    for sender in senders:
-        sender.join(120)
+    senders = []
+    for place in range(associations):
+        mine = [str(path) for path in files[place::associations]]
+        ours = [sys.executable, "-m", "benchmarks.c_store", "send", str(port), *mine]
+        theirs = ["storescu", "-aec", "TESSERA", "127.0.0.1", str(port), *mine]
+        senders.append(subprocess.Popen(theirs if shutil.which("storescu") else ours, cwd=scratch.ROOT))
+    codes = [sender.wait(300) for sender in senders]
     seconds = time.perf_counter() - began
-    if any(sender.exitcode != 0 for sender in senders):
+    if any(codes):
         raise RuntimeError("not every file was answered with success")
     return seconds
 
 
-def _sender(files: list[Path], port: int, ready: object) -> None:
+def _send(port: str, *files: str) -> None:
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
     from pynetdicom import AE, _config
 
     _config.STORE_SEND_CHUNKED_DATASET = True
     node = AE("CT1")
     node.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
-    peer = node.associate("127.0.0.1", port, ae_title="TESSERA")
-    wait: Callable[[int], int] = ready.wait  # type: ignore[attr-defined]
-    wait(60)
+    peer = node.associate("127.0.0.1", int(port), ae_title="TESSERA")
     for path in files:
         if peer.send_c_store(path).Status != 0:
             raise SystemExit(1)
     peer.release()
 
 
-def _serve_bare(port: int, folder: Path) -> None:
+def _serve_bare(port: str, folder: str) -> None:
     """What has to be done anyway: the file, in its place and synced."""
     import ehr
 
-    (folder / "kept").mkdir(parents=True, exist_ok=True)
+    kept = Path(folder) / "kept"
+    kept.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(kept)
 
     def take(path: Path, calling: str) -> ehr.Taken:
-        kept = folder / "kept" / path.name
-        with kept.open("wb") as file:
-            file.write(path.read_bytes())
-            file.flush()
+        place = kept / f"{path.stem}.kept"
+        os.rename(path, place)
+        with place.open("rb") as file:
             os.fsync(file.fileno())
         return ehr.Taken()
 
-    with ehr.StorageListener("TESSERA", port, take=take):
+    with ehr.StorageListener("TESSERA", int(port), take=take):
         print("listens", flush=True)
         time.sleep(600)
 
 
 if __name__ == "__main__":
-    _serve_bare(int(sys.argv[1]), Path(sys.argv[2]))
+    what = sys.argv[1]
+    if what in ("announce", "wait"):
+        import django
+
+        os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cds.settings")
+        django.setup()
+    {"announce": _announce, "wait": _wait, "bare": _serve_bare, "peer": _serve_peer, "send": _send}[what](
+        *sys.argv[2:]
+    )

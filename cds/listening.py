@@ -1,18 +1,29 @@
-"""Studies that a scanner or an archive sends to us: stored as they come, complete when nothing more comes.
+"""Studies that a scanner or an archive sends to us: durable when answered, recorded at once, then complete.
 
-A Series has no end in DICOM. A Study is complete when no file of it has come for `quiet_s`; a file that comes
-later opens it again. What a killed process left incomplete is found by the next one.
+A file is answered with success once it lies synced in an inbox of the study store, was inspected, and does
+not contradict what we hold (docs/adr/0013). Its row follows within moments, many in one transaction; what a
+killed process left in the inbox is recorded by the next one. A Study is complete when every instance that
+was announced for it is there, else when no file of it has come for `quiet_s`; a later one opens it again.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import queue
+import tempfile
 import threading
 import time
+import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 from uuid import UUID
 
-from django.db import DatabaseError, close_old_connections, connections
+from django.conf import settings
+from django.db import DatabaseError, close_old_connections, connection, connections
 from django.utils import timezone
 
 import ehr
@@ -25,49 +36,92 @@ from cds.studies.models import Study, StudyState
 
 logger = logging.getLogger(__name__)
 QUIET_S = 10.0
+BATCH = 64  # rows in one transaction
+MOST_WAITING = 512  # files without a row; more are told to come again
+SETTLE_S = 30.0  # how long a file waits for the row of another with its UID
+CHECKERS = 2  # threads that look files up
 
 
 class Arrivals:
-    """What has come and is not complete yet.
-
-    `take` may be called from many threads, `complete_quiet` from one.
-    """
+    """What comes in. Use it in a `with`; `take` may be called from many threads, `complete_due` from one."""
 
     def __init__(self, source: Source, *, quiet_s: float = QUIET_S) -> None:
         self._source, self._quiet_s = source, quiet_s
         self._by = recording.system("receive_dicom")
+        self.inbox = Path(settings.STUDY_STORE) / ".inbox"
+        self.incoming = self.inbox / "incoming"  # half-received files: nobody was answered anything
+        self.incoming.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
+        self._waiting: dict[Path, receiving.Arrived] = {}
+        self._uids: dict[str, int] = {}  # SOP Instance UIDs of files without a row
+        self._settled = threading.Condition(self._lock)
+        self._queue: queue.Queue[receiving.Arrived | None] = queue.Queue()
+        self._syncers = ThreadPoolExecutor(8, thread_name_prefix="sync")
+        self._checkers = ThreadPoolExecutor(CHECKERS, thread_name_prefix="check")
+        self._recorder = threading.Thread(target=self._record_all, name="recorder")
         left = Study.objects.filter(
             source=source, state=StudyState.ANNOUNCED, series__instances__isnull=False
         ).distinct()
         self._last: dict[UUID, float] = dict.fromkeys(left.values_list("pk", flat=True), time.monotonic())
 
+    def __enter__(self) -> Self:
+        for half in self.incoming.iterdir():
+            half.unlink()
+        tempfile.tempdir = str(self.incoming)  # where pynetdicom writes what comes
+        self._recover()
+        self._recorder.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._queue.put(None)
+        self._recorder.join()
+        tempfile.tempdir = None
+        for _ in range(CHECKERS):
+            self._checkers.submit(_hang_up)
+        self._checkers.shutdown()
+        self._syncers.shutdown()
+
     def take(self, path: Path, calling: str) -> ehr.Taken:
-        """One file from the node called `calling`: durable and in its row, or refused with the reason.
+        """One file from the node called `calling`: durable, or refused with the reason.
 
-        Its database connection is given back each time: the thread ends when its association does.
+        raises  OSError when the store is full, or the database has been away for too long
         """
+        if len(self._waiting) >= MOST_WAITING:
+            raise OSError("too many files wait for the database")
+        kept = self.inbox / f"{uuid.uuid4().hex}.dcm"
+        os.rename(path, kept)  # pynetdicom removes what it finds under the name it gave
+        keep = False
         try:
-            received = receiving.receive_file(
-                path, source=self._source, by=self._by, now=timezone.now(), where=f"C-STORE from {calling}"
-            )
+            synced = self._syncers.submit(_sync, kept)
+            try:
+                found = receiving.inspect(kept)
+            except ehr.Permanent as fault:
+                synced.result()
+                return self._refuse(f"C-STORE from {calling}", "", str(fault))
+            arrived = receiving.Arrived(kept, found, f"C-STORE from {calling}")
+            self._wait_for(found.header.sop_uid)
+            looked: Future[receiving.Received | None] = self._checkers.submit(self._look, arrived)
+            synced.result()
+            held = looked.result()
+            if held is not None:
+                return ehr.Taken(held.reason if held.outcome is receiving.Outcome.SET_ASIDE else "")
+            keep = True
+            self._add(arrived)
+            return ehr.Taken()
         finally:
-            connections.close_all()
-        if received.outcome is receiving.Outcome.SET_ASIDE:
-            return ehr.Taken(received.reason)
-        if received.study is not None and received.outcome is receiving.Outcome.NEW:
-            with self._lock:
-                self._last[received.study.pk] = time.monotonic()
-        return ehr.Taken()
+            if not keep:
+                kept.unlink(missing_ok=True)
 
-    def complete_quiet(self) -> int:
-        """Complete the studies of which nothing came for a while, and ask for scores; returns how many."""
+    def complete_due(self) -> int:
+        """Complete the studies that are whole, or of which nothing came for a while; ask for scores."""
         with self._lock:
-            quiet = [pk for pk, last in self._last.items() if time.monotonic() - last >= self._quiet_s]
-            for pk in quiet:
+            due = [pk for pk, last in self._last.items() if time.monotonic() - last >= self._quiet_s]
+            for pk in due:
                 del self._last[pk]
         done = 0
-        for pk in quiet:
+        for pk in due:
             try:
                 self._complete(pk)
                 done += 1
@@ -76,6 +130,102 @@ class Arrivals:
                 with self._lock:
                     self._last.setdefault(pk, time.monotonic())
         return done
+
+    def settle(self, timeout_s: float = SETTLE_S) -> bool:
+        """Wait until every file taken so far has its row; whether they have."""
+        with self._settled:
+            return self._settled.wait_for(lambda: not self._waiting, timeout_s)
+
+    def _look(self, arrived: receiving.Arrived) -> receiving.Received | None:
+        close_old_connections()
+        return receiving.known_as(arrived, source=self._source, now=timezone.now())
+
+    def _refuse(self, where: str, identity: str, reason: str) -> ehr.Taken:
+        def keep() -> None:
+            close_old_connections()
+            receiving.set_aside(where, identity, reason, source=self._source, now=timezone.now())
+
+        self._checkers.submit(keep).result()
+        return ehr.Taken(reason)
+
+    def _wait_for(self, uid: str) -> None:
+        """Until no file of this SOP Instance UID waits for its row: then we know what we hold."""
+        with self._settled:
+            if not self._settled.wait_for(lambda: uid not in self._uids, SETTLE_S):
+                raise OSError("the database has been away for too long")
+
+    def _add(self, arrived: receiving.Arrived) -> None:
+        uid = arrived.found.header.sop_uid
+        with self._lock:
+            self._waiting[arrived.path] = arrived
+            self._uids[uid] = self._uids.get(uid, 0) + 1
+        self._queue.put(arrived)
+
+    def _record_all(self) -> None:
+        """The recorder: whatever waits, in one transaction; tried again until the database takes it."""
+        _flush_at_commit()
+        ending = False
+        while not ending:
+            first = self._queue.get()
+            batch = [] if first is None else [first]
+            ending = first is None
+            while len(batch) < BATCH and not ending:
+                try:
+                    more = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                ending = more is None
+                batch += [] if more is None else [more]
+            if batch and not self._record(batch, timezone.now()):
+                if ending:
+                    break  # they lie in the inbox; the next process records them
+                time.sleep(1)
+                for one in batch:
+                    self._queue.put(one)
+        connections.close_all()
+
+    def _record(self, batch: list[receiving.Arrived], now: datetime) -> bool:
+        close_old_connections()
+        try:
+            done = receiving.record_arrivals(batch, source=self._source, by=self._by, now=now)
+            studies = {one.study.pk: one.study for one in done if one.study is not None}
+            whole = [pk for pk, study in studies.items() if study.missing() == 0]
+        except (DatabaseError, OSError):
+            logger.exception("%s files could not be recorded; tried again", len(batch))
+            _flush_at_commit()
+            return False
+        with self._settled:
+            for arrived, received in zip(batch, done, strict=True):
+                self._waiting.pop(arrived.path, None)
+                uid = arrived.found.header.sop_uid
+                self._uids[uid] = self._uids.get(uid, 1) - 1
+                if not self._uids[uid]:
+                    del self._uids[uid]
+                if received.study is not None:
+                    self._last[received.study.pk] = time.monotonic()
+            for pk in whole:
+                self._last[pk] = time.monotonic() - self._quiet_s  # due: nothing more is expected
+            self._settled.notify_all()
+        for arrived, received in zip(batch, done, strict=True):
+            if received.outcome is receiving.Outcome.SET_ASIDE:  # after success was answered: keep the file
+                aside = self.inbox / "set-aside"
+                aside.mkdir(exist_ok=True)
+                os.replace(arrived.path, aside / f"{arrived.found.sha256}.dcm")
+            else:
+                arrived.path.unlink(missing_ok=True)  # a new one has gone to its place
+        return True
+
+    def _recover(self) -> None:
+        """Record what a killed process left in the inbox; a file that cannot be read was never answered."""
+        left = []
+        for path in sorted(self.inbox.glob("*.dcm")):
+            try:
+                left.append(receiving.Arrived(path, receiving.inspect(path), "C-STORE, found in the inbox"))
+            except ehr.Permanent:
+                path.unlink()
+        for place in range(0, len(left), BATCH):
+            if not self._record(left[place : place + BATCH], timezone.now()):
+                raise ClinicError("the database cannot be written: files of a killed receiver wait for it")
 
     def _complete(self, pk: UUID) -> None:
         now = timezone.now()
@@ -87,7 +237,27 @@ class Arrivals:
 
 
 def watch(arrivals: Arrivals, stop: threading.Event, *, every_s: float = 1.0) -> None:
-    """Complete quiet studies until `stop` is set."""
+    """Complete what is due until `stop` is set."""
     while not stop.wait(every_s):
         close_old_connections()
-        arrivals.complete_quiet()
+        arrivals.complete_due()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hang_up() -> None:
+    connections.close_all()
+    time.sleep(0.01)  # so that the other checker takes the next one
+
+
+def _flush_at_commit() -> None:
+    """SQLite: a committed row survives a power cut too, since its file leaves the inbox after it."""
+    if connection.vendor == "sqlite":
+        with connection.cursor() as cursor:
+            cursor.execute("PRAGMA synchronous=FULL")

@@ -13,6 +13,8 @@ from ehr.dicom.node import Node, parse_node
 from ehr.dicom.reader import pixel_digest, read_clip, read_header, value_digest
 from ehr.dicom.research import ResearchInstance, deidentify_instance
 from ehr.dicom.web import DicomWebClient, read_study, value_of, values_of
+from ehr.dicom.reader import inspect, pixel_digest, read_clip, read_header, value_digest
+from ehr.dicom.web import DicomWebClient, read_expected, read_study, value_of, values_of
 from ehr.errors import BadInstance, BadResource, BadUnit, EhrError, Permanent, Refused, Retriable, TooLarge
 from ehr.fhir.bulk import BulkClient, Export
 from ehr.fhir.client import FhirClient
@@ -36,6 +38,7 @@ from ehr.records import (
     GenomicRecord,
     Identifier,
     ImagingStudyRecord,
+    Inspected,
     InstanceHeader,
     MedicationRecord,
     NoteRecord,
@@ -74,6 +77,7 @@ __all__ = [
     "Icd10",
     "Identifier",
     "ImagingStudyRecord",
+    "Inspected",
     "InstanceHeader",
     "Keeping",
     "Known",
@@ -111,6 +115,7 @@ __all__ = [
     "deidentify_record",
     "describe_deidentification",
     "discover_token_url",
+    "inspect",
     "is_over",
     "known_of",
     "list_fhir_files",
@@ -122,6 +127,7 @@ __all__ = [
     "pixel_digest",
     "public_keys",
     "read_clip",
+    "read_expected",
     "read_fhir_folder",
     "read_header",
     "read_pieces",

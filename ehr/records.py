@@ -194,6 +194,26 @@ class GenomicRecord(Fact):
     code: Code | None = None
 
 
+WITHOUT_PIXELS = frozenset(
+    {
+        "SR",
+        "PR",
+        "KO",
+        "REG",
+        "RTSTRUCT",
+        "RTPLAN",
+        "RTRECORD",
+        "RWV",
+        "AU",
+        "ECG",
+        "HD",
+        "DOC",
+        "PLAN",
+        "FID",
+    }
+)  # Modality of Series that hold no picture
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagingStudyRecord(Fact):
     """FHIR ImagingStudy: tells that pixels exist, and where."""
@@ -203,6 +223,7 @@ class ImagingStudyRecord(Fact):
     started_at: datetime | None = None
     description: str = ""
     endpoint: str = ""
+    expected: tuple[tuple[str, int], ...] = ()  # (Series UID with pixels, or "" for the Study; instances)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,3 +303,13 @@ class InstanceHeader:
     burned_in_annotation: bool | None = None
     has_pixels: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """One DICOM file as it came: its header, and what tells it from others."""
+
+    header: InstanceHeader
+    pixel_digest: str  # SHA-256 hex of the pixel data as sent; "" without pixels
+    sha256: str  # of the file
+    bytes: int

@@ -51,6 +51,13 @@ def keep_file(source: Path, folder: str) -> tuple[str, str, int]:
     return relative, digest.hexdigest(), size
 
 
+def place(inbox: Path, relative: str) -> None:
+    """Move a durable file from an inbox of this file system to its place."""
+    target = path_of(relative)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(inbox, target)
+
+
 def keep_clip(clip: ehr.Clip, folder: str, name: str) -> str:
     """Store a Clip's frames and times durably; returns the relative path of the frames."""
     frames = np.rint(np.clip(clip.frames, 0, 1) * FULL).astype(np.uint16)

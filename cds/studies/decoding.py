@@ -155,7 +155,7 @@ def _decode(series: Series) -> _Result:
 
 def _keep(result: _Result) -> bool:
     """Fill the Series' row, in the caller's transaction; False, writing nothing, when newer files came."""
-    series = Series.objects.get(pk=result.series.pk)
+    series = Series.objects.select_related("study").get(pk=result.series.pk)
     if instances_digest(list(series.instances.all())) != result.instances:
         return False
     clip = result.clip
@@ -171,9 +171,16 @@ def _keep(result: _Result) -> bool:
         row, column = clip.spacing_mm or (None, None)
         series.spacing_row_mm, series.spacing_column_mm = row, column
         series.slice_mm = clip.slice_mm
-        series.remarks = list(clip.notes)
+        series.remarks = list(clip.notes) + _partial(series)
     series.save(update_fields=_DECODED)
     return True
+
+
+def _partial(series: Series) -> list[str]:
+    """The remark that part of a Series has not come, where it was announced how many there are."""
+    expected = series.study.expected.get(series.series_uid, 0)
+    held = series.instances.count()
+    return [f"partial: {held} of {expected} instances are here"] if held < expected else []
 
 
 _DECODED = [

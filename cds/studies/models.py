@@ -36,6 +36,9 @@ class Study(models.Model):
     received_at = models.DateTimeField()
     state = models.CharField(max_length=10, choices=StudyState, default=StudyState.ANNOUNCED)
     failure = models.CharField(max_length=500, blank=True)
+    expected = models.JSONField(
+        default=dict
+    )  # Series UID, or "" for the Study → instances that were announced
 
     class Meta:
         indexes = [
@@ -44,6 +47,15 @@ class Study(models.Model):
                 fields=["source", "dicom_patient_id"], condition=models.Q(patient=None), name="study_unlinked"
             ),
         ]
+
+    def missing(self) -> int | None:
+        """How many announced instances are not here; None when nobody said how many there are."""
+        if not self.expected:
+            return None
+        counted = self.series.annotate(held=models.Count("instances")).values_list("series_uid", "held")
+        held = dict(counted)
+        held[""] = sum(held.values())
+        return sum(max(0, int(count) - held.get(uid, 0)) for uid, count in self.expected.items())
 
 
 class Series(models.Model):

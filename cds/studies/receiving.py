@@ -2,6 +2,8 @@
 
     announce      we learn that a Study exists (FHIR ImagingStudy, QIDO-RS)
     receive_file  one DICOM file: durable first, then a row; the same again changes nothing
+    inspect, known_as, record_arrivals
+                  the same in three steps, for files that lie durably in an inbox (`cds.listening`)
     complete      every Series with new files becomes one Clip; the Encoding is asked for
     link_patient  studies that came before their patient find it
 
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.db import IntegrityError, transaction
+from django.db import DataError, IntegrityError, transaction
 
 import ehr
 from cds.audit import recording
@@ -58,6 +60,15 @@ class Received:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A file that lies durably in an inbox, inspected. `where` is what to call it when it is set aside."""
+
+    path: Path
+    found: ehr.Inspected
+    where: str
+
+
 class _Refused(Exception):
     """This file contradicts what we hold; it is set aside."""
 
@@ -89,14 +100,16 @@ def announce(
             "description": found.description[:200],
             "started_at": found.started_at,
             "received_at": now,
+            "expected": dict(found.expected),
         },
     )
     if not created and whose is not None and study.patient_id not in (None, whose.pk):
         raise Conflict(f"Study {study.pk} is held for another patient")
     linked = not created and whose is not None and study.patient_id is None
-    if linked:
-        study.patient = whose
-        study.save(update_fields=["patient"])
+    expected = dict(found.expected) or study.expected  # the latest word; a Study may grow
+    if linked or expected != study.expected:
+        study.patient, study.expected = whose or study.patient, expected
+        study.save(update_fields=["patient", "expected"])
     if created or linked:
         _record("study.announce" if created else "study.link", study, by=by, now=now)
     return study
@@ -112,28 +125,88 @@ def receive_file(
     syntax) is a duplicate; with other pixels it is set aside, and what was there first stays.
     raises  ehr.Retriable when the decoding process cannot be started, OSError when the store is full
     """
-    identity = ""
+    identity, called = "", where if where is not None else str(path)
     try:
-        header = ehr.read_header(path, default_tz=settings.TIME_ZONE)
-        identity = header.sop_uid
-        if not header.has_pixels:
-            kind = f" (Modality {header.modality})" if header.modality else ""
-            raise _Refused(f"there is no pixel data{kind}")
-        digest = ehr.pixel_digest(path)
+        found = inspect(path)
+        header, identity = found.header, found.header.sop_uid
         known = _find_instance(header.sop_uid)
         if known is None:
             study, series = _rows_for(header, source=source, by=by, now=now)
-            instance = _store(path, header, digest, study, series, by=by, now=now)
+            relative, _, _ = clips.keep_file(path, f"{study.pk}/{series.pk}")
+            instance = _store(relative, found, study, series, by=by, now=now)
             if instance is not None:
                 return Received(instance.series.study, instance, Outcome.NEW)
+            if not Instance.objects.filter(path=relative).exists():
+                clips.remove(relative)
             known = _find_instance(header.sop_uid)
             assert known is not None  # somebody stored it between our look and our insert
-        return _seen_again(known, path, header, digest)
+        return _seen_again(known, path, found)
     except (ehr.Permanent, _Refused) as error:
-        reason = str(error)
-        item = ehr.SetAside(where if where is not None else str(path), "DICOM", identity, reason)
-        importing.keep_set_aside(source, [item], now=now)
-        return Received(None, None, Outcome.SET_ASIDE, reason)
+        return set_aside(called, identity, str(error), source=source, now=now)
+
+
+def inspect(path: Path) -> ehr.Inspected:
+    """What a file is. Raises ehr.BadInstance when it is no picture of ours, or cannot be read."""
+    found = ehr.inspect(path, default_tz=settings.TIME_ZONE)
+    if not found.header.has_pixels:
+        kind = f" (Modality {found.header.modality})" if found.header.modality else ""
+        raise ehr.BadInstance(f"there is no pixel data{kind}")
+    return found
+
+
+def set_aside(where: str, identity: str, reason: str, *, source: Source, now: datetime) -> Received:
+    """Keep the reason why a file was not taken."""
+    importing.keep_set_aside(source, [ehr.SetAside(where, "DICOM", identity, reason)], now=now)
+    return Received(None, None, Outcome.SET_ASIDE, reason)
+
+
+def known_as(arrived: Arrived, *, source: Source, now: datetime) -> Received | None:
+    """What a file is that we hold already: a duplicate, or set aside; None when it is new to us."""
+    known = _find_instance(arrived.found.header.sop_uid)
+    if known is None:
+        return None
+    try:
+        return _seen_again(known, arrived.path, arrived.found)
+    except (ehr.Permanent, _Refused) as error:
+        identity = arrived.found.header.sop_uid
+        return set_aside(arrived.where, identity, str(error), source=source, now=now)
+
+
+def record_arrivals(
+    arrivals: list[Arrived], *, source: Source, by: recording.Actor, now: datetime
+) -> list[Received]:
+    """The rows of files in an inbox, in one transaction; then the files go to their places.
+
+    A new file has its row first and its place after: whoever finds it still in the inbox (we were killed in
+    between) calls this again, and it goes to the place that its row names. What is not new stays there.
+    """
+    with transaction.atomic():
+        done = [_record_arrival(one, source=source, by=by, now=now) for one in arrivals]
+    for one, received in zip(arrivals, done, strict=True):
+        if (instance := received.instance) is None or instance.sha256 != one.found.sha256:
+            continue
+        if received.outcome is Outcome.NEW or not clips.path_of(instance.path).exists():
+            clips.place(one.path, instance.path)
+    return done
+
+
+def _record_arrival(arrived: Arrived, *, source: Source, by: recording.Actor, now: datetime) -> Received:
+    header = arrived.found.header
+    try:
+        with transaction.atomic():
+            known = _find_instance(header.sop_uid)
+            if known is None:
+                study, series = _rows_for(header, source=source, by=by, now=now)
+                relative = f"{study.pk}/{series.pk}/{arrived.found.sha256}.dcm"
+                instance = _store(relative, arrived.found, study, series, by=by, now=now)
+                if instance is not None:
+                    return Received(instance.series.study, instance, Outcome.NEW)
+                known = _find_instance(header.sop_uid)
+                assert known is not None  # somebody stored it between our look and our insert
+            return _seen_again(known, arrived.path, arrived.found)
+    except (ehr.Permanent, _Refused, DataError) as error:
+        reason = str(error) if not isinstance(error, DataError) else "a value of it does not fit its column"
+        return set_aside(arrived.where, header.sop_uid, reason, source=source, now=now)
 
 
 def link_patient(patient: Patient, *, now: datetime, by: recording.Actor | None = None) -> int:
@@ -249,17 +322,16 @@ def _agree(
 
 
 def _store(
-    path: Path,
-    header: ehr.InstanceHeader,
-    digest: str,
+    relative: str,
+    found: ehr.Inspected,
     study: Study,
     series: Series,
     *,
     by: recording.Actor,
     now: datetime,
 ) -> Instance | None:
-    """The file, durably, then its row; None when somebody else was first with this UID."""
-    relative, sha256, size = clips.keep_file(path, f"{study.pk}/{series.pk}")
+    """The row of a file; None when somebody else was first with this UID."""
+    header = found.header
     try:
         with transaction.atomic():
             held = Study.objects.select_for_update().get(pk=study.pk)
@@ -269,9 +341,9 @@ def _store(
                 sop_class_uid=header.sop_class_uid,
                 transfer_syntax_uid=header.transfer_syntax_uid[:64],
                 number=header.instance_number,
-                bytes=size,
-                sha256=sha256,
-                pixel_digest=digest,
+                bytes=found.bytes,
+                sha256=found.sha256,
+                pixel_digest=found.pixel_digest,
                 path=relative,
             )
             if header.view_position in FRONTAL and series.view not in FRONTAL:
@@ -281,20 +353,18 @@ def _store(
                 held.state = StudyState.ANNOUNCED
                 held.save(update_fields=["state"])
             instance.series.study = held
-            _record("instance.receive", held, by=by, now=now, instance=header.sop_uid, bytes=size)
+            _record("instance.receive", held, by=by, now=now, instance=header.sop_uid, bytes=found.bytes)
             return instance
     except IntegrityError:
-        if not Instance.objects.filter(path=relative).exists():
-            clips.remove(relative)
         return None
 
 
-def _seen_again(known: Instance, path: Path, header: ehr.InstanceHeader, digest: str) -> Received:
+def _seen_again(known: Instance, path: Path, found: ehr.Inspected) -> Received:
     """A SOP Instance UID we hold. Raises _Refused when it comes with other pixels or from elsewhere."""
-    study = known.series.study
+    study, header = known.series.study, found.header
     if header.series_uid != known.series.series_uid or header.study_uid != study.study_uid:
         raise _Refused("its SOP Instance UID is held in another Series")
-    if digest == known.pixel_digest:
+    if found.pixel_digest == known.pixel_digest:
         return Received(study, known, Outcome.DUPLICATE, "same pixels")
     if header.transfer_syntax_uid != known.transfer_syntax_uid and _same_values(path, known):
         return Received(study, known, Outcome.DUPLICATE, "same pixels in another transfer syntax")
@@ -322,17 +392,22 @@ def _record(action: str, study: Study, *, by: recording.Actor, now: datetime, **
 
 __all__ = [
     "TRANSITIONS",
+    "Arrived",
     "Completed",
     "Outcome",
     "Received",
     "announce",
     "complete",
     "frame",
+    "inspect",
+    "known_as",
     "link_patient",
     "load_clip",
     "mark_encoded",
     "png",
     "receive_file",
+    "record_arrivals",
     "request_encoding",
+    "set_aside",
     "times_ms",
 ]

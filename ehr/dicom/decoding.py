@@ -9,12 +9,14 @@ Answer    4 bytes length, JSON {"ok", "error", "result", "bytes"}, then `bytes` 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import resource
 import select
 import struct
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -86,11 +88,28 @@ def _serve(
 def _header(source: Path | bytes, asked: dict[str, Any], limits: guard.Limits) -> dict[str, Any]:
     opened = dataset.open_dataset(source, limits, pixels=False)
     try:
-        header = dataclasses.asdict(dataset.read_header(opened, ZoneInfo(asked["tz"])))
+        return _plain(opened, asked)
     finally:
         opened.close()
+
+
+def _plain(opened: dataset.Opened, asked: dict[str, Any]) -> dict[str, Any]:
+    header = dataclasses.asdict(dataset.read_header(opened, ZoneInfo(asked["tz"])))
     started_at = header["started_at"]
     return {**header, "started_at": started_at.isoformat() if started_at else None}
+
+
+def _inspect(source: Path | bytes, asked: dict[str, Any], limits: guard.Limits) -> dict[str, Any]:
+    assert isinstance(source, Path)
+    with source.open("rb") as stream:
+        sha256, size = hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell()
+    opened = dataset.open_dataset(source, limits, pixels=False)
+    try:
+        header = _plain(opened, asked)
+        digest = dataset.digest_pixels(opened) if header["has_pixels"] else ""
+    finally:
+        opened.close()
+    return {"header": header, "pixels": digest, "sha256": sha256, "bytes": size}
 
 
 def _pixel_digest(source: Path | bytes, _: dict[str, Any], limits: guard.Limits) -> str:
@@ -110,7 +129,12 @@ def _value_digest(source: Path | bytes, _: dict[str, Any], limits: guard.Limits)
         opened.close()
 
 
-OPS = {"header": _header, "pixel_digest": _pixel_digest, "value_digest": _value_digest}
+OPS: dict[str, Callable[[Path | bytes, dict[str, Any], guard.Limits], Any]] = {
+    "inspect": _inspect,
+    "header": _header,
+    "pixel_digest": _pixel_digest,
+    "value_digest": _value_digest,
+}
 
 
 def _check(source: Path | bytes, limits: guard.Limits) -> Dataset:

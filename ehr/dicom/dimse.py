@@ -24,7 +24,7 @@ from pynetdicom.presentation import build_context, build_role
 
 from ehr.dicom import guard
 from ehr.dicom.listener import Taken, answer_store
-from ehr.dicom.node import PDU_BYTES, VERIFICATION, Node, check_title, guard_connection
+from ehr.dicom.node import PDU_BYTES, VERIFICATION, Node, check_title, drop_half, guard_connection
 from ehr.errors import BadInstance, EhrError, Refused, Retriable, TooLarge
 
 FIND, MOVE, GET = (f"1.2.840.10008.5.1.4.1.2.2.{last}" for last in (1, 2, 3))  # Study Root
@@ -360,7 +360,8 @@ class DimseClient:
             ext_neg=list(roles),
             tls_args=(self._tls, self.node.host) if self._tls is not None else None,
             evt_handlers=[
-                (evt.EVT_CONN_OPEN, lambda event: guard_connection(event.assoc)),
+                (evt.EVT_CONN_OPEN, lambda event: guard_connection(event.assoc, self._limits.file_bytes)),
+                (evt.EVT_CONN_CLOSE, lambda event: drop_half(event.assoc)),
                 *handlers,
             ],
         )

@@ -18,7 +18,15 @@ from pydicom.dataset import Dataset
 from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
-from ehr.dicom.node import PDU_BYTES, VERIFICATION, answer_at_once, check_title, guard_connection
+from ehr.dicom import guard
+from ehr.dicom.node import (
+    PDU_BYTES,
+    VERIFICATION,
+    answer_at_once,
+    check_title,
+    drop_half,
+    guard_connection,
+)
 from ehr.errors import Refused
 
 logger = logging.getLogger(__name__)
@@ -43,6 +51,7 @@ class StorageListener:
                fault is answered "out of resources", so that the sender tries again
     tls        a server context, for DICOM over TLS (PS3.15 annex B)
     most       associations at once; more are told to come back later
+    limits     a file that grows beyond `file_bytes` while it comes ends its association
     """
 
     def __init__(
@@ -55,6 +64,7 @@ class StorageListener:
         allowed: Sequence[str] = (),
         tls: ssl.SSLContext | None = None,
         most: int = 6,
+        limits: guard.Limits = guard.DEFAULT,
     ) -> None:
         for one in (title, *allowed):
             check_title(one)
@@ -74,7 +84,8 @@ class StorageListener:
         node.acse_timeout = 30.0
         handlers: list[Any] = [
             (evt.EVT_C_STORE, self._store),
-            (evt.EVT_CONN_OPEN, lambda event: guard_connection(event.assoc)),
+            (evt.EVT_CONN_OPEN, lambda event: guard_connection(event.assoc, limits.file_bytes)),
+            (evt.EVT_CONN_CLOSE, lambda event: drop_half(event.assoc)),
             (evt.EVT_PDU_RECV, lambda event: answer_at_once(event.assoc)),
             (evt.EVT_REJECTED, self._rejected),
         ]

@@ -9,16 +9,20 @@ from __future__ import annotations
 import re
 import socket
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from pynetdicom import _config
 from pynetdicom.association import Association
 
+from ehr.dicom import guard
 from ehr.errors import Refused
 
 TITLE = re.compile(r"[\x21-\x5b\x5d-\x7e](?:[\x20-\x5b\x5d-\x7e]{0,14}[\x21-\x5b\x5d-\x7e])?")
 PDU_BYTES = 256 * 1024
 PDU_MOST = 1024 * 1024  # with what negotiation may add; a longer one ends the connection
+MESSAGE_MOST = 16 * 1024 * 1024  # of a message without a file: a command, a match
 VERIFICATION = "1.2.840.10008.1.1"
 SCHEMES = {"dimse": False, "dimse+tls": True}
 
@@ -63,19 +67,20 @@ def check_title(title: str) -> None:
         raise Refused(f"{title!r} is not an AE title: 1 to 16 printable characters, no backslash")
 
 
-def guard_connection(association: Association) -> None:
-    """Read in large pieces and never more than PDU_MOST for one PDU; answer without waiting for more.
+def guard_connection(association: Association, file_bytes: int = guard.DEFAULT.file_bytes) -> None:
+    """Read in large pieces, and no more than one PDU, one message and one file may have.
 
-    For the event of a connection that opens. pynetdicom reads 4 KiB at a time and believes any length.
+    For the event of a connection that opens. pynetdicom reads 4 KiB at a time and believes any length; what
+    asks for more loses its connection.
     """
     held = association.dul.socket
     if held is None or held.socket is None:
         return
 
     def read(count: int) -> bytearray:
-        found, filled = bytearray(min(count, PDU_MOST)), 0
-        if count > PDU_MOST or held.socket is None:
-            raise OSError("a PDU longer than we said it may be")
+        if held.socket is None or count > PDU_MOST or _too_much(association, file_bytes):
+            raise OSError("more than we said we take")
+        found, filled = bytearray(count), 0
         with memoryview(found) as view:
             while filled < count:
                 got = held.socket.recv_into(view[filled:])
@@ -87,6 +92,25 @@ def guard_connection(association: Association) -> None:
 
     held.recv = read  # type: ignore[method-assign, assignment]
     answer_at_once(association)
+
+
+def _too_much(association: Association, file_bytes: int) -> bool:
+    message = association.dimse.message
+    if message is None:
+        return False
+    file: Any = message._data_set_file
+    if file is not None:
+        return bool(file.tell() > file_bytes)
+    return message.encoded_command_set.tell() + message.data_set.tell() > MESSAGE_MOST  # type: ignore[union-attr]
+
+
+def drop_half(association: Association) -> None:
+    """Remove the file of a message that will not end any more. For the event of a connection that closes."""
+    message = association.dimse.message
+    file: Any = message._data_set_file if message is not None else None
+    if file is not None:
+        file.close()
+        Path(file.name).unlink(missing_ok=True)
 
 
 def answer_at_once(association: Association) -> None:

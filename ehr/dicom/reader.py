@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ehr.dicom import child, guard
 from ehr.errors import BadInstance
-from ehr.records import Clip, InstanceHeader
+from ehr.records import Clip, Inspected, InstanceHeader
 
 FULL = np.float32(65535)
 
@@ -25,8 +26,13 @@ def read_header(
     raises      BadInstance (not DICOM, truncated, no usable UIDs …), TooLarge
     """
     result, _ = child.ask("header", _sources(source), limits=limits, tz=default_tz)
-    at = result.pop("started_at")
-    return InstanceHeader(**result, started_at=datetime.fromisoformat(at) if at else None)
+    return _header(result)
+
+
+def inspect(path: Path, *, default_tz: str = "UTC", limits: guard.Limits = guard.DEFAULT) -> Inspected:
+    """Header and digests of one file, read once. Raises as `read_header` and `pixel_digest`."""
+    result, _ = child.ask("inspect", [path], limits=limits, tz=default_tz)
+    return Inspected(_header(result["header"]), result["pixels"], result["sha256"], result["bytes"])
 
 
 def pixel_digest(source: Path | bytes, *, limits: guard.Limits = guard.DEFAULT) -> str:
@@ -72,6 +78,11 @@ def read_clip(
         slice_mm=result["slice_mm"],
         notes=tuple(result["notes"]),
     )
+
+
+def _header(result: dict[str, Any]) -> InstanceHeader:
+    at = result.pop("started_at")
+    return InstanceHeader(**result, started_at=datetime.fromisoformat(at) if at else None)
 
 
 def _sources(source: Path | bytes) -> list[Path] | bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, tzinfo
 from types import TracebackType
@@ -19,7 +19,7 @@ import httpx
 
 from ehr.dicom.multipart import read_parts
 from ehr.errors import BadResource, Refused, Retriable, TooLarge
-from ehr.records import ImagingStudyRecord
+from ehr.records import WITHOUT_PIXELS, ImagingStudyRecord
 
 MIB = 1024 * 1024
 UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -197,4 +197,20 @@ def read_study(
         started_at=started_at,
         description=value_of(study, "00081030"),
         endpoint=endpoint,
+        expected=(("", count),) if (count := _count(study, "00201208")) else (),
     )
+
+
+def read_expected(series: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, int], ...]:
+    """How many instances each Series with pixels has, where all of them say so; else nothing is expected."""
+    counts = [
+        (value_of(one, "0020000E"), _count(one, "00201209"))
+        for one in series
+        if value_of(one, "00080060") not in WITHOUT_PIXELS
+    ]
+    return tuple(counts) if counts and all(uid and count for uid, count in counts) else ()
+
+
+def _count(of: Mapping[str, Any], tag: str) -> int:
+    said = value_of(of, tag)
+    return int(said) if said.isdigit() else 0

@@ -8,7 +8,7 @@ from ehr.errors import BadResource
 from ehr.fhir.dates import get_span, latest, start_of
 from ehr.fhir.elements import Json, get_list, get_text, read_coding
 from ehr.fhir.subject import About
-from ehr.records import Fact, ImagingStudyRecord
+from ehr.records import WITHOUT_PIXELS, Fact, ImagingStudyRecord
 
 # the first is the rule of R4; the second is what came before it and is still sent (docs/oddities.md)
 _UID_SYSTEMS = frozenset({"urn:dicom:uid", "urn:ietf:rfc:3986"})
@@ -28,6 +28,7 @@ def read_imaging_study(about: About) -> list[Fact]:
             read_coding(item, f"{kind}.series.modality") for item in get_list(series, "modality", kind)
         )
         endpoints.extend(get_list(series, "endpoint", kind))
+    expected = _expected(resource)
     endpoint = ""
     for item in endpoints:
         reference = get_text(item, "reference", f"{kind}.endpoint")
@@ -43,8 +44,24 @@ def read_imaging_study(about: About) -> list[Fact]:
             started_at=start_of(started),
             description=get_text(resource, "description", kind)[:300],
             endpoint=endpoint[:500],
+            expected=expected,
         )
     ]
+
+
+def _expected(resource: Json) -> tuple[tuple[str, int], ...]:
+    """How many instances each Series with pixels has; without Series, how many the Study has."""
+    counts = []
+    for series in get_list(resource, "series", "ImagingStudy"):
+        uid, count = series.get("uid"), series.get("numberOfInstances")
+        modality = series.get("modality")
+        code = modality.get("code") if isinstance(modality, dict) else None
+        if isinstance(uid, str) and isinstance(count, int) and count > 0 and code not in WITHOUT_PIXELS:
+            counts.append((uid.removeprefix("urn:oid:"), count))
+    whole = resource.get("numberOfInstances")
+    if not counts and isinstance(whole, int) and whole > 0:
+        return (("", whole),)
+    return tuple(counts)
 
 
 def _study_uid(resource: Json) -> str:

@@ -16,19 +16,36 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
+from django.db import OperationalError
 from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.association import Association
 
 from cds import listening
 from cds.patients.models import Patient, SetAside
+from cds.studies import clips
 from cds.studies.models import Encoding, Instance, Study, StudyState
 from ehr import Refused, StorageListener
+from ehr.dicom import guard
 from tests.cds.dicom_files import write_radiograph
+from tests.ehr.dicom.making import make_dataset, save
 from tests.factories import NOW, make_source
 
+SEND_RAW = """
+import sys
+from pynetdicom import AE, _config
+_config.STORE_SEND_CHUNKED_DATASET = True  # as it is: nothing is inflated by us
+node = AE("CT1")
+node.add_requested_context("1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.1.2.1.99")
+peer = node.associate("127.0.0.1", int(sys.argv[1]), ae_title="TESSERA")
+answer = peer.send_c_store(sys.argv[2])
+print(f"{answer.Status:x}", answer.ErrorComment)
+peer.release()
+"""
 CR = "1.2.840.10008.5.1.4.1.1.1"
 ECHO = "1.2.840.10008.1.1"
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -43,7 +60,7 @@ def arrivals(settings: Any, tmp_path: Path) -> listening.Arrivals:
 
 @contextmanager
 def node(arrivals: listening.Arrivals, **kwargs: Any) -> Iterator[StorageListener]:
-    with StorageListener("TESSERA", 0, take=arrivals.take, **kwargs) as found:
+    with arrivals, StorageListener("TESSERA", 0, take=arrivals.take, **kwargs) as found:
         yield found
 
 
@@ -79,11 +96,11 @@ def test_what_was_answered_with_success_is_stored_and_completed(
     assert answer.Status == 0
     study = Study.objects.get()
     assert study.state == StudyState.ANNOUNCED, "more may come"
-    assert arrivals.complete_quiet() == 1
+    assert arrivals.complete_due() == 1
     study.refresh_from_db()
     assert study.state == StudyState.STORED
     assert Encoding.objects.filter(study=study).exists()
-    assert arrivals.complete_quiet() == 0
+    assert arrivals.complete_due() == 0
 
 
 def test_the_same_instance_twice_is_one_and_with_other_pixels_it_is_refused_with_words(
@@ -104,12 +121,92 @@ def test_a_full_store_is_not_a_success(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cds.studies.receiving._store", full)
+    monkeypatch.setattr("cds.listening._sync", full)
     with node(arrivals) as listener:
         (answer,) = send(listener.port, write_radiograph(tmp_path / "a.dcm"))
     assert answer.Status == 0xA700
     assert "send it again" in answer.ErrorComment
     assert not Instance.objects.exists()
+
+
+def test_the_database_was_away_and_the_next_process_records_what_was_answered(
+    arrivals: listening.Arrivals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise OperationalError("gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("cds.studies.receiving.record_arrivals", away)
+        with node(arrivals) as listener:
+            (answer,) = send(listener.port, write_radiograph(tmp_path / "a.dcm"))
+    assert answer.Status == 0, "it lies durably in the inbox"
+    assert not Instance.objects.exists()
+    with listening.Arrivals(arrivals._source, quiet_s=0) as again:
+        held = Instance.objects.get()
+        assert clips.path_of(held.path).is_file()
+        assert again.complete_due() == 1
+    assert not list(arrivals.inbox.glob("*.dcm"))
+
+
+def test_killed_between_the_row_and_its_place(
+    arrivals: listening.Arrivals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise OSError("killed here")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("cds.studies.clips.place", killed)
+        with node(arrivals) as listener:
+            send(listener.port, write_radiograph(tmp_path / "a.dcm"))
+    held = Instance.objects.get()
+    assert not clips.path_of(held.path).exists()
+    with listening.Arrivals(arrivals._source):
+        assert clips.path_of(held.path).is_file()
+    assert Instance.objects.count() == 1
+
+
+def test_what_is_found_wrong_after_success_is_reported_and_its_file_kept(
+    arrivals: listening.Arrivals, tmp_path: Path
+) -> None:
+    first = write_radiograph(tmp_path / "a.dcm", name="a")
+    other = write_radiograph(tmp_path / "b.dcm", name="b", seed=1)
+    data = pydicom.dcmread(other)
+    data.SeriesInstanceUID, data.StudyInstanceUID = pydicom.dcmread(first).SeriesInstanceUID, "1.2.3.4"
+    data.save_as(other)
+    with node(arrivals) as listener:
+        answers = send(listener.port, first, other)
+    assert [answer.Status for answer in answers] == [0, 0]
+    assert "belongs to another Study" in SetAside.objects.get().reason
+    assert len(list((arrivals.inbox / "set-aside").glob("*.dcm"))) == 1
+
+
+def test_a_file_larger_than_the_limit_ends_the_association_and_leaves_nothing(
+    arrivals: listening.Arrivals, tmp_path: Path
+) -> None:
+    limits = guard.Limits(file_bytes=200_000)
+    big = make_dataset(np.zeros((1024, 1024), np.uint16))
+    with node(arrivals, limits=limits) as listener:
+        with calling(listener.port) as peer, pytest.raises((RuntimeError, AttributeError)):
+            assert peer.send_c_store(pydicom.dcmread(save(big, tmp_path / "big.dcm"))).Status is None
+        (answer,) = send(listener.port, write_radiograph(tmp_path / "a.dcm"))
+    assert answer.Status == 0, "the next one is served"
+    assert not list(arrivals.incoming.iterdir())
+    assert Instance.objects.count() == 1
+
+
+def test_a_deflated_bomb_costs_a_refusal(arrivals: listening.Arrivals, tmp_path: Path) -> None:
+    bomb = make_dataset(np.zeros((8, 8), np.uint16))
+    bomb.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    bomb.PixelData = bytes(600 * 1024 * 1024)
+    path = save(bomb, tmp_path / "bomb.dcm")
+    assert path.stat().st_size < 2_000_000
+    with node(arrivals) as listener:
+        said = subprocess.run(
+            [sys.executable, "-c", SEND_RAW, str(listener.port), str(path)], capture_output=True, text=True
+        )
+        (answer,) = send(listener.port, write_radiograph(tmp_path / "a.dcm"))
+    assert said.stdout.startswith("c000 the deflated data set inflates beyond"), said.stderr
+    assert answer.Status == 0
 
 
 def test_only_those_who_are_allowed_and_know_our_title(arrivals: listening.Arrivals) -> None:
@@ -163,7 +260,7 @@ def test_a_study_that_a_killed_process_left_is_completed(
     with node(arrivals) as listener:
         send(listener.port, write_radiograph(tmp_path / "a.dcm"))
     again = listening.Arrivals(Study.objects.get().source, quiet_s=0)
-    assert again.complete_quiet() == 1
+    assert again.complete_due() == 1
 
 
 def test_a_patient_who_is_known_is_scored_anew(arrivals: listening.Arrivals, tmp_path: Path) -> None:
@@ -172,7 +269,7 @@ def test_a_patient_who_is_known_is_scored_anew(arrivals: listening.Arrivals, tmp
     with node(arrivals) as listener:
         send(listener.port, write_radiograph(tmp_path / "a.dcm", patient_id=number.value))
     was = patient.revision
-    arrivals.complete_quiet()
+    arrivals.complete_due()
     patient.refresh_from_db()
     assert patient.revision > was
 

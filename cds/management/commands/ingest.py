@@ -6,10 +6,12 @@ import csv
 import json
 import logging
 import os
+import ssl
 from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 import ehr
-from cds import ingesting
+from cds import ingesting, pulling
 from cds.audit import recording
 from cds.errors import ClinicError
 from cds.patients import importing
@@ -32,8 +34,8 @@ STATES = ("new", "changed", "unchanged", "removed", "set_aside")
 
 class Command(BaseCommand):
     help = (
-        "Take in FHIR R4 (folder of Bundles or NDJSON, or a server's base URL) and DICOM (folder, or a "
-        "DICOMweb base URL). Safe to repeat. What is refused is listed with its reason."
+        "Take in FHIR R4 (folder of Bundles or NDJSON, or a server's base URL) and DICOM (folder, "
+        "DICOMweb base URL, or DICOM node). Safe to repeat. What is refused is listed with its reason."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -41,13 +43,32 @@ class Command(BaseCommand):
             "--fhir", action="append", default=[], metavar="SOURCE", help="folder or base URL"
         )
         parser.add_argument(
-            "--dicom", action="append", default=[], metavar="SOURCE", help="folder or base URL"
+            "--dicom",
+            action="append",
+            default=[],
+            metavar="SOURCE",
+            help="folder, DICOMweb base URL, or DICOM node: dimse://TITLE@host:port (dimse+tls://…)",
         )
         parser.add_argument(
             "--changed",
             action="store_true",
             help="of a server: only patients changed since the last run; put it into a timer to poll",
         )
+        node = parser.add_argument_group("Of a DICOM node (dimse://…)")
+        node.add_argument("--patient-id", default="", help="studies of this PatientID only")
+        node.add_argument("--accession", default="", metavar="NUMBER")
+        node.add_argument("--modality", default="", help="CT, MR, US …")
+        node.add_argument("--since", type=date.fromisoformat, metavar="YYYY-MM-DD", help="StudyDate")
+        node.add_argument("--until", type=date.fromisoformat, metavar="YYYY-MM-DD")
+        node.add_argument(
+            "--announced", action="store_true", help="studies that FHIR announced and that are not here yet"
+        )
+        node.add_argument("--calling", default="TESSERA", metavar="AET", help="our AE title")
+        node.add_argument(
+            "--move-to", default="", metavar="AET", help="C-MOVE to our receive_dicom instead of C-GET"
+        )
+        node.add_argument("--tls-ca", type=Path, metavar="FILE", help="the CA of the node's certificate, PEM")
+        node.add_argument("--tls-cert", type=Path, metavar="FILE", help="our certificate, PEM, with its key")
         bulk = parser.add_argument_group("Bulk Data ($export)")
         bulk.add_argument(
             "--bulk", action="append", default=[], metavar="URL", help="base URL to export from"
@@ -106,7 +127,10 @@ class Command(BaseCommand):
                     )
                     tally.merge(done)
                 for where in options["dicom"]:
-                    tally.merge(ingesting.ingest_dicom(where, token=token, **common))
+                    if pulling.is_node(where):
+                        tally.merge(_pull(where, options, common))
+                    else:
+                        tally.merge(ingesting.ingest_dicom(where, token=token, **common))
                 ingesting.request_scores(tally, by=by, now=now, progress=progress)
         except ClinicError as error:
             raise CommandError(str(error)) from error
@@ -115,6 +139,27 @@ class Command(BaseCommand):
             write_report(tally, options["report"])
         if tally.interrupted:
             raise CommandError(f"{tally.interrupted}. Run the same command again to go on from here.")
+
+
+def _pull(where: str, options: dict[str, Any], common: dict[str, Any]) -> ingesting.Tally:
+    """What a DICOM node has of what the options ask for."""
+    names = ("patient_id", "accession", "modality", "since", "until", "announced")
+    tls = None
+    if where.startswith("dimse+tls") and (options["tls_ca"] or options["tls_cert"]):
+        try:
+            tls = ssl.create_default_context(cafile=options["tls_ca"])
+            if options["tls_cert"]:
+                tls.load_cert_chain(options["tls_cert"])
+        except (OSError, ssl.SSLError) as error:
+            raise CommandError(f"the TLS files cannot be used: {error}") from error
+    return pulling.pull(
+        where,
+        wanted=pulling.Wanted(**{name: options[name] for name in names}),
+        title=options["calling"],
+        move_to=options["move_to"],
+        tls=tls,
+        **common,
+    )
 
 
 def _signed_in(where: str, options: dict[str, Any]) -> ehr.SignIn | None:

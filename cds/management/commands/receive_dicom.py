@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import signal
 import ssl
-import tempfile
+import sys
 import threading
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
@@ -18,11 +17,14 @@ import ehr
 from cds import listening
 from cds.patients import importing
 
+SWITCH_S = 0.001  # the thread that writes rows must not keep those waiting that answer senders
+
 
 class Command(BaseCommand):
     help = (
         "Receive DICOM by C-STORE (and answer C-ECHO) until stopped. Success is answered once a file lies "
-        "durably in the store; a Study is complete when nothing of it has come for a while."
+        "durably in the store; a Study is complete when all that was announced of it is there, or nothing of "
+        "it has come for a while."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -35,7 +37,7 @@ class Command(BaseCommand):
         parser.add_argument("--source", default="dicom", metavar="SLUG", help="whose patients these are")
         parser.add_argument("--quiet", type=float, default=listening.QUIET_S, metavar="S", help="seconds")
         parser.add_argument(
-            "--most", type=int, default=6, help="associations at once; PostgreSQL's pool holds 8"
+            "--most", type=int, default=8, help="associations at once; more are told to come back"
         )
         parser.add_argument(
             "--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM: DICOM over TLS"
@@ -46,30 +48,14 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        incoming = settings.DATA_DIR / "incoming" / "c-store"
-        incoming.mkdir(parents=True, exist_ok=True)
-        for left in incoming.glob("*.dcm"):  # of a process that was killed; its sender was answered nothing
-            left.unlink()
-        tempfile.tempdir = str(incoming)
+        sys.setswitchinterval(SWITCH_S)
         arrivals = listening.Arrivals(
             importing.get_source(options["source"], now=timezone.now()), quiet_s=options["quiet"]
         )
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        try:
-            node = ehr.StorageListener(
-                options["title"],
-                options["port"],
-                host=options["host"],
-                allowed=options["allow"],
-                take=arrivals.take,
-                tls=_tls(options),
-                most=options["most"],
-            )
-        except (ehr.EhrError, OSError) as error:
-            raise CommandError(f"cannot listen on {options['host']}:{options['port']}: {error}") from error
-        with node:
+        with arrivals, _listener(arrivals, options) as node:
             who = ", ".join(options["allow"]) or "anybody on this machine"
             self.stdout.write(
                 f"{options['title']} listens on {options['host']}:{node.port}"
@@ -78,6 +64,21 @@ class Command(BaseCommand):
             self.stdout.flush()
             listening.watch(arrivals, stop)
         self.stdout.write("stopped; what had been answered with success is stored")
+
+
+def _listener(arrivals: listening.Arrivals, options: dict[str, Any]) -> ehr.StorageListener:
+    try:
+        return ehr.StorageListener(
+            options["title"],
+            options["port"],
+            host=options["host"],
+            allowed=options["allow"],
+            take=arrivals.take,
+            tls=_tls(options),
+            most=options["most"],
+        )
+    except (ehr.EhrError, OSError) as error:
+        raise CommandError(f"cannot listen on {options['host']}:{options['port']}: {error}") from error
 
 
 def _tls(options: dict[str, Any]) -> ssl.SSLContext | None:

@@ -1,0 +1,189 @@
+"""Fetching studies from a DICOM node by DIMSE: what it has, or what FHIR announced, unless we hold it whole.
+
+By C-GET the files come over our own connection; by C-MOVE the node sends them to our receiver
+(`manage.py receive_dicom`), which records and completes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ssl
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+
+import ehr
+from cds.audit import recording
+from cds.errors import Conflict, Invalid
+from cds.ingesting import Progress, Tally
+from cds.patients import importing
+from cds.patients.models import Source
+from cds.studies import receiving
+from cds.studies.models import Instance, Study, StudyState
+
+ARRIVE_S = 30.0  # how long files that were sent to our receiver may take to get their rows
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which studies. Empty: any. `announced`: those that FHIR announced and of which nothing is here."""
+
+    patient_id: str = ""
+    accession: str = ""
+    modality: str = ""
+    since: date | None = None
+    until: date | None = None
+    announced: bool = False
+
+
+def is_node(where: object) -> bool:
+    """A DICOM node's address, `dimse://TITLE@host:port`."""
+    return isinstance(where, str) and where.lower().startswith(("dimse://", "dimse+tls://"))
+
+
+def pull(
+    where: str,
+    *,
+    wanted: Wanted,
+    source: Source,
+    by: recording.Actor,
+    now: datetime,
+    progress: Progress,
+    title: str = "TESSERA",
+    move_to: str = "",
+    tls: ssl.SSLContext | None = None,
+) -> Tally:
+    """Take what a node has of `wanted`.
+
+    title    our AE title, which the node must know
+    move_to  AE title of our receiver: C-MOVE there instead of C-GET
+    raises   Invalid when the address is none
+    """
+    tally = Tally()
+    try:
+        client = ehr.DimseClient(ehr.parse_node(where), title=title, tls=tls)
+    except ehr.EhrError as error:
+        raise Invalid(str(error)) from error
+    try:
+        for done, listed in enumerate(_listed(client, wanted, source), 1):
+            study = _announce(client, listed, source=source, by=by, now=now, tally=tally)
+            if study is None:
+                continue
+            if study.state != StudyState.ANNOUNCED and study.missing() == 0:
+                tally.instances["duplicate"] += Instance.objects.filter(series__study=study).count()
+            elif move_to:
+                _move(client, study, move_to, tally)
+            else:
+                _get(client, study, source=source, by=by, now=now, tally=tally)
+            progress("Studies fetched", done, None)
+    except ehr.EhrError as error:
+        tally.interrupted = f"the DICOM node did not do what was asked: {error}"
+    return tally
+
+
+def _listed(client: ehr.DimseClient, wanted: Wanted, source: Source) -> Iterator[dict[str, Any]]:
+    if not wanted.announced:
+        yield from client.studies(
+            since=wanted.since,
+            until=wanted.until,
+            patient_id=wanted.patient_id,
+            modality=wanted.modality,
+            accession=wanted.accession,
+        )
+        return
+    waiting = Study.objects.filter(source=source, state=StudyState.ANNOUNCED, series=None)
+    for uid in list(waiting.order_by("received_at").values_list("study_uid", flat=True)):
+        yield from client.studies(study_uid=uid)
+
+
+def _announce(
+    client: ehr.DimseClient,
+    listed: dict[str, Any],
+    *,
+    source: Source,
+    by: recording.Actor,
+    now: datetime,
+    tally: Tally,
+) -> Study | None:
+    """The Study with what is expected of it, as its Series say; None when it is set aside."""
+    try:
+        found = ehr.read_study(listed)
+        expected = ehr.read_expected(client.series(found.study_uid))
+        if expected:
+            found = dataclasses.replace(found, expected=expected)
+        return receiving.announce(
+            found,
+            source=source,
+            by=by,
+            now=now,
+            patient_id=ehr.value_of(listed, "00100020"),
+            issuer=ehr.value_of(listed, "00100021"),
+        )
+    except (ehr.BadResource, Conflict) as error:
+        refused = ehr.SetAside(str(client.node), "DICOM", ehr.value_of(listed, "0020000D"), str(error))
+        importing.keep_set_aside(source, [refused], now=now)
+        tally.refuse([refused])
+        return None
+
+
+def _get(
+    client: ehr.DimseClient,
+    study: Study,
+    *,
+    source: Source,
+    by: recording.Actor,
+    now: datetime,
+    tally: Tally,
+) -> None:
+    where = f"{client.node} study {study.study_uid}"
+
+    def take(path: Path) -> ehr.Taken:
+        received = receiving.receive_file(path, source=source, by=by, now=now, where=where)
+        tally.instances[received.outcome.value] += 1
+        if received.outcome is receiving.Outcome.SET_ASIDE:
+            tally.refuse([ehr.SetAside(where, "DICOM", "", received.reason)])
+            return ehr.Taken(received.reason)
+        return ehr.Taken()
+
+    incoming = settings.DATA_DIR / "incoming"
+    incoming.mkdir(parents=True, exist_ok=True)
+    was, tempfile.tempdir = tempfile.tempdir, str(incoming)
+    try:
+        moved = client.get(study.study_uid, take)
+    finally:
+        tempfile.tempdir = was
+        study.refresh_from_db()
+        if study.state == StudyState.ANNOUNCED and study.series.exists():
+            receiving.complete(study, by=by, now=now)
+            tally.studies += 1
+            if study.patient_id is not None:
+                tally.changed.add(study.patient_id)
+    if moved.completed == 0 and moved.failed == 0:
+        tally.refuse([ehr.SetAside(where, "DICOM", "", "the node sent nothing; try C-MOVE (--move-to)")])
+
+
+def _move(client: ehr.DimseClient, study: Study, to: str, tally: Tally) -> None:
+    """Ask for a Study and wait until our receiver has recorded what was sent."""
+    held = Instance.objects.filter(series__study__study_uid=study.study_uid)
+    before = held.count()
+    moved = client.move(study.study_uid, to)
+    until = time.monotonic() + ARRIVE_S
+    while held.count() < moved.completed and time.monotonic() < until:
+        time.sleep(0.2)
+    tally.instances["new"] += held.count() - before
+    tally.studies += 1
+    where = f"{client.node} study {study.study_uid}"
+    if moved.completed and not held.exists():
+        raise ehr.Refused(
+            f"{client.node} says that it sent {moved.completed} files to {to}, and none is here: is it our "
+            "receiver that listens there, on this database?"
+        )
+    if moved.failed:
+        words = f"the node could not send {moved.failed} of its instances; our receiver's log may say why"
+        tally.refuse([ehr.SetAside(where, "DICOM", "", words)])
