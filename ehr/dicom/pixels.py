@@ -30,6 +30,8 @@ FASTEST = {  # by transfer syntax; the same values as the others, two to eight t
     "1.2.840.10008.1.2.4.81": "pyjpegls",
     "1.2.840.10008.1.2.5": "pylibjpeg",
 }
+EXTENDED = "1.2.840.10008.1.2.4.51"
+PROGRESSIVE = frozenset({"1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55"})  # retired, still in archives
 JPEG_2000 = frozenset({"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"})
 LEAST_OF_SIDE = 0.9  # of the longest side asked for, that a lower resolution level may have
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -259,6 +261,9 @@ def reduced(dataset: Dataset, indices: list[int], max_side: int) -> list[Array] 
 def decode(dataset: Dataset, indices: list[int]) -> Iterator[tuple[Array, dict[str, Any]]]:
     """Decoded frames and what describes them. Raises BadInstance with the reason in words."""
     uid = dataset.file_meta.TransferSyntaxUID
+    if str(uid) in PROGRESSIVE:
+        yield from _grey_jpeg(dataset, indices)
+        return
     try:
         decoder = get_decoder(uid)
     except NotImplementedError:
@@ -279,9 +284,41 @@ def decode(dataset: Dataset, indices: list[int]) -> Iterator[tuple[Array, dict[s
             raise
         except Exception as error:
             # Decoders raise whatever they like over damaged data, and may quote values: the kind is enough.
+            if not plugin and str(uid) == EXTENDED and not done:
+                yield from _grey_jpeg(dataset, indices)  # 12 bits, which the plug-ins lack
+                return
             if not plugin:
                 raise BadInstance(_reason(error, uid, done)) from None
             plugin = ""  # the fastest cannot read this variant: let every other one try from here on
+
+
+def _grey_jpeg(dataset: Dataset, indices: list[int]) -> Iterator[tuple[Array, dict[str, Any]]]:
+    """Grey JPEG of 8 or 12 bits, progressive too, by libjpeg-turbo. Raises BadInstance."""
+    import imagecodecs  # here: few files need it, and it is slow to load
+
+    uid, bits = dataset.file_meta.TransferSyntaxUID, whole(dataset, "BitsStored") or 0
+    if whole(dataset, "SamplesPerPixel") != 1:
+        raise BadInstance(f"{_name(uid)} in colour is not one we can decode")
+    shape = (whole(dataset, "Rows"), whole(dataset, "Columns"))
+    about = {"photometric_interpretation": text(dataset, "PhotometricInterpretation"), "bits_stored": bits}
+    wanted = set(indices)
+    found: dict[int, Array] = {}
+    try:
+        frames = generate_frames(dataset.PixelData, number_of_frames=whole(dataset, "NumberOfFrames") or 1)
+        for index, coded in enumerate(frames):
+            if index in wanted:
+                found[index] = imagecodecs.jpeg8_decode(coded)
+                if found[index].shape != shape:
+                    raise BadInstance("its frames are not of the size that its header says")
+        for index in indices:
+            values = found[index]
+            if whole(dataset, "PixelRepresentation") == 1 and 0 < bits < 16:
+                values = (values.astype(np.int16) << (16 - bits)) >> (16 - bits)
+            yield values, about
+    except (MemoryError, BadInstance):
+        raise
+    except Exception as error:
+        raise BadInstance(_reason(error, uid, 0)) from None
 
 
 def digest_values(opened: Opened) -> str:

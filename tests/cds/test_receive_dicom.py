@@ -21,7 +21,6 @@ import pydicom
 import pytest
 from django.db import OperationalError
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.association import Association
 
@@ -32,7 +31,7 @@ from cds.studies.models import Encoding, Instance, Study, StudyState
 from ehr import Refused, StorageListener
 from ehr.dicom import guard
 from tests.cds.dicom_files import write_radiograph
-from tests.ehr.dicom.making import make_dataset, save
+from tests.ehr.dicom.making import bomb, make_dataset, save
 from tests.factories import NOW, make_source
 
 SEND_RAW = """
@@ -195,11 +194,8 @@ def test_a_file_larger_than_the_limit_ends_the_association_and_leaves_nothing(
 
 
 def test_a_deflated_bomb_costs_a_refusal(arrivals: listening.Arrivals, tmp_path: Path) -> None:
-    bomb = make_dataset(np.zeros((8, 8), np.uint16))
-    bomb.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    bomb.PixelData = bytes(600 * 1024 * 1024)
-    path = save(bomb, tmp_path / "bomb.dcm")
-    assert path.stat().st_size < 2_000_000
+    path = bomb(tmp_path, megabytes=520)
+    assert path.stat().st_size < 3_000_000
     with node(arrivals) as listener:
         said = subprocess.run(
             [sys.executable, "-c", SEND_RAW, str(listener.port), str(path)], capture_output=True, text=True
@@ -330,7 +326,8 @@ def test_the_command_listens_and_stops(tmp_path: Path, port: int) -> None:
         time.sleep(2)
         started.send_signal(signal.SIGTERM)
         assert "stopped" in started.communicate(timeout=30)[0]
-    assert not list((tmp_path / "incoming").rglob("*.dcm"))
+    assert len(held(tmp_path)) == 1
+    assert not list((tmp_path / "studies" / ".inbox").rglob("*.dcm"))
 
 
 def test_killed_while_receiving_nothing_is_lost_and_nothing_doubled(tmp_path: Path, port: int) -> None:
@@ -348,9 +345,11 @@ def test_killed_while_receiving_nothing_is_lost_and_nothing_doubled(tmp_path: Pa
                 answered.append(pydicom.dcmread(path).SOPInstanceUID)
         started.wait(10)
     assert 5 <= len(answered) < len(paths)
-    assert {uid for uid, _ in held(tmp_path)} >= set(answered), "success was answered, so it is stored"
-    with command(tmp_path, port):
+    with command(tmp_path, port) as again:
+        assert {uid for uid, _ in held(tmp_path)} >= set(answered), "success was answered, so it is stored"
         assert [answer.Status for answer in send(port, *paths)] == [0] * len(paths)
+        again.terminate()
+        again.wait(60)
     found = held(tmp_path)
     assert len(found) == len({uid for uid, _ in found}) == len(paths)
     assert all((tmp_path / "studies" / path).is_file() for _, path in found)

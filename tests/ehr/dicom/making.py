@@ -63,7 +63,8 @@ def make_file(folder: Path, pixels: np.ndarray | None = None, name: str = "one.d
 def bomb(folder: Path, megabytes: int = 900) -> Path:
     """A deflated data set of some hundred KB whose one private element inflates to hundreds of MB."""
     uid = b"1.2.840.10008.1.2.1.99"
-    syntax = struct.pack("<HH2sH", 2, 0x10, b"UI", len(uid)) + uid
+    parts = ((2, b"1.2.840.10008.5.1.4.1.1.1\0"), (3, b"1.2.3.4\0"), (0x10, uid))
+    syntax = b"".join(struct.pack("<HH2sH", 2, number, b"UI", len(one)) + one for number, one in parts)
     meta = struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(syntax)) + syntax
     engine = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
     size = megabytes * 1024 * 1024
