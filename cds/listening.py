@@ -8,14 +8,18 @@ was announced for it is there, else when no file of it has come for `quiet_s`; a
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import queue
+import shutil
 import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -48,9 +52,10 @@ class Arrivals:
     def __init__(self, source: Source, *, quiet_s: float = QUIET_S) -> None:
         self._source, self._quiet_s = source, quiet_s
         self._by = recording.system("receive_dicom")
-        self.inbox = Path(settings.STUDY_STORE) / ".inbox"
+        self._root = Path(settings.STUDY_STORE) / ".inbox"
+        self.inbox = self._root / f"{source.slug}.{uuid.uuid4().hex}"  # ours, as long as we live
         self.incoming = self.inbox / "incoming"  # half-received files: nobody was answered anything
-        self.incoming.mkdir(parents=True, exist_ok=True)
+        self.aside = self._root / "set-aside"
         self._lock = threading.Lock()
         self._waiting: dict[Path, receiving.Arrived] = {}
         self._uids: dict[str, int] = {}  # SOP Instance UIDs of files without a row
@@ -65,10 +70,15 @@ class Arrivals:
         self._last: dict[UUID, float] = dict.fromkeys(left.values_list("pk", flat=True), time.monotonic())
 
     def __enter__(self) -> Self:
-        for half in self.incoming.iterdir():
-            half.unlink()
+        self.incoming.mkdir(parents=True)
+        self.aside.mkdir(exist_ok=True)
+        self._owned = _owned(self.inbox)
         tempfile.tempdir = str(self.incoming)  # where pynetdicom writes what comes
-        self._recover()
+        for left in sorted(self._root.glob(f"{self._source.slug}.*")):
+            if (owned := _owned(left)) is not None:  # whoever had it is gone
+                self._recover(left)
+                shutil.rmtree(left)
+                os.close(owned)
         self._recorder.start()
         return self
 
@@ -82,6 +92,10 @@ class Arrivals:
             self._checkers.submit(_hang_up)
         self._checkers.shutdown()
         self._syncers.shutdown()
+        if not any(self.inbox.glob("*.dcm")):
+            shutil.rmtree(self.inbox)
+        if self._owned is not None:
+            os.close(self._owned)
 
     def take(self, path: Path, calling: str) -> ehr.Taken:
         """One file from the node called `calling`: durable, or refused with the reason.
@@ -99,7 +113,7 @@ class Arrivals:
                 found = receiving.inspect(kept)
             except ehr.Permanent as fault:
                 synced.result()
-                return self._refuse(f"C-STORE from {calling}", "", str(fault))
+                return self._refuse(f"C-STORE from {calling}", str(fault))
             arrived = receiving.Arrived(kept, found, f"C-STORE from {calling}")
             self._wait_for(found.header.sop_uid)
             looked: Future[receiving.Received | None] = self._checkers.submit(self._look, arrived)
@@ -137,13 +151,13 @@ class Arrivals:
             return self._settled.wait_for(lambda: not self._waiting, timeout_s)
 
     def _look(self, arrived: receiving.Arrived) -> receiving.Received | None:
-        close_old_connections()
-        return receiving.known_as(arrived, source=self._source, now=timezone.now())
+        with _connected():
+            return receiving.known_as(arrived, source=self._source, now=timezone.now())
 
-    def _refuse(self, where: str, identity: str, reason: str) -> ehr.Taken:
+    def _refuse(self, where: str, reason: str) -> ehr.Taken:
         def keep() -> None:
-            close_old_connections()
-            receiving.set_aside(where, identity, reason, source=self._source, now=timezone.now())
+            with _connected():
+                receiving.set_aside(where, "", reason, source=self._source, now=timezone.now())
 
         self._checkers.submit(keep).result()
         return ehr.Taken(reason)
@@ -163,7 +177,6 @@ class Arrivals:
 
     def _record_all(self) -> None:
         """The recorder: whatever waits, in one transaction; tried again until the database takes it."""
-        _flush_at_commit()
         ending = False
         while not ending:
             first = self._queue.get()
@@ -185,14 +198,14 @@ class Arrivals:
         connections.close_all()
 
     def _record(self, batch: list[receiving.Arrived], now: datetime) -> bool:
-        close_old_connections()
         try:
-            done = receiving.record_arrivals(batch, source=self._source, by=self._by, now=now)
-            studies = {one.study.pk: one.study for one in done if one.study is not None}
-            whole = [pk for pk, study in studies.items() if study.missing() == 0]
+            with _connected():
+                _flush_at_commit()
+                done = receiving.record_arrivals(batch, source=self._source, by=self._by, now=now)
+                studies = {one.study.pk: one.study for one in done if one.study is not None}
+                whole = [pk for pk, study in studies.items() if study.missing() == 0]
         except (DatabaseError, OSError):
             logger.exception("%s files could not be recorded; tried again", len(batch))
-            _flush_at_commit()
             return False
         with self._settled:
             for arrived, received in zip(batch, done, strict=True):
@@ -208,17 +221,15 @@ class Arrivals:
             self._settled.notify_all()
         for arrived, received in zip(batch, done, strict=True):
             if received.outcome is receiving.Outcome.SET_ASIDE:  # after success was answered: keep the file
-                aside = self.inbox / "set-aside"
-                aside.mkdir(exist_ok=True)
-                os.replace(arrived.path, aside / f"{arrived.found.sha256}.dcm")
+                os.replace(arrived.path, self.aside / f"{arrived.found.sha256}.dcm")
             else:
                 arrived.path.unlink(missing_ok=True)  # a new one has gone to its place
         return True
 
-    def _recover(self) -> None:
-        """Record what a killed process left in the inbox; a file that cannot be read was never answered."""
+    def _recover(self, inbox: Path) -> None:
+        """Record what a killed process left in its inbox; a file that cannot be read was never answered."""
         left = []
-        for path in sorted(self.inbox.glob("*.dcm")):
+        for path in sorted(inbox.glob("*.dcm")):
             try:
                 left.append(receiving.Arrived(path, receiving.inspect(path), "C-STORE, found in the inbox"))
             except ehr.Permanent:
@@ -241,6 +252,27 @@ def watch(arrivals: Arrivals, stop: threading.Event, *, every_s: float = 1.0) ->
     while not stop.wait(every_s):
         close_old_connections()
         arrivals.complete_due()
+
+
+def _owned(folder: Path) -> int | None:
+    """A lock on an inbox, held until its descriptor is closed or we die; None when another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """The connection of this thread is kept; after a fault the next one is new."""
+    try:
+        yield
+    except DatabaseError:
+        connections.close_all()
+        raise
 
 
 def _sync(path: Path) -> None:

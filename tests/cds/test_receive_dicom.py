@@ -144,7 +144,7 @@ def test_the_database_was_away_and_the_next_process_records_what_was_answered(
         held = Instance.objects.get()
         assert clips.path_of(held.path).is_file()
         assert again.complete_due() == 1
-    assert not list(arrivals.inbox.glob("*.dcm"))
+    assert not list(arrivals._root.rglob("*.dcm"))
 
 
 def test_killed_between_the_row_and_its_place(
@@ -176,7 +176,7 @@ def test_what_is_found_wrong_after_success_is_reported_and_its_file_kept(
         answers = send(listener.port, first, other)
     assert [answer.Status for answer in answers] == [0, 0]
     assert "belongs to another Study" in SetAside.objects.get().reason
-    assert len(list((arrivals.inbox / "set-aside").glob("*.dcm"))) == 1
+    assert len(list(arrivals.aside.glob("*.dcm"))) == 1
 
 
 def test_a_file_larger_than_the_limit_ends_the_association_and_leaves_nothing(
@@ -189,7 +189,7 @@ def test_a_file_larger_than_the_limit_ends_the_association_and_leaves_nothing(
             assert peer.send_c_store(pydicom.dcmread(save(big, tmp_path / "big.dcm"))).Status is None
         (answer,) = send(listener.port, write_radiograph(tmp_path / "a.dcm"))
     assert answer.Status == 0, "the next one is served"
-    assert not list(arrivals.incoming.iterdir())
+    assert not list(arrivals._root.rglob("*.dcm"))
     assert Instance.objects.count() == 1
 
 
