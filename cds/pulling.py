@@ -21,11 +21,11 @@ from django.conf import settings
 import ehr
 from cds.audit import recording
 from cds.errors import Conflict, Invalid
-from cds.ingesting import Progress, Tally
 from cds.patients import importing
 from cds.patients.models import Source
 from cds.studies import receiving
 from cds.studies.models import Instance, Study, StudyState
+from cds.taking import Progress, Tally
 
 ARRIVE_S = 30.0  # how long files that were sent to our receiver may take to get their rows
 

@@ -10,10 +10,8 @@ from ehr.dicom.dimse import DimseClient, Moved, Sent
 from ehr.dicom.listener import StorageListener, Taken
 from ehr.dicom.methods import describe_deidentification
 from ehr.dicom.node import Node, parse_node
-from ehr.dicom.reader import pixel_digest, read_clip, read_header, value_digest
-from ehr.dicom.research import ResearchInstance, deidentify_instance
-from ehr.dicom.web import DicomWebClient, read_study, value_of, values_of
 from ehr.dicom.reader import inspect, pixel_digest, read_clip, read_header, value_digest
+from ehr.dicom.research import ResearchInstance, deidentify_instance
 from ehr.dicom.web import DicomWebClient, read_expected, read_study, value_of, values_of
 from ehr.errors import BadInstance, BadResource, BadUnit, EhrError, Permanent, Refused, Retriable, TooLarge
 from ehr.fhir.bulk import BulkClient, Export
