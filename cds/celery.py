@@ -13,7 +13,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cds.settings")
 
 app = Celery("tessera")
 app.config_from_object("django.conf:settings", namespace="CELERY")
-app.autodiscover_tasks(["cds.jobs", "cds.studies", "cds.registry", "cds.risk"])
+app.autodiscover_tasks(["cds.jobs", "cds.studies", "cds.registry", "cds.risk", "cds.subscriptions"])
 
 
 @celeryd_init.connect

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -20,7 +21,7 @@ import httpx
 from django.conf import settings
 
 import ehr
-from cds import folders, signing
+from cds import folders, pulls, signing
 from cds.audit import recording
 from cds.errors import Invalid
 from cds.patients import importing
@@ -45,6 +46,8 @@ def ingest_fhir(
 ) -> Tally:
     """Take every patient's record from a folder of Bundles or NDJSON, or from a FHIR R4 server.
 
+    A pull from a server that was broken off or killed goes on where it was, for `pulls.KEPT`.
+
     only_changed  of a server: the patients of whom anything has changed since the last run that came to its
                   end (everybody, the first time)
     raises        Invalid when there is no such folder, or the address may not be called
@@ -55,18 +58,85 @@ def ingest_fhir(
     key = f"{str(where).rstrip('/')} changes"
     last = source.exports.get(key) if only_changed else None
     since = datetime.fromisoformat(last) - OVERLAP if last else None
+    pull = pulls.Pull(source.slug, f"{key} {last or 'all'}", begun=now)
+    tally.passed_over = len(pull.done)
     try:
-        check_address(str(where))
-        with ehr.FhirClient(str(where), token=token, allow_http=_is_registered(str(where))) as client:
-            for record in client.patients(since, tally=reading):
+        with connect(str(where), token=token) as client:
+            for record in client.patients(since, done=pull.done, tally=reading):
                 take_record(record, source=source, by=by, now=now, tally=tally)
-                progress("Records", tally.patients, None)
-        source.exports[key] = now.isoformat()
+                if not record.patient.is_stub:
+                    pull.note(record.patient.resource_id)
+                progress("Records", tally.patients + tally.passed_over, None)
+        source.exports[key] = pull.begun.isoformat()
         source.save(update_fields=["exports"])
+        pull.finish()
     except ehr.EhrError as error:
         tally.interrupted = f"the FHIR server stopped answering: {error}"
     tally.ignored.update(reading.ignored)
     return tally
+
+
+def ingest_patients(
+    where: str,
+    ids: Iterable[str],
+    *,
+    since: datetime | None = None,
+    source: Source,
+    by: recording.Actor,
+    now: datetime,
+    token: str | ehr.SignIn = "",
+) -> Tally:
+    """Take these patients' records from a FHIR server; with `since`, also all that have changed since."""
+    tally, reading = Tally(), ehr.ReadingTally()
+    try:
+        with connect(where, token=token) as client:
+            records = client.whole_patients(ids, tally=reading)
+            changed = client.patients(since, tally=reading) if since is not None else ()
+            for record in chain(records, changed):
+                take_record(record, source=source, by=by, now=now, tally=tally)
+    except ehr.EhrError as error:
+        tally.interrupted = f"the FHIR server stopped answering: {error}"
+    tally.ignored.update(reading.ignored)
+    return tally
+
+
+def find_patients(
+    where: str,
+    resources: Iterable[tuple[str, str]],
+    *,
+    source: Source,
+    now: datetime,
+    token: str | ehr.SignIn = "",
+) -> tuple[set[str], set[tuple[str, str]]]:
+    """(ids of the patients these resources of a server are about, those of the resources that are gone).
+
+    One that cannot be read, or is nobody's, is set aside. raises  Invalid, Retriable
+    """
+    found: set[str] = set()
+    gone: set[tuple[str, str]] = set()
+    wanted = sorted(resources)
+    if not wanted:
+        return found, gone
+    with connect(where, token=token) as client:
+        for kind, identity in wanted:
+            try:
+                found.add(client.find_patient_of(kind, identity))
+            except ehr.Permanent as error:
+                status = error.status if isinstance(error, ehr.Refused) else None
+                if status == 401:
+                    raise
+                if status == 410:
+                    gone.add((kind, identity))
+                    continue
+                aside = ehr.SetAside(f"notification of {where}"[:500], kind, identity, str(error)[:500])
+                importing.keep_set_aside(source, [aside], now=now)
+    return found, gone
+
+
+def connect(where: str, *, token: str | ehr.SignIn = "") -> ehr.FhirClient:
+    """A client of a FHIR server we may call. Raises Invalid."""
+    check_address(where)
+    return ehr.FhirClient(where, token=token, allow_http=_is_registered(where))
 
 
 def ingest_bulk(

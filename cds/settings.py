@@ -61,6 +61,9 @@ class Environment(BaseSettings):
         None,
         description="Keys that sign in to FHIR servers; empty: <data dir>/fhir-keys.json. Keep it secret.",
     )
+    code_map: Path | None = Field(
+        None, description="CSV of the site's own codes and what they mean; check it by `code_map check FILE`."
+    )
     frame_ancestors: str = Field("", description="Origins of EHRs that may embed the panel, comma separated.")
     regulatory_label: str = Field("Research use only", description="Shown beside every score.")
     hooks_open: bool = Field(
@@ -167,6 +170,7 @@ INSTALLED_APPS = [
     "cds.risk",
     "cds.research",
     "cds.hooks",
+    "cds.subscriptions",
     "cds.demo",
     "cds",
     "web",
@@ -231,6 +235,7 @@ else:
 STUDY_STORE = (ENV.study_store or DATA_DIR / "studies").resolve()
 SEGMENTER_STORE = (ENV.segmenter_store or DATA_DIR / "segmenters").resolve()
 FHIR_KEYS = (ENV.fhir_keys or DATA_DIR / "fhir-keys.json").resolve()
+CODE_MAP = ENV.code_map.resolve() if ENV.code_map else None
 BUNDLE_STORE = (ENV.bundle_store or DATA_DIR / "bundles").resolve()
 
 # -- tasks -----------------------------------------------------------------------------------------
@@ -256,6 +261,11 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BEAT_SCHEDULE = {
     "sweep": {"task": "cds.jobs.tasks.sweep", "schedule": 15.0, "options": {"expires": 15}},
     "stale": {"task": "cds.risk.tasks.refresh_stale", "schedule": 300.0, "options": {"expires": 300}},
+    "subscriptions": {
+        "task": "cds.subscriptions.tasks.watch",
+        "schedule": 60.0,
+        "options": {"expires": 60},
+    },
     "inputs": {"task": "cds.risk.tasks.watch_inputs", "schedule": 21600.0, "options": {"expires": 3600}},
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(DATA_DIR / "beat-schedule")

@@ -34,6 +34,7 @@ class Tally:
     instances   "new" | "duplicate" | "set-aside" -> how many DICOM files
     refused     every resource and file set aside, with its reason
     changed     patients whose record is not what it was before
+    passed_over patients that an earlier run, broken off, had taken already
     interrupted why a server's answer ended early; "" when everything was read
     """
 
@@ -44,6 +45,7 @@ class Tally:
     patients: int = 0
     refused: list[ehr.SetAside] = field(default_factory=list)
     changed: set[UUID] = field(default_factory=set)
+    passed_over: int = 0
     interrupted: str = ""
 
     def add(self, by_type: Mapping[str, Mapping[str, int]]) -> None:
@@ -67,6 +69,7 @@ class Tally:
         self.instances.update(other.instances)
         self.studies += other.studies
         self.patients += other.patients
+        self.passed_over += other.passed_over
         self.refused.extend(other.refused)
         self.changed |= other.changed
         self.interrupted = self.interrupted or other.interrupted
@@ -142,6 +145,9 @@ def _follow(
     tally.patients += 1
     tally.add(done.by_type)
     tally.refuse(done.refused)
+    if done.merged:
+        receiving.follow_mergers(done.merged, now=now, by=by)
+        tally.changed |= {one.pk for one in done.merged}
     if done.changed:
         tally.changed.add(done.patient.pk)
     for found in record.imaging_studies:

@@ -10,5 +10,6 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path(".well-known/jwks.json", signing.jwks, name="jwks"),
     path("", include("django_prometheus.urls")),
     path("", include("cds.hooks.urls")),
+    path("", include("cds.subscriptions.urls")),
     path("", include("web.urls")),
 ]

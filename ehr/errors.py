@@ -5,6 +5,7 @@
     └── Permanent            the same call will fail again
         ├── BadResource      a FHIR resource that cannot be used, and why
         ├── BadUnit          a measured value whose unit is missing, unknown or of another kind
+        ├── BadCodeMap       a site's table of local codes, with line and column (`ehr.code_map`)
         ├── BadInstance      a DICOM file that cannot be used, and why
         ├── TooLarge         a limit of `ehr.dicom.guard` or of the HTTP client was exceeded
         └── Refused          the server answered 4xx, or an address is not allowed

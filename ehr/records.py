@@ -68,6 +68,7 @@ class PatientIdentity:
     deceased_at: datetime | None = None
     deceased: bool = False
     replaced_by: str = ""  # Patient.link type replaced-by: id of the surviving Patient
+    replaces: tuple[str, ...] = ()  # and of type replaces: those this one survives
     is_stub: bool = False  # only the id is known: the Patient resource itself was not among what was read
 
 

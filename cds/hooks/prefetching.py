@@ -17,9 +17,10 @@ import ehr
 from cds.hooks.client_auth import Caller
 from cds.hooks.models import PrefetchRead
 from cds.hooks.wire import HookRequest, Unobtainable
-from cds.patients import importing
+from cds.patients import code_map, importing
 from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
+from cds.studies import receiving
 
 _OF_PATIENT = "patient={{context.patientId}}"
 ALWAYS: dict[str, str] = {
@@ -70,6 +71,8 @@ def take(request: HookRequest, *, caller: Caller, now: datetime) -> Patient:
         return known.patient
     record = ehr.read_prefetch(request.prefetch.resources, patient_id=request.patient_id)
     imported = importing.import_record(record, source=caller.source, by=caller.actor, now=now)
+    if imported.merged:
+        receiving.follow_mergers(imported.merged, now=now, by=caller.actor)
     patient = imported.patient
     PrefetchRead.objects.update_or_create(
         patient=patient, defaults={"digest": digest, "revision": patient.revision}
@@ -78,6 +81,6 @@ def take(request: HookRequest, *, caller: Caller, now: datetime) -> Patient:
 
 
 def digest_of(request: HookRequest) -> str:
-    """SHA-256 of the prefetch, whatever the order of its keys."""
+    """SHA-256 of the prefetch, whatever the order of its keys, and of the table that maps its codes."""
     sent = orjson.dumps(request.prefetch.resources, option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(sent).hexdigest()
+    return hashlib.sha256(sent + code_map.site_map().digest.encode()).hexdigest()

@@ -29,6 +29,7 @@ class Job(StrEnum):
     ASSESS_ALL = (
         "cds.risk.tasks.assess_all"  # outcome: another model answers for it; ask for everybody's scores
     )
+    RUN_ERRAND = "cds.subscriptions.tasks.run_errand"  # errand_id: a FHIR server told of changes
     TRAIN = "cds.registry.tasks.train"  # run_id
 
 
@@ -39,5 +40,6 @@ QUEUES: dict[Job, Queue] = {
     Job.EXPLAIN: Queue.BATCH,
     Job.ASSESS: Queue.BATCH,
     Job.ASSESS_ALL: Queue.BATCH,
+    Job.RUN_ERRAND: Queue.BATCH,
     Job.TRAIN: Queue.TRAIN,
 }

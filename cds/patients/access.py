@@ -19,6 +19,7 @@ from django.db.models import QuerySet
 
 from cds.audit import recording
 from cds.errors import NotAllowed, NotFound
+from cds.patients import merging
 from cds.patients.models import Patient, Unit
 
 Viewer = User | AnonymousUser
@@ -173,8 +174,11 @@ def check_view_audit(user: Viewer) -> None:
 
 
 def visible_patients(viewer: Viewer) -> QuerySet[Patient]:
-    """The patients this person may see: those of their units, or all with `patients.view_all`."""
-    patients = Patient.objects.all()
+    """The patients this person may see: those of their units, or all with `patients.view_all`.
+
+    One who was merged into another is seen as that other.
+    """
+    patients = Patient.objects.filter(merged_into=None)
     if not can_view_patients(viewer):
         return patients.none()
     if _has(viewer, "patients.view_all"):
@@ -200,6 +204,9 @@ def get_patient(
     except ValueError:
         key = uuid.UUID(int=0)  # nobody's
     with transaction.atomic(durable=True):
+        asked = Patient.objects.filter(pk=key).exclude(merged_into=None).first()
+        detail = {"merged": str(key)} if asked is not None else {}
+        key = merging.survivor(asked).pk if asked is not None else key
         patient = visible_patients(viewer).select_related("source", "unit").filter(pk=key).first()
         recording.record(
             by=by,
@@ -209,6 +216,7 @@ def get_patient(
             patient_id=key,
             now=now,
             outcome="success" if patient is not None else "refused",
+            **detail,
         )
     if patient is None:
         raise NotFound("no such patient, or not one of your units")

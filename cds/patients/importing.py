@@ -7,6 +7,7 @@ scores knows there is something new. What cannot be kept is set aside with its r
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import ehr
 from cds.audit import recording
 from cds.errors import Invalid
 from cds.jobs import Job, outbox
-from cds.patients import bulk_writing, rows
+from cds.patients import bulk_writing, code_map, merging, rows
 from cds.patients.models import (
     Encounter,
     Fact,
@@ -45,11 +46,12 @@ NEW, CHANGED, UNCHANGED, REMOVED, SET_ASIDE = "new", "changed", "unchanged", "re
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import did.
+    """What an import did; `patient` is the surviving one where the record's was merged into another.
 
     counts   resources new, changed, unchanged, removed, set_aside
     by_type  the same per resource type
     note_digests  `Note.text_digest` of the notes whose text is new here: to be embedded
+    merged   patients that were merged or parted by this: their studies are to follow
     refused  facts that cannot be kept as they are, beside those the reader had set aside
     """
 
@@ -60,6 +62,7 @@ class Imported:
     by_type: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     note_digests: tuple[str, ...] = ()
     refused: tuple[ehr.SetAside, ...] = ()
+    merged: tuple[Patient, ...] = ()
 
 
 def get_source(
@@ -99,9 +102,11 @@ def import_record(
 ) -> Imported:
     """Take one patient's record, whole or in part; facts it does not mention stay as they are.
 
-    An unchanged record costs one look-up; otherwise one query per kind of fact, and one bulk write each.
-    raises  Invalid when the record names no patient
+    Local codes are mapped by the site's table. An unchanged record costs one look-up; otherwise one query per
+    kind of fact, and one bulk write each.
+    raises  Invalid when the record names no patient; Unavailable when CODE_MAP cannot be used
     """
+    record = code_map.site_map().apply(record)
     identity = record.patient
     if not identity.resource_id or len(identity.resource_id) > 128:
         raise Invalid(
@@ -119,7 +124,7 @@ def import_record(
     tally = ResourceStates()
     for resource_type, resource_id in resources_of(facts, identity):
         tally.add(resource_type, resource_id, UNCHANGED)
-    return Imported(known, False, False, *tally.counts(), refused=refused)
+    return Imported(merging.survivor(known), False, False, *tally.counts(), refused=refused)
 
 
 @transaction.atomic
@@ -138,19 +143,26 @@ def _write_record(
     identity, tally = record.patient, ResourceStates()
     patient, created = _locked_patient(source, identity.resource_id, now)
     columns: set[str] = set()  # of the patient, to be written at the end
+    merged: list[Patient] = []
+    crossed: tuple[ehr.SetAside, ...] = ()
     if not identity.is_stub:
         state = _import_identity(patient, identity, identity_digest, created, columns)
         tally.add("Patient", identity.resource_id, state)
+        if state != UNCHANGED:
+            merged, crossed = merging.follow(patient, is_new=created, by=by, now=now)
+    home = merging.survivor(patient)  # the patient, unless merged into another
+    of_home = columns if home == patient else set[str]()
     new_notes: tuple[str, ...] = ()
     for kind, kept in zip(rows.KINDS, facts, strict=True):
-        written = _import_facts(patient, kind.model, kept, tally, is_new=created, now=now)
+        written = _import_facts(home, kind.model, kept, tally, is_new=created and home == patient, now=now)
         if kind.model is Note:
             new_notes = tuple(str(row.columns["text_digest"]) for row in written)
-        if kind.model is Encounter and (written or patient.unit_id is None):
-            _assign_unit(patient, source, columns, written if created else None)
+        if kind.model is Encounter and (written or merged or home.unit_id is None):
+            _assign_unit(home, source, of_home, written if created and home == patient else None)
     if not created:
-        _remove_retracted(patient, record.retracted, tally)
-    aside = [*record.set_aside, *refused]
+        _remove_retracted(home, record.retracted, tally)
+        merging.note_owner(patient, {key[:2] for kept in facts for key in kept}, home=home)
+    aside = [*record.set_aside, *refused, *crossed]
     keep_set_aside(source, aside, now=now)
     for one in aside:
         tally.add(one.kind, one.identity or one.where, SET_ASIDE)
@@ -162,6 +174,11 @@ def _write_record(
         columns |= {"revision", "changed_at"}
     if columns:
         patient.save(update_fields=columns)
+    if home != patient:
+        if of_home:
+            home.save(update_fields=of_home)
+        if changed:
+            home.touch(now)
     if changed:
         recording.record(
             by=by,
@@ -175,19 +192,21 @@ def _write_record(
             counts=counts,
         )
     if new_notes:
-        outbox.enqueue(Job.ENCODE_NOTES, now=now, patient_id=str(patient.pk))
+        outbox.enqueue(Job.ENCODE_NOTES, now=now, patient_id=str(home.pk))
     _remember(patient, digest, is_new=created)
-    return Imported(patient, created, changed, counts, by_type, new_notes, refused)
+    return Imported(home, created, changed, counts, by_type, new_notes, refused, tuple(merged))
 
 
 def find_known(source: Source, digests: Iterable[str]) -> dict[str, Known]:
     """Of these pieces, those that were read before and whose patients nobody has changed since."""
+    asked = {_piece_key(digest): digest for digest in digests}
     held = ImportedRecord.objects.filter(
-        digest__in=list(digests), revision=F("patient__revision"), patient__source=source
+        digest__in=list(asked), revision=F("patient__revision"), patient__source=source
     )
     revisions: dict[str, dict[UUID, int]] = {}
     said: dict[str, Mapping[str, Any]] = {}
-    for digest, patient_id, revision, told in held.values_list("digest", "patient_id", "revision", "said"):
+    for key, patient_id, revision, told in held.values_list("digest", "patient_id", "revision", "said"):
+        digest = asked[key]
         revisions.setdefault(digest, {})[patient_id] = revision
         said[digest] = told
     return {
@@ -197,13 +216,19 @@ def find_known(source: Source, digests: Iterable[str]) -> dict[str, Known]:
     }
 
 
+def _piece_key(digest: str) -> str:
+    """The digest a piece is remembered by: another table of local codes reads it otherwise."""
+    table = code_map.site_map().digest
+    return hashlib.sha256(f"{digest} {table}".encode()).hexdigest() if table else digest
+
+
 def remember_pieces(pieces: Iterable[Known]) -> None:
     """Keep what these pieces said, for `find_known`."""
     ImportedRecord.objects.bulk_create(
         [
             ImportedRecord(
                 patient_id=patient_id,
-                digest=piece.digest,
+                digest=_piece_key(piece.digest),
                 revision=revision,
                 said={
                     "patients": len(piece.revisions),
@@ -290,8 +315,7 @@ def remove_resources(
 
 def touch(patient: Patient, now: datetime) -> None:
     """Something a model may read has changed: raise the revision. Inside the caller's transaction."""
-    Patient.objects.filter(pk=patient.pk).update(revision=F("revision") + 1, changed_at=now)
-    patient.refresh_from_db(fields=["revision", "changed_at"])
+    patient.touch(now)
 
 
 @transaction.atomic

@@ -15,7 +15,7 @@ from django.db import transaction
 import ehr
 from cds.audit import recording
 from cds.jobs import Job, outbox
-from cds.patients import bulk_writing, importing, rows
+from cds.patients import bulk_writing, code_map, importing, rows
 from cds.patients.importing import NEW, SET_ASIDE, Imported, ResourceStates
 from cds.patients.models import (
     Encounter,
@@ -49,10 +49,16 @@ _PLACE = {kind.model: place for place, kind in enumerate(rows.KINDS)}
 
 
 def list_met(source: Source, records: Iterable[ehr.PatientRecord]) -> set[str]:
-    """The resource ids of these records' patients whom the source has told of before."""
-    wanted = [record.patient.resource_id for record in records]
+    """The resource ids of these records' patients whom the source has told of before, by links included."""
+    people = [record.patient for record in records]
+    wanted = [one.resource_id for one in people]
     met = Patient.objects.filter(source=source, resource_id__in=wanted)
-    return set(met.values_list("resource_id", flat=True))
+    awaited = Patient.objects.filter(source=source, replaced_by__in=wanted)
+    return {
+        *met.values_list("resource_id", flat=True),
+        *awaited.values_list("replaced_by", flat=True),
+        *(one.resource_id for one in people if one.replaced_by or one.replaces),
+    }
 
 
 def import_new(
@@ -73,6 +79,7 @@ def import_new(
 
 
 def _draft(record: ehr.PatientRecord, source: Source, now: datetime) -> _Draft:
+    record = code_map.site_map().apply(record)
     identity = record.patient
     built = [rows.build_rows(record, kind) for kind in rows.KINDS]
     facts = [kept for kept, _ in built]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from datetime import datetime
 from typing import ClassVar
 
 from django.conf import settings
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 
 
 class Source(models.Model):
@@ -44,7 +45,16 @@ class Patient(models.Model):
     revision = models.PositiveBigIntegerField(default=0)  # +1 whenever anything a model may read has changed
     changed_at = models.DateTimeField()  # when `revision` last rose
     digest = models.CharField(max_length=64, blank=True)  # of the Patient resource as last read
-    replaced_by = models.CharField(max_length=128, blank=True)  # merged: resource id of the surviving Patient
+    replaced_by = models.CharField(max_length=128, blank=True)  # as its resource says: who survives it
+    replaces = models.JSONField(default=list)  # as its resource says: ids of those it survives
+    merged_into = models.ForeignKey(  # the record was moved there (`merging`)
+        "self", null=True, on_delete=models.SET_NULL, related_name="merged"
+    )
+
+    def touch(self, now: datetime) -> None:
+        """Something a model may read has changed: raise the revision. Inside the caller's transaction."""
+        Patient.objects.filter(pk=self.pk).update(revision=F("revision") + 1, changed_at=now)
+        self.refresh_from_db(fields=["revision", "changed_at"])
 
     class Meta:
         permissions = [
@@ -57,6 +67,24 @@ class Patient(models.Model):
             models.CheckConstraint(
                 condition=Q(sex__in=["female", "male", "other", "unknown"]), name="patient_sex_is_a_fhir_code"
             ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["source", "replaced_by"], condition=~Q(replaced_by=""), name="patient_replaced"
+            )
+        ]
+
+
+class MovedResource(models.Model):
+    """A resource (or a Study, by its UID) that was this patient's before they were merged into another."""
+
+    patient = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="moved")
+    resource_type = models.CharField(max_length=40)
+    resource_id = models.CharField(max_length=128)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["patient", "resource_type", "resource_id"], name="moved_once")
         ]
 
 

@@ -220,6 +220,7 @@ def identity_columns(identity: ehr.PatientIdentity) -> Columns:
         "deceased": identity.deceased or identity.deceased_at is not None,
         "deceased_at": identity.deceased_at,
         "replaced_by": _clean(identity.replaced_by)[:128],
+        "replaces": sorted(_clean(one)[:128] for one in identity.replaces),
     }
 
 

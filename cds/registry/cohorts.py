@@ -150,7 +150,7 @@ def _collect(
 ) -> tuple[list[Moment], dict[str, Counter[str]]]:
     """Every labelled moment up to `cutoff`, and per outcome the reasons why others have no label."""
     patients = (
-        Patient.objects.filter(replaced_by="", studies__started_at__lte=cutoff)
+        Patient.objects.filter(merged_into=None, studies__started_at__lte=cutoff)
         .select_related("source")
         .distinct()
         .order_by("pk")

@@ -32,7 +32,7 @@ def assess_all(*, now: datetime) -> int:
     """Fresh scores for everybody: another model answers from now on."""
     return sum(
         len(assessing.request_all(patient, by=SYSTEM, now=now))
-        for patient in Patient.objects.filter(replaced_by="").order_by("-changed_at").iterator(500)
+        for patient in Patient.objects.filter(merged_into=None).order_by("-changed_at").iterator(500)
     )
 
 
@@ -44,7 +44,7 @@ def refresh_stale(*, now: datetime) -> dict[str, int]:
             "-revision", "-as_of"
         )
         due = (
-            Patient.objects.filter(replaced_by="")
+            Patient.objects.filter(merged_into=None)
             .annotate(
                 held=Subquery(newest.values("revision")[:1]),
                 held_as_of=Subquery(newest.values("as_of")[:1]),

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from django.db.models import Q
 
+from cds.patients import merging
 from cds.patients.models import Patient, PatientIdentifier, Source
 from cds.studies.models import Study
-
-MERGES = 5  # how many mergers of patients are followed
 
 
 def find_patient(source: Source, patient_id: str, issuer: str = "") -> Patient | None:
@@ -27,7 +26,7 @@ def find_patient(source: Source, patient_id: str, issuer: str = "") -> Patient |
     else:
         wanted = Q(identifiers__value=patient_id) | Q(resource_id=patient_id)
     found = list(Patient.objects.filter(wanted, source=source).distinct()[:10])
-    survivors = {survivor.pk: survivor for survivor in map(_survivor, found)}
+    survivors = {survivor.pk: survivor for survivor in map(merging.survivor, found)}
     return next(iter(survivors.values())) if len(survivors) == 1 else None
 
 
@@ -39,15 +38,3 @@ def list_unlinked(patient: Patient) -> list[Study]:
             patient=None, source=patient.source_id, dicom_patient_id__in={*values, patient.resource_id} - {""}
         )
     )
-
-
-def _survivor(patient: Patient) -> Patient:
-    """The patient into whom this one was merged."""
-    for _ in range(MERGES):
-        if not patient.replaced_by:
-            return patient
-        into = Patient.objects.filter(source=patient.source_id, resource_id=patient.replaced_by).first()
-        if into is None:
-            return patient
-        patient = into
-    return patient

@@ -13,6 +13,7 @@ stays `announced` until all its files are decoded, so whoever completes next fin
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -26,8 +27,9 @@ import ehr
 from cds.audit import recording
 from cds.errors import Conflict
 from cds.jobs import outbox
-from cds.patients import importing
-from cds.patients.models import Patient, Source
+from cds.patients import importing, merging
+from cds.patients.merging import STUDY
+from cds.patients.models import MovedResource, Patient, Source
 from cds.studies import clips, matching
 from cds.studies.clips import frame, load_clip, png, times_ms
 from cds.studies.decoding import Completed, complete, request_encoding
@@ -225,6 +227,28 @@ def link_patient(patient: Patient, *, now: datetime, by: recording.Actor | None 
         if linked:
             importing.touch(patient, now)
     return linked
+
+
+@transaction.atomic
+def follow_mergers(patients: Iterable[Patient], *, now: datetime, by: recording.Actor) -> int:
+    """Studies go where the record went when patients were merged, and come back when that is undone."""
+    moved = 0
+    for patient in patients:
+        home = merging.survivor(patient)
+        theirs = Study.objects.filter(patient=patient) if home != patient else Study.objects.none()
+        back = MovedResource.objects.filter(patient=patient, resource_type=STUDY)
+        if home == patient:
+            theirs = Study.objects.filter(study_uid__in=back.values("resource_id"), source=patient.source_id)
+        for study in theirs.exclude(patient=home).select_for_update(of=("self",)):
+            study.patient = home
+            study.save(update_fields=["patient"])
+            if home != patient:
+                back.get_or_create(patient=patient, resource_type=STUDY, resource_id=study.study_uid)
+            _record("study.link", study, by=by, now=now)
+            moved += 1
+        if home == patient:
+            back.delete()
+    return moved
 
 
 @transaction.atomic

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -23,6 +23,7 @@ import tenacity
 from ehr.addresses import check_base_url, origin_of
 from ehr.errors import BadResource, Permanent, Refused, Retriable, TooLarge
 from ehr.fhir.elements import Json, get_list, get_object, get_text
+from ehr.fhir.prefetch import outcome_text
 from ehr.fhir.reading import read_resources
 from ehr.fhir.resources import ReadingTally
 from ehr.fhir.scope import Scope, patient_of
@@ -30,8 +31,10 @@ from ehr.fhir.sign_in import Bearer, GivenToken, SignIn
 from ehr.fhir.waiting import ATTEMPTS, backoff, is_busy, outcome_said, retry_after
 from ehr.records import PatientIdentity, PatientRecord, SetAside
 
+_ID = r"[A-Za-z0-9._-]{1,128}"
 MAX_PAGE_BYTES = 5 * 2**20
 MAX_PAGES = 10_000
+MAX_BINARIES = 500  # texts fetched one by one for one patient
 PAGE_SIZE = 200
 # type → what else to bring along
 SEARCHES: dict[str, dict[str, str]] = {
@@ -48,6 +51,11 @@ SEARCHES: dict[str, dict[str, str]] = {
     "FamilyMemberHistory": {},
     "ImagingStudy": {"_include": "ImagingStudy:endpoint"},
 }
+
+
+def listened_types() -> tuple[str, ...]:
+    """The resource types whose changes matter to a patient's record."""
+    return ("Patient", *SEARCHES)
 
 
 class FhirClient:
@@ -99,7 +107,7 @@ class FhirClient:
 
     def read(self, resource_type: str, resource_id: str) -> dict[str, Any]:
         """The resource `type/id`. Raises Refused (4xx), Retriable, TooLarge or BadResource."""
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", resource_id):
+        if not re.fullmatch(_ID, resource_id):
             raise BadResource(f"not a FHIR id to read a {resource_type} by")
         resource = self._get(urljoin(self.base_url, f"{resource_type}/{resource_id}"))
         if resource.get("resourceType") != resource_type:
@@ -109,7 +117,7 @@ class FhirClient:
     def search(
         self, resource_type: str, params: Mapping[str, str | Sequence[str]] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """The matches of a search and what it includes, page after page.
+        """The matches of a search, what it includes, and OperationOutcomes about it, page after page.
 
         Raises Refused (4xx with the server's OperationOutcome; a `next` link to another origin), Retriable,
         TooLarge (a page over the cap; more than MAX_PAGES) and BadResource (not a searchset).
@@ -125,27 +133,40 @@ class FhirClient:
                 raise BadResource(f"a search of {resource_type} was not answered by a Bundle")
             for entry in get_list(bundle, "entry", "Bundle"):
                 resource = get_object(entry, "resource", "Bundle.entry")
-                if resource is not None and resource.get("resourceType") != "OperationOutcome":
+                if resource is not None:
                     yield dict(resource)
             url = self._next_page(bundle, url)
             if url in seen:
                 raise BadResource(f"the pages of a search of {resource_type} go round in circles")
 
     def patients(
-        self, since: datetime | None = None, *, tally: ReadingTally | None = None
+        self,
+        since: datetime | None = None,
+        *,
+        done: Container[str] = (),
+        tally: ReadingTally | None = None,
     ) -> Iterator[PatientRecord]:
         """Each patient with all that Tessera reads of them, by typed searches (`$everything` is not assumed).
 
         since  only patients of whom anything has changed since then (`_lastUpdated`); the whole patient comes
 
+        done   ids of patients to pass over: a run before this one got that far
+
         A type that the server cannot be searched for is said in the record's `set_aside`; the rest goes on.
         """
         if since is None:
             for patient in self.search("Patient", {"_count": str(PAGE_SIZE)}):
-                if patient.get("resourceType") == "Patient":
+                if patient.get("resourceType") == "Patient" and patient.get("id") not in done:
                     yield from self._pull(patient, tally)
             return
-        for identity in self._changed_since(since):
+        changed = (identity for identity in self._changed_since(since) if identity not in done)
+        yield from self.whole_patients(changed, tally=tally)
+
+    def whole_patients(
+        self, ids: Iterable[str], *, tally: ReadingTally | None = None
+    ) -> Iterator[PatientRecord]:
+        """These patients, each with all that Tessera reads of them; one that cannot be read is set aside."""
+        for identity in ids:
             try:
                 patient = self.read("Patient", identity)
             except Permanent as error:
@@ -157,6 +178,53 @@ class FhirClient:
                 yield PatientRecord(patient=stub, set_aside=(problem,))
                 continue
             yield from self._pull(patient, tally)
+
+    def find_patient_of(self, resource_type: str, resource_id: str) -> str:
+        """The id of the patient a resource of the server is about.
+
+        Raises what `read` raises (Refused, status 410 or 404, for one that is gone) and BadResource.
+        """
+        if resource_type == "Patient":
+            return resource_id
+        return patient_of(self.read(resource_type, resource_id), Scope())
+
+    def create(self, resource: Mapping[str, Any]) -> str:
+        """Create a resource; the id the server gave it. One attempt: a second might make a second one.
+
+        Raises Refused (4xx with the server's words), Retriable, BadResource (no id was given).
+        """
+        kind = str(resource["resourceType"])
+        location, made = self._send("POST", kind, resource)
+        identity = made.get("id") or (re.search(rf"{kind}/([^/]+)", location) or ["", ""])[1]
+        if not isinstance(identity, str) or not re.fullmatch(_ID, identity):
+            raise BadResource(f"POST {kind}: the server gave the {kind} no id")
+        return identity
+
+    def delete(self, resource_type: str, resource_id: str) -> None:
+        """Delete a resource; one that is gone already is fine. Raises Refused, Retriable."""
+        try:
+            self._send("DELETE", f"{resource_type}/{resource_id}", None)
+        except Refused as error:
+            if error.status not in (404, 410):
+                raise
+
+    def _send(self, method: str, path: str, resource: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
+        """(Location, body) of a write; the body {} when there is none."""
+        headers = {"Content-Type": "application/fhir+json", "Prefer": "return=representation"}
+        content = orjson.dumps(resource) if resource is not None else None
+        url = urljoin(self.base_url, path)
+        try:
+            with self._http.stream(method, url, content=content, headers=headers) as response:
+                body = self._read_body(response, f"{method} {path}")
+        except httpx.HTTPError as error:
+            raise Retriable(f"{method} {path}: {type(error).__name__}") from error
+        if 200 <= response.status_code < 300:
+            location = response.headers.get("Location", "")
+            return location, _as_resource(body, path) if body.strip() and resource is not None else {}
+        said = f"{method} {path}: {response.status_code}{outcome_said(body)}"
+        if is_busy(response.status_code):
+            raise Retriable(said, retry_after_s=retry_after(response))
+        raise Refused(said, status=response.status_code)
 
     def _changed_since(self, since: datetime) -> list[str]:
         params = {
@@ -188,15 +256,49 @@ class FhirClient:
         problems: list[SetAside] = []
         for resource_type, extra in SEARCHES.items():
             try:
-                resources.extend(self._typed(resource_type, identity, extra))
+                found = self._typed(resource_type, identity, extra)
             except Permanent as error:
                 _check_authorised(error)
                 problems.append(SetAside(self.base_url[:500], resource_type, "", str(error)[:500]))
+                continue
+            for where, resource in found:
+                if resource.get("resourceType") == "OperationOutcome":
+                    problems.extend(self._warnings(resource_type, resource))
+                else:
+                    resources.append((where, resource))
+        resources.extend(self._texts(resources, problems))
         for record in read_resources(resources, tally=tally):
+            if record.patient.resource_id not in (identity, ""):
+                continue  # a server that passes over `patient` answers with everybody's; they have their turn
             if record.patient.resource_id == identity and problems:
                 yield _with_problems(record, problems)
             else:
                 yield record
+
+    def _warnings(self, resource_type: str, outcome: Json) -> list[SetAside]:
+        """What a search was answered beside its matches: that it is incomplete, say (FHIR R4 §3.1.1.1)."""
+        severities = {str(issue.get("severity")) for issue in get_list(outcome, "issue", "OperationOutcome")}
+        if not severities & {"fatal", "error", "warning"}:
+            return []
+        said = f"the server says of this search: {outcome_text(outcome)}"
+        return [SetAside(self.base_url[:500], resource_type, "", said[:500])]
+
+    def _texts(self, resources: list[tuple[str, Json]], problems: list[SetAside]) -> list[tuple[str, Json]]:
+        """The Binaries of this server in which notes and reports keep their text."""
+        wanted: dict[str, None] = {}
+        for _, resource in resources:
+            wanted |= dict.fromkeys(_binaries_of(resource))
+        found: list[tuple[str, Json]] = []
+        for url in list(wanted)[:MAX_BINARIES]:
+            match = re.fullmatch(rf"(?:{re.escape(self.base_url)})?Binary/({_ID})", url)
+            if match is None:
+                continue  # elsewhere: whoever reads the resource says so
+            try:
+                found.append((f"Binary/{match[1]}", self.read("Binary", match[1])))
+            except Permanent as error:
+                _check_authorised(error)
+                problems.append(SetAside(self.base_url[:500], "Binary", match[1], str(error)[:500]))
+        return found
 
     def _typed(self, resource_type: str, patient: str, extra: Mapping[str, str]) -> list[tuple[str, Json]]:
         params = {"patient": patient, "_count": str(PAGE_SIZE)}
@@ -258,6 +360,27 @@ class FhirClient:
                 raise TooLarge(f"GET {path}: the body is larger than {self._max_page_bytes} bytes")
             pieces.append(piece)
         return b"".join(pieces)
+
+
+def _binaries_of(resource: Json) -> list[str]:
+    """Addresses of the attachments of a note or report that are text and do not carry it themselves."""
+    attachments: list[Any] = []
+    try:
+        if resource.get("resourceType") == "DocumentReference":
+            contents = get_list(resource, "content", "DocumentReference")
+            attachments = [content.get("attachment") for content in contents]
+        elif resource.get("resourceType") == "DiagnosticReport":
+            attachments = list(get_list(resource, "presentedForm", "DiagnosticReport"))
+    except BadResource:
+        return []  # its reader says what is wrong
+    return [
+        str(one["url"])
+        for one in attachments
+        if isinstance(one, Mapping)
+        and one.get("url")
+        and not one.get("data")
+        and str(one.get("contentType", "text")).startswith(("text", "application/xhtml"))
+    ]
 
 
 def _check_authorised(error: Permanent) -> None:

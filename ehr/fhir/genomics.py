@@ -1,9 +1,9 @@
 """Observations of the Genomics Reporting profile → GenomicRecords.
 
 https://hl7.org/fhir/uv/genomics-reporting/ (STU2 and the builds before it). Read: *variant* (LOINC 69548-6),
-*diagnostic implication* (its clinical significance, with gene and change of the variant it derives from) and
-scores: a numeric Observation of category genetics, such as a polygenic risk. Haplotypes, genotypes and
-therapeutic implications are sound but not read, and are counted as such.
+*diagnostic implication* (its clinical significance, with gene, change and presence of the variant it derives
+from) and scores: a numeric Observation of category genetics, such as a polygenic risk. Haplotypes, genotypes
+and therapeutic implications are sound but not read, and are counted as such.
 """
 
 from __future__ import annotations
@@ -34,6 +34,14 @@ _UNREAD = {
 _GENOMIC = frozenset({VARIANT, IMPLICATION, _SIGNIFICANCE, *_UNREAD})
 _CATEGORIES = frozenset({"GE", "genetics", "genomics"})
 _PRESENT = {"LA9633-4": True, "LA9634-2": False}
+# LOINC answer list LL4034-6, for senders who leave the words out
+_SIGNIFICANCES = {
+    "LA6668-3": "Pathogenic",
+    "LA26332-9": "Likely pathogenic",
+    "LA26333-7": "Uncertain significance",
+    "LA26334-5": "Likely benign",
+    "LA6675-8": "Benign",
+}
 
 
 def is_variant(resource: Json) -> bool:
@@ -71,11 +79,12 @@ def read_genomics(about: About, concept: Concept | None) -> list[Fact]:
     if codes & {VARIANT, IMPLICATION, _SIGNIFICANCE}:
         is_variant = VARIANT in codes
         own = get_concept(resource, "valueCodeableConcept", "Observation")
-        present = _PRESENT.get(own.code.code) if own and is_variant else None
+        present = _presence(resource) if is_variant else None
         if own and _SIGNIFICANCE in codes:
-            found.setdefault(_SIGNIFICANCE, own.text)
+            found.setdefault(_SIGNIFICANCE, _SIGNIFICANCES.get(own.code.code, own.text))
         for source in () if is_variant else _derived_from(about):
             found = {**components_of(source), **found}
+            present = _presence(source) if present is None else present
         return [
             GenomicRecord(
                 resource_type="Observation",
@@ -106,6 +115,13 @@ def read_genomics(about: About, concept: Concept | None) -> list[Fact]:
     ]
 
 
+def _presence(variant: Json) -> bool | None:
+    """Whether a variant was found (LOINC LL1971-2); None when it does not say so or not."""
+    answer = get_concept(variant, "valueCodeableConcept", "Observation")
+    codes = answer.codes if answer else ()
+    return next((_PRESENT[code.code] for code in codes if code.code in _PRESENT), None)
+
+
 def components_of(resource: Json) -> dict[str, str]:
     """LOINC of each component → its value in words: the symbol of a gene, the HGVS text of a change."""
     found: dict[str, str] = {}
@@ -114,7 +130,8 @@ def components_of(resource: Json) -> dict[str, str]:
         value = get_concept(part, "valueCodeableConcept", "Observation.component")
         text = get_text(part, "valueString", "Observation.component")
         if value is not None:
-            text = value.code.display or value.text or value.code.code
+            named = _SIGNIFICANCES.get(value.code.code)
+            text = named or value.code.display or value.text or value.code.code
         if code and text:
             found.setdefault(code.code.code, text)
     return found

@@ -31,7 +31,8 @@ def read_patient(resource: Json, identity: str, scope: Scope) -> PatientIdentity
         sex=Sex(gender),
         deceased=died is not None or bool(get_bool(resource, "deceasedBoolean", "Patient")),
         deceased_at=died.end if died and died.is_exact else None,
-        replaced_by=_replacement(resource, scope),
+        replaced_by=next(iter(_linked(resource, "replaced-by", scope)), ""),
+        replaces=_linked(resource, "replaces", scope),
     )
 
 
@@ -52,8 +53,11 @@ def _best_name(names: list[Json]) -> Json:
     return min(names, key=rank, default={})
 
 
-def _replacement(resource: Json, scope: Scope) -> str:
-    for link in get_list(resource, "link", "Patient"):
-        if get_text(link, "type", "Patient.link") == "replaced-by":
-            return scope.id_of(reference_of(link, "other", "Patient.link"))[1]
-    return ""
+def _linked(resource: Json, how: str, scope: Scope) -> tuple[str, ...]:
+    """Ids of the patients this one is linked to in one way (Patient.link.type)."""
+    found = (
+        scope.id_of(reference_of(link, "other", "Patient.link"))
+        for link in get_list(resource, "link", "Patient")
+        if get_text(link, "type", "Patient.link") == how
+    )
+    return tuple(dict.fromkeys(identity for kind, identity in found if kind in ("Patient", "") and identity))

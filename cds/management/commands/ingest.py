@@ -205,6 +205,8 @@ def print_tally(tally: ingesting.Tally, console: Console | None = None, *, liste
         for name, states in sorted(tally.resources.items()):
             table.add_row(escape(name), *(str(states[state] or "") for state in STATES))
         console.print(table)
+    if tally.passed_over:
+        console.print(f"{tally.passed_over} patients were taken by the run before, which did not end")
     if tally.ignored:
         said = ", ".join(f"{name} {count}" for name, count in tally.ignored.most_common())
         console.print(

@@ -229,7 +229,7 @@ class TestEndingsWithoutADate:
         patient = take_in(tmp_path, {**plant("Condition", "undated"), **self.RESOLVED})
         before = built(patient, NOW - timedelta(days=30))
         assert before.inputs.fields["heart_failure"] is None
-        assert before.inputs.fields["conditions"] is None
+        assert before.inputs.fields["active_conditions"] is None
         assert before.basis == [{"type": "Patient", "id": "p1"}]
         assert built(patient, NOW).inputs.fields["heart_failure"] == 0.0, "we hold since NOW that it is over"
 

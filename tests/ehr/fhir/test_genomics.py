@@ -45,6 +45,12 @@ def test_an_implication_carries_the_significance_of_its_variant() -> None:
     )  # fmt: skip
     found = read_one(variant(id="v1"), meaning).genomics
     assert [(item.gene, item.significance) for item in found] == [("BRCA1", ""), ("BRCA1", "Pathogenic")]
+    assert found[1].present is True, "a model counts only what is said to be present"
+
+
+def test_a_significance_without_words_is_known_by_its_code() -> None:
+    bare = {"code": coded("53037-8"), "valueCodeableConcept": coded("LA26332-9")}
+    assert read_one(variant(component=[bare])).genomics[0].significance == "Likely pathogenic"
 
 
 def test_a_polygenic_score() -> None:
