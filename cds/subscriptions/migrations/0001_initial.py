@@ -10,7 +10,7 @@ class Migration(migrations.Migration):
     initial = True
 
     dependencies = [
-        ('patients', '0005_endings_without_a_date'),
+        ('patients', '0007_mergers'),
     ]
 
     operations = [

@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('patients', '0005_endings_without_a_date'),
+        ('patients', '0006_pieces_of_folders'),
     ]
 
     operations = [
