@@ -168,6 +168,7 @@ INSTALLED_APPS = [
     "cds.studies",
     "cds.registry",
     "cds.risk",
+    "cds.sending",
     "cds.research",
     "cds.hooks",
     "cds.subscriptions",
@@ -266,6 +267,7 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": 60.0,
         "options": {"expires": 60},
     },
+    "results": {"task": "cds.sending.tasks.collect", "schedule": 15.0, "options": {"expires": 15}},
     "inputs": {"task": "cds.risk.tasks.watch_inputs", "schedule": 21600.0, "options": {"expires": 3600}},
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(DATA_DIR / "beat-schedule")

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 from ehr.code_map import BadCodeMap, CodeMap, read_code_map
 from ehr.codes import Code, Icd10, Loinc, OtherCode, RxNorm, Snomed, parse_coding
+from ehr.dicom.capture import burn
 from ehr.dicom.dimse import DimseClient, Moved, Sent
 from ehr.dicom.listener import StorageListener, Taken
 from ehr.dicom.methods import describe_deidentification
 from ehr.dicom.node import Node, parse_node
+from ehr.dicom.outlines import Outlined, build_segmentation
+from ehr.dicom.outputs import Concept, Made, SizeOut, build_capture, build_measurement_report, derived_uid
 from ehr.dicom.reader import inspect, pixel_digest, read_clip, read_header, value_digest
 from ehr.dicom.research import ResearchInstance, deidentify_instance
+from ehr.dicom.sources import Sources, read_sources
+from ehr.dicom.stow import StoreAnswer, StowClient
 from ehr.dicom.web import DicomWebClient, read_expected, read_study, value_of, values_of
 from ehr.errors import BadInstance, BadResource, BadUnit, EhrError, Permanent, Refused, Retriable, TooLarge
+from ehr.fhir.accompanying import build_device, build_diagnostic_report, build_provenance
+from ehr.fhir.audit_event import AuditedAct, build_audit_event
 from ehr.fhir.bulk import BulkClient, Export
 from ehr.fhir.client import FhirClient, listened_types
 from ehr.fhir.encounters import names_intensive_care
@@ -33,6 +40,7 @@ from ehr.fhir.subscriptions import (
     build_subscription,
     read_notification,
 )
+from ehr.fhir.writing import Done, FhirWriter, Written, identified
 from ehr.pseudonyms import Pseudonyms, moved
 from ehr.records import (
     AllergyRecord,
@@ -62,6 +70,7 @@ from ehr.units import canonical_unit, same_quantity, to_canonical
 
 __all__ = [
     "AllergyRecord",
+    "AuditedAct",
     "BackendServices",
     "BadCodeMap",
     "BadInstance",
@@ -73,9 +82,11 @@ __all__ = [
     "Clip",
     "Code",
     "CodeMap",
+    "Concept",
     "ConditionRecord",
     "DicomWebClient",
     "DimseClient",
+    "Done",
     "EhrError",
     "EncounterKind",
     "EncounterRecord",
@@ -83,6 +94,7 @@ __all__ = [
     "Fact",
     "FamilyHistoryRecord",
     "FhirClient",
+    "FhirWriter",
     "GenomicRecord",
     "Icd10",
     "Identifier",
@@ -92,6 +104,7 @@ __all__ = [
     "Keeping",
     "Known",
     "Loinc",
+    "Made",
     "MedicationRecord",
     "Moved",
     "Node",
@@ -100,6 +113,7 @@ __all__ = [
     "NotificationKind",
     "ObservationRecord",
     "OtherCode",
+    "Outlined",
     "PatientIdentity",
     "PatientRecord",
     "Permanent",
@@ -116,19 +130,34 @@ __all__ = [
     "SetAside",
     "Sex",
     "SignIn",
+    "SizeOut",
     "Snomed",
     "SortedFolder",
+    "Sources",
     "StorageListener",
     "SubscriptionShape",
+    "StoreAnswer",
+    "StowClient",
     "Taken",
     "TooLarge",
+    "Written",
+    "build_audit_event",
+    "build_capture",
+    "build_device",
+    "build_diagnostic_report",
+    "build_measurement_report",
+    "build_provenance",
     "build_risk_assessment",
     "build_subscription",
+    "build_segmentation",
+    "burn",
     "canonical_unit",
     "deidentify_instance",
     "deidentify_record",
+    "derived_uid",
     "describe_deidentification",
     "discover_token_url",
+    "identified",
     "inspect",
     "is_over",
     "known_of",
@@ -150,6 +179,7 @@ __all__ = [
     "read_pieces",
     "read_prefetch",
     "read_resources",
+    "read_sources",
     "read_study",
     "same_quantity",
     "sort_folder",

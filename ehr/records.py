@@ -265,6 +265,7 @@ class Clip:
     times_ms    float32 [T], from the first frame; all 0 for a still image
     spacing_mm  (row, column) in mm, or None when the file does not say
     slice_mm    of a volume of evenly spaced slices, in order along their normal: the step between them
+    sources     where each frame came from: (SOP Instance UID, number of the frame in it, from 1)
     """
 
     frames: NDArray[np.float32]
@@ -273,6 +274,7 @@ class Clip:
     spacing_source: str = ""  # "PixelSpacing" | "ImagerPixelSpacing" | "SequenceOfUltrasoundRegions"
     slice_mm: float | None = None
     notes: tuple[str, ...] = ()  # what was ignored or assumed: "overlay ignored", "burned-in annotation" …
+    sources: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ class Job(StrEnum):
     )
     RUN_ERRAND = "cds.subscriptions.tasks.run_errand"  # errand_id: a FHIR server told of changes
     TRAIN = "cds.registry.tasks.train"  # run_id
+    SEND = "cds.sending.tasks.send"  # document_id
 
 
 QUEUES: dict[Job, Queue] = {
@@ -42,4 +43,5 @@ QUEUES: dict[Job, Queue] = {
     Job.ASSESS_ALL: Queue.BATCH,
     Job.RUN_ERRAND: Queue.BATCH,
     Job.TRAIN: Queue.TRAIN,
+    Job.SEND: Queue.BATCH,
 }

@@ -29,8 +29,8 @@ from django.conf import settings
 import fusion
 from cds import catalogue
 from cds.errors import Invalid
-from cds.studies import receiving
-from cds.studies.models import Measurement, Series
+from cds.studies import clips, receiving
+from cds.studies.models import Measurement, Outline, Series
 
 logger = logging.getLogger(__name__)
 MANIFEST = "measures.json"
@@ -111,10 +111,10 @@ def measure(series: Series, *, now: datetime) -> list[str]:
         return [str(fault)]
     for method in chosen:
         key = {"series": series, "pixels_digest": series.pixels_digest, "method_version": method.version}
-        if Measurement.objects.filter(**key).exists():
+        if Outline.objects.filter(**key).exists():
             continue
         try:
-            rows = _rows(method, series)
+            rows, masks, places = _rows(method, series)
         except fusion.FusionError as fault:
             failures.append(f"{method.title}: {fault}")
             continue
@@ -131,11 +131,35 @@ def measure(series: Series, *, now: datetime) -> list[str]:
                     "made_at": now,
                 },
             )
+        _keep_outline(method, series, masks, places, now=now)
     return failures
 
 
-def _rows(method: Method, series: Series) -> dict[str, tuple[fusion.Size, float | None]]:
-    """Each size by name, with how sure the masks are: mean probability inside them, in [0.5, 1]."""
+def _keep_outline(
+    method: Method, series: Series, masks: Masks, places: Sequence[int], *, now: datetime
+) -> None:
+    """The masks the sizes came from, so that the archive can be given them (SEG)."""
+    folder, name = f"{series.study_id}/{series.pk}", f"{series.pixels_digest}.{method.version}"
+    sources = clips.frame_sources(series)
+    Outline.objects.get_or_create(
+        series=series,
+        pixels_digest=series.pixels_digest,
+        method_version=method.version,
+        defaults={
+            "structures": list(masks),
+            "frames": [sources[place] for place in places] if sources else [],
+            "path": clips.keep_masks(np.stack(list(masks.values()), axis=-1), folder, name),
+            "method": method.title[:200],
+            "made_at": now,
+        },
+    )
+
+
+def _rows(
+    method: Method, series: Series
+) -> tuple[dict[str, tuple[fusion.Size, float | None]], Masks, list[int]]:
+    """Each size by name, with how sure the masks are (mean probability inside them, in [0.5, 1]); the masks
+    themselves; and which frames of the Clip they were drawn in."""
     clip = receiving.load_clip(series)
     places = np.unique(np.linspace(0, len(clip.frames) - 1, min(MOST_FRAMES, len(clip.frames))).astype(int))
     seen = np.stack([method.segmenter.probabilities(clip.frames[place][None]) for place in places], axis=1)
@@ -150,7 +174,7 @@ def _rows(method: Method, series: Series) -> dict[str, tuple[fusion.Size, float 
         size = _plausible(name, _SIZES[name](masks, of, clip.spacing_mm))
         inside = np.concatenate([sure[one][masks[one]] for one in of])
         found[name] = (size, float(inside.mean()) if inside.size and size.value is not None else None)
-    return found
+    return found, masks, [int(place) for place in places]
 
 
 def _plausible(name: str, size: fusion.Size) -> fusion.Size:

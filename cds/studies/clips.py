@@ -3,6 +3,7 @@
     <study uuid>/<series uuid>/<sha256 of the file>.dcm     an Instance
     <study uuid>/<series uuid>/<digest>.npy                 uint16 [T, H, W] over [0, 1]: read by memory map
     <study uuid>/<series uuid>/<digest>.times.npy           float32 [T], ms
+    <study uuid>/<series uuid>/<digest>.<method>.masks.npz  what a method drew in those frames
 
 A file is written whole, made durable and then renamed, so a reader never sees half of one.
 """
@@ -63,6 +64,35 @@ def keep_clip(clip: ehr.Clip, folder: str, name: str) -> str:
     frames = np.rint(np.clip(clip.frames, 0, 1) * FULL).astype(np.uint16)
     _write(folder, lambda target: np.save(target, clip.times_ms), lambda: f"{name}.times.npy")
     return _write(folder, lambda target: np.save(target, frames), lambda: f"{name}.npy")
+
+
+def keep_masks(masks: NDArray[np.bool_], folder: str, name: str) -> str:
+    """Store bool [T, H, W, S] durably, eight in a byte and compressed; returns the relative path."""
+    bits, shape = np.packbits(masks), np.array(masks.shape)
+    return _write(
+        folder,
+        lambda target: np.savez_compressed(target, bits=bits, shape=shape),
+        lambda: f"{name}.masks.npz",
+    )
+
+
+def load_masks(relative: str) -> NDArray[np.bool_]:
+    """bool [T, H, W, S] as `keep_masks` took them. Raises NotFound when they are not in the store."""
+    try:
+        with np.load(path_of(relative), allow_pickle=False) as held:
+            shape = tuple(int(side) for side in held["shape"])
+            bits = np.unpackbits(held["bits"], count=int(np.prod(shape)))
+    except FileNotFoundError:
+        raise NotFound(f"the masks {relative} are not in the store") from None
+    return bits.reshape(shape).astype(bool)
+
+
+def frame_sources(series: Series) -> list[list[str | int]]:
+    """Where each frame of the Clip came from: [SOP Instance UID, number in it]; [] when that is not known."""
+    if series.sources:
+        return list(series.sources)
+    uids = list(series.instances.values_list("sop_uid", flat=True)[:2])
+    return [[uids[0], 1]] if len(uids) == 1 and series.frames == 1 else []
 
 
 def remove(relative: str) -> None:

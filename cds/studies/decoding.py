@@ -163,7 +163,7 @@ def _keep(result: _Result) -> bool:
     if clip is None:
         series.pixels_digest, series.frames, series.rows, series.columns = result.instances, 0, 0, 0
         series.frame_ms = series.spacing_row_mm = series.spacing_column_mm = series.slice_mm = None
-        series.remarks = []
+        series.remarks, series.sources = [], []
     else:
         series.pixels_digest = _pixels_digest(series, clip)
         series.frames, series.rows, series.columns = clip.frames.shape
@@ -172,6 +172,7 @@ def _keep(result: _Result) -> bool:
         series.spacing_row_mm, series.spacing_column_mm = row, column
         series.slice_mm = clip.slice_mm
         series.remarks = list(clip.notes) + _partial(series)
+        series.sources = [list(source) for source in clip.sources]
     series.save(update_fields=_DECODED)
     return True
 
@@ -195,6 +196,7 @@ _DECODED = [
     "spacing_column_mm",
     "slice_mm",
     "remarks",
+    "sources",
 ]
 
 

@@ -79,6 +79,7 @@ class Series(models.Model):
     spacing_column_mm = models.FloatField(null=True)
     slice_mm = models.FloatField(null=True)  # of evenly spaced CT or MR slices; null: no volume
     remarks = models.JSONField(default=list)  # "burned-in annotation", "overlay ignored" …
+    sources = models.JSONField(default=list)  # of each frame: [SOP Instance UID, number in it from 1]
     failure = models.CharField(max_length=500, blank=True)  # why it cannot be decoded
 
     @property
@@ -146,6 +147,26 @@ class Measurement(models.Model):
         constraints = [
             models.UniqueConstraint(
                 fields=["series", "pixels_digest", "name", "method_version"], name="measured_once_a_method"
+            ),
+        ]
+
+
+class Outline(models.Model):
+    """What one version of a method drew in one Series: masks from which its sizes were measured."""
+
+    series = models.ForeignKey(Series, on_delete=models.CASCADE, related_name="outlines")
+    pixels_digest = models.CharField(max_length=64)  # of the Series when it was drawn
+    structures = models.JSONField()  # names, in the order of the masks
+    frames = models.JSONField(default=list)  # of each mask: [SOP Instance UID, number]; [] when not known
+    path = models.CharField(max_length=300)  # .npz "masks", bool [T, H, W, S] packed; relative to STUDY_STORE
+    method = models.CharField(max_length=200)
+    method_version = models.CharField(max_length=16)
+    made_at = models.DateTimeField(db_index=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["series", "pixels_digest", "method_version"], name="outlined_once_a_method"
             ),
         ]
 

@@ -129,11 +129,23 @@ def _value_digest(source: Path | bytes, _: dict[str, Any], limits: guard.Limits)
         opened.close()
 
 
+def _source(source: Path | bytes, _: dict[str, Any], limits: guard.Limits) -> dict[str, Any]:
+    opened = dataset.open_dataset(source, limits, pixels=False)
+    try:
+        return {
+            "attributes": selecting.repeated(opened.dataset),
+            "transfer_syntax_uid": opened.transfer_syntax,
+        }
+    finally:
+        opened.close()
+
+
 OPS: dict[str, Callable[[Path | bytes, dict[str, Any], guard.Limits], Any]] = {
     "inspect": _inspect,
     "header": _header,
     "pixel_digest": _pixel_digest,
     "value_digest": _value_digest,
+    "source": _source,
 }
 
 
@@ -204,6 +216,9 @@ def read_clip(
     if len({one.values.shape for one in rendered}) > 1:
         raise BadInstance("the frames differ in size")
     frames = quantise(rendered)
+    made_of = [
+        (chosen.order[0], place) if len(chosen.order) == 1 else (chosen.order[place], 0) for place in places
+    ]
     spacing, spacing_source = selecting.spacing_of(first)
     if spacing is not None:
         spacing = (spacing[0] * rows / frames.shape[1], spacing[1] * columns / frames.shape[2])
@@ -221,6 +236,7 @@ def read_clip(
         "slice_mm": slice_mm if len(places) > 1 else None,
         "spacing_source": spacing_source,
         "notes": notes,
+        "sources": [[dataset.text(headers[which], "SOPInstanceUID"), inner + 1] for which, inner in made_of],
     }, frames
 
 

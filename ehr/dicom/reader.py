@@ -77,6 +77,7 @@ def read_clip(
         spacing_source=result["spacing_source"],
         slice_mm=result["slice_mm"],
         notes=tuple(result["notes"]),
+        sources=tuple((str(uid), int(number)) for uid, number in result["sources"]),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -18,6 +19,19 @@ FRONTAL = frozenset({"PA", "AP", "AP PORTABLE", "POSTERO-ANTERIOR", "ANTERO-POST
 UNEVEN = 0.1  # of the usual step between slices, by which one may differ
 UNEVEN_WORDS = "slices unevenly spaced: no volume"
 TURNED = 0.01  # of a direction cosine, by which slices of one stack may differ
+REPEATED = (  # by results made from an instance: whose it is, which it is, and where its pixels lie
+    "SpecificCharacterSet", "TimezoneOffsetFromUTC", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID",
+    "SeriesInstanceUID", "PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex",
+    "AccessionNumber", "StudyID", "StudyDate", "StudyTime", "StudyDescription", "ReferringPhysicianName",
+    "Modality", "BodyPartExamined", "Laterality", "ImageLaterality", "PatientOrientation",
+    "BurnedInAnnotation", "SeriesNumber", "InstanceNumber", "Rows", "Columns", "NumberOfFrames",
+    "SamplesPerPixel",
+    "FrameOfReferenceUID", "PositionReferenceIndicator", "ImagePositionPatient", "ImageOrientationPatient",
+    "PixelSpacing", "ImagerPixelSpacing", "SliceThickness", "SpacingBetweenSlices", "LossyImageCompression",
+    "LossyImageCompressionRatio", "LossyImageCompressionMethod",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionOrganizationSequence",
+    "DimensionIndexSequence", "DimensionOrganizationType",
+)  # fmt: skip
 CENTIMETRES = 3  # PhysicalUnitsXDirection, PS3.3 C.8.5.5.1.15
 
 
@@ -142,6 +156,16 @@ def times_of(data: Dataset, frames: int) -> tuple[list[float] | None, str]:
         if rate and rate > 0:
             return [place * 1000.0 / rate for place in range(frames)], keyword
     return None, ""
+
+
+def repeated(data: Dataset) -> dict[str, Any]:
+    """What a result repeats of its source, as DICOM JSON; what cannot be read as its VR is left out."""
+    kept = Dataset()
+    for keyword in REPEATED:
+        if get(data, keyword) is not None and keyword in data:
+            kept[keyword] = data[keyword]
+    found: dict[str, Any] = kept.to_json_dict(suppress_invalid_tags=True)
+    return found
 
 
 def slice_step_of(data: Dataset) -> float | None:

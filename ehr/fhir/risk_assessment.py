@@ -1,12 +1,14 @@
 """A stored risk → FHIR R4 RiskAssessment, the form in which it goes back to the hospital (INTEROP 36).
 
-https://hl7.org/fhir/R4/riskassessment.html. The model is a contained Device (name, version, digest), so that
-the resource stands alone. `probabilityDecimal` is a percentage: a risk of 0.42 is 42.
+https://hl7.org/fhir/R4/riskassessment.html. The performer is the model: a Device of the server, or else a
+contained one (name, version, digest), so that the resource stands alone. `probabilityDecimal` is a
+percentage: a risk of 0.42 is 42.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -19,6 +21,20 @@ STATUSES = frozenset(
 )
 CATEGORIES = {"low": "Low likelihood", "moderate": "Moderate likelihood", "high": "High likelihood"}
 _QUALITATIVE = "http://terminology.hl7.org/CodeSystem/risk-probability"
+OUR_SYSTEM = "urn:ietf:rfc:3986"
+_DICOM_UID = re.compile(r"\d+(\.\d+){3,}")
+
+
+def our_identifier(uuid: str) -> dict[str, str]:
+    """By which a resource of ours is found again on a server."""
+    return {"system": OUR_SYSTEM, "value": f"urn:uuid:{uuid}"}
+
+
+def reference_to(kind: str, identity: str) -> dict[str, Any]:
+    """By id on the server; a Study that came as pixels is known by its Study Instance UID only."""
+    if kind == "ImagingStudy" and _DICOM_UID.fullmatch(identity):
+        return {"type": kind, "identifier": {"system": "urn:dicom:uid", "value": f"urn:oid:{identity}"}}
+    return {"reference": f"{kind}/{identity}"}
 
 
 def build_risk_assessment(
@@ -41,6 +57,8 @@ def build_risk_assessment(
     missing: Sequence[str] = (),
     rationale: str = "",
     method: str = "Fusion of imaging and record by a neural network, calibrated",
+    device_id: str = "",
+    notice: str = "",
     resource_id: str = "",
 ) -> dict[str, Any]:
     """Assemble a RiskAssessment.
@@ -52,6 +70,8 @@ def build_risk_assessment(
     basis            (resource type, id) of every resource that was used
     category         "low", "moderate", "high" or "very-high"
     missing          modalities that were not there, for the rationale
+    device_id        of the model's Device on the server; "" for a contained one
+    notice           the regulatory label, as a note
     raises           BadResource naming the argument that breaks a rule of the standard
     """
     if status not in STATUSES:
@@ -74,22 +94,28 @@ def build_risk_assessment(
         prediction["qualitativeRisk"] = _qualitative(category)
     resource: dict[str, Any] = {
         "resourceType": "RiskAssessment",
-        "contained": [_device(model_name, model_version, model_digest)],
-        "identifier": [{"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{identifier}"}],
+        "identifier": [our_identifier(identifier)],
         "status": status,
         "method": {"text": method},
         "code": {"text": f"Risk of {_name(outcome)}"},
         "subject": {"reference": f"Patient/{patient_id}"},
         "occurrenceDateTime": occurred_at.isoformat(),
-        "performer": {"reference": "#model", "display": f"{model_name} {model_version}"},
+        "performer": {"display": f"{model_name} {model_version}"},
         "prediction": [prediction],
     }
+    if device_id:
+        resource["performer"]["reference"] = f"Device/{device_id}"
+    else:
+        resource["contained"] = [_device(model_name, model_version, model_digest)]
+        resource["performer"]["reference"] = "#model"
+    if notice:
+        resource["note"] = [{"text": notice}]
     if resource_id:
         resource["id"] = resource_id
     if encounter_id:
         resource["encounter"] = {"reference": f"Encounter/{encounter_id}"}
     if basis:
-        resource["basis"] = [{"reference": f"{kind}/{identity}"} for kind, identity in dict.fromkeys(basis)]
+        resource["basis"] = [reference_to(kind, identity) for kind, identity in dict.fromkeys(basis)]
     return resource
 
 

@@ -46,7 +46,7 @@ def running(tmp_path: Path, *queues: Queue) -> Iterator[Workers]:
     """Start broker and workers, wait until they answer, and stop them."""
     url = os.environ.get("REDIS_URL", "")
     port = free_port()
-    environment = {**os.environ, **_same_database(tmp_path)}
+    environment = {**os.environ, **same_database(tmp_path)}
     environment |= {
         "REDIS_URL": url or f"redis://127.0.0.1:{port}/0",
         "STUDY_STORE": str(settings.STUDY_STORE),
@@ -91,7 +91,7 @@ def _is_alive(queue: Queue) -> bool:
     return beats.alive(beats.connect())[queue]
 
 
-def _same_database(tmp_path: Path) -> dict[str, str]:
+def same_database(tmp_path: Path) -> dict[str, str]:
     """Variables by which another process finds the database of this test."""
     name = connection.settings_dict["NAME"]
     if connection.vendor == "postgresql":
