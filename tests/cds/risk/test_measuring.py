@@ -15,8 +15,8 @@ from cds import features
 from cds.jobs import leases
 from cds.jobs.models import WorkState
 from cds.risk import measuring, queries, scoring
-from cds.studies import receiving
-from cds.studies.models import Measurement, Series
+from cds.studies import clips, receiving
+from cds.studies.models import Measurement, Outline, Series
 from tests.cds.registry import ward
 from tests.cds.registry.rows import make_series
 from tests.factories import NOW, make_patient
@@ -101,6 +101,9 @@ def test_what_arrives_is_measured_and_becomes_a_field(register: Any) -> None:
         "aaaaaaaa",
         pytest.approx(0.9),
     )
+    drawn = Outline.objects.get(series=series)
+    assert (drawn.structures, drawn.method_version) == (["heart", "lungs"], "aaaaaaaa")
+    np.testing.assert_array_equal(clips.load_masks(drawn.path)[0, :, :, 0], chest(0.6) > 0.7)
     fields = seen(patient)
     assert fields["cardiothoracic_ratio"] == ratio.value
     assert fields["lung_area"] == pytest.approx(0.8 * 0.7 * (SIDE * 0.7) ** 2, rel=0.08)
