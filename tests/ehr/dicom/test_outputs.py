@@ -112,6 +112,6 @@ def test_what_cannot_be_said_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ehr.BadInstance, match="not among the files"):
         ehr.build_measurement_report(sources, [("1.2.3", 1)], [], MADE)
     frame = [(next(iter(sources.instances)), 1)]
+    empty = ehr.Outlined("heart", HEART, np.zeros((1, 64, 48), bool))
     with pytest.raises(ehr.BadInstance, match="nothing inside any mask"):
-        empty = ehr.Outlined("heart", HEART, np.zeros((1, 64, 48), bool))
         ehr.build_segmentation(sources, frame, [empty], MADE)
