@@ -163,7 +163,8 @@ class _Round:
         }
         model.load_state_dict({**model.state_dict(), **state})
         fit_fusion(model, *told, self.tuned, config, lambda *_: None)
-        return calibrate_bundle(model, config, self.bundle.embedder, told, self.tuned)
+        subgroups = [e.attributes for e in self.train.examples], [e.attributes for e in self.tuning.examples]
+        return calibrate_bundle(model, config, self.bundle.embedder, told, self.tuned, subgroups=subgroups)
 
     def fused(self, bundle: Bundle, present: Mask) -> Array:
         """Calibrated risks float64 [B] when only this is present."""
@@ -194,7 +195,11 @@ class _Round:
             alone = max(singles, key=lambda logits: auroc(logits, self.labels) or 0.0)
             name = named(subset.tolist(), NAMES)
             inside, groups = covered(
-                self.bundle.intervals[0], risks, self.labels, patterns=[name] * len(risks)
+                self.bundle.intervals[0],
+                risks,
+                self.labels,
+                patterns=[name] * len(risks),
+                attributes=[e.attributes for e in self.asked.examples],
             )
             found.append(
                 (
@@ -277,7 +282,10 @@ def _score(figures: dict[str, list[float]], ask: Callable[[Mask], Array], one: _
     for subgroup in SUBGROUPS:
         attribute, value = subgroup.split()
         here = np.array([e.attributes[attribute] == value for e in one.asked.examples])
-        inside, groups = covered(bundle.intervals[0], risks[here], labels[here], patterns=patterns[here])
+        known = [e.attributes for e in one.asked.examples if e.attributes[attribute] == value]
+        inside, groups = covered(
+            bundle.intervals[0], risks[here], labels[here], patterns=patterns[here], attributes=known
+        )
         figures[subgroup].append(inside / groups)
 
 

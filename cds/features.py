@@ -163,8 +163,18 @@ def build_inputs(
         cines=pixels[Modality.CINE][0],
         volumes=pixels[Modality.VOLUME][0],
         pending=frozenset(modality for modality, is_waiting in waiting.items() if is_waiting),
+        attributes=_attributes(patient, as_of),
     )
     return Built(inputs, [{"type": kind, "id": identity} for kind, identity in used.basis], used.until)
+
+
+def _attributes(patient: Patient, as_of: datetime) -> dict[str, str]:
+    """What reports are broken down by, and intervals may differ by: sex, age band, source."""
+    attributes = {"sex": patient.sex, "source": patient.source.slug}
+    if patient.birth_date is not None:
+        age = (as_of.date() - patient.birth_date).days / 365.25
+        attributes["age"] = "under 50" if age < 50 else "50 to 69" if age < 70 else "70 and over"
+    return attributes
 
 
 # -- numbers -----------------------------------------------------------------------------------------

@@ -124,7 +124,8 @@ class EdgeModel:
         logits = self._logits(np.repeat(evidence, len(masks), axis=0), masks)
         shares = gains(len(here)) @ np.stack([sigmoid(logits), logits])
         risks = tuple(
-            self._risk(r, logits[-1, r], here, shares[..., r], missing) for r in range(len(logits[0]))
+            self._risk(r, logits[-1, r], here, shares[..., r], missing, inputs.attributes)
+            for r in range(len(logits[0]))
         )
         return EdgeAnswer(risks, missing, screened.left_out)
 
@@ -140,11 +141,12 @@ class EdgeModel:
         here: NDArray[np.int64],
         shares: NDArray[np.float64],
         missing: tuple[Modality, ...],
+        attributes: Mapping[str, str],
     ) -> EdgeRisk:
         spec, risk = self.config.outcomes[r], float(sigmoid(logit))
         base = float(self.calibration.base_risks()[r])
         pattern = "+".join(self.config.modalities[place].value for place in here)
-        low, high = self.intervals[r].around(risk, pattern)
+        low, high = self.intervals[r].around(risk, pattern, attributes)
         contributions = tuple(
             Contribution(self.config.modalities[place], float(points), float(share))
             for place, points, share in zip(here, *shares, strict=True)
@@ -279,7 +281,7 @@ def read_record(path: Path) -> PatientInputs:
         said = json.loads(path.read_text())
     except (OSError, ValueError) as fault:
         raise BadInput(f"{path.name} is not a readable JSON file") from fault
-    known = {"fields", "genomics", "series", "notes"}
+    known = {"fields", "genomics", "series", "notes", "attributes"}
     if not isinstance(said, dict) or (other := set(said) - known):
         raise BadInput(f"{path.name} must be an object of {', '.join(sorted(known))}; not {said and other}")
     try:
@@ -295,6 +297,7 @@ def read_record(path: Path) -> PatientInputs:
                 NoteInput(f"note {i}", str(n["text"]), hours_before=float(n.get("hours_before", 0)))
                 for i, n in enumerate(said.get("notes", ()))
             ),
+            attributes={str(name): str(value) for name, value in said.get("attributes", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as fault:
         raise BadInput(

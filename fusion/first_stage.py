@@ -63,6 +63,27 @@ class Saver:
 
 
 @dataclass(eq=False, slots=True)
+class Shared:
+    """What all fits of one encoder have in common: evidence out of fold must be of the kind that is said at
+    the bedside, or the fusion weighs another voice than the one it hears.
+
+    rows, known  the fewest patients of any fold (see `Encoder.expect`)
+    penalty      chosen in the first fold
+    helped       fold by fold, whether what was trained beyond `fit_first` helped
+    """
+
+    rows: int
+    known: Tensor
+    penalty: Tensor | None = None
+    helped: list[bool] = field(default_factory=list)
+
+    @property
+    def is_silent(self) -> bool:
+        """Most folds were told better without what is trained beyond `fit_first`: so is the last fit."""
+        return 2 * sum(self.helped) < len(self.helped)
+
+
+@dataclass(eq=False, slots=True)
 class FirstStage:
     """What the encoders are trained on, and what they said of patients they had not seen.
 
@@ -80,7 +101,7 @@ class FirstStage:
     saver: Saver
     tuning: ImageTuning | None = None
     tuned: Tuned | None = None
-    penalties: dict[Modality, Tensor] = field(default_factory=dict)  # chosen once, for every fold alike
+    shared: dict[Modality, Shared] = field(default_factory=dict)
 
     def run(self) -> Tensor:
         """Train every encoder of the model; evidence out of fold, float32 [B, M, R]."""
@@ -90,6 +111,7 @@ class FirstStage:
             if not bool(self.model.trained[place].any()):
                 self.teller.done((int(self.folds.max()) + 2) * self.steps(modality))
                 continue
+            self.shared[modality] = self._fewest(place)
             for fold in range(int(self.folds.max()) + 1):
                 name = f"{modality.value}, fold {fold + 1} of {int(self.folds.max()) + 1}"
                 seen = torch.from_numpy(self.folds != fold)
@@ -101,6 +123,17 @@ class FirstStage:
             _, tuned = self._train(self.model, modality, everyone, f"{modality.value}, all patients", "all")
             self.tuned = tuned or self.tuned
         return out_of_fold
+
+    def _fewest(self, place: int) -> Shared:
+        """How many patients the smallest fold leaves to the encoder at that place."""
+        here, labels = self.data.batch.present[:, place], self.data.labels
+        rows, known = len(labels), torch.full((labels.shape[1], 2), len(labels))
+        for fold in range(int(self.folds.max()) + 1):
+            seen = here & torch.from_numpy(self.folds != fold)
+            events, others = ((labels[seen] == kind).sum(0) for kind in (1, 0))
+            rows = min(rows, int(seen.sum()))
+            known = torch.minimum(known, torch.stack([events + others, torch.minimum(events, others)], 1))
+        return Shared(rows, known)
 
     def steps(self, modality: Modality) -> int:
         """How many fits that modality takes a fold."""
@@ -142,7 +175,7 @@ class FirstStage:
             path,
             self.saver.course,
             self.folds,
-            self.penalties,
+            self.shared[modality],
         )
         self.teller.done()
         return said, tuned
@@ -173,7 +206,7 @@ def _fit_encoder(
     checkpoint: Path | None,
     course: str,
     folds: NDArray[np.int64],
-    penalties: dict[Modality, Tensor],
+    shared: Shared,
 ) -> Tensor:
     """Fit one encoder on the `seen` patients who have its modality; its evidence about the others, [B, R].
 
@@ -186,11 +219,12 @@ def _fit_encoder(
     encoder.fit_statistics(data.batch.tokens[modality].rows(rows))
     everyone = encoder.prepare(data.batch.tokens[modality])
     tokens, labels = everyone.rows(rows), data.labels[rows]
-    penalty = penalties.get(modality)
+    encoder.expect(shared.rows, shared.known)
     encoder.fit_first(
-        tokens, labels, model.base_logit, folds[rows.numpy()], seed=config.seed, penalty=penalty
+        tokens, labels, model.base_logit, folds[rows.numpy()], seed=config.seed, penalty=shared.penalty
     )
-    penalties.setdefault(modality, encoder.trunk.penalty.clone())
+    if shared.penalty is None:
+        shared.penalty = encoder.trunk.penalty.clone()
     watch = torch.nonzero(held.batch.present[:, place]).squeeze(1)
     watched = encoder.prepare(held.batch.tokens[modality].rows(watch)), held.labels[watch]
     encoder.eval()
@@ -201,14 +235,15 @@ def _fit_encoder(
             for part, known in ((tokens.rows(some), labels[some]), watched)
         ]
     teller.begin(losses[0] or 0.0, losses[1])
-    if len(rows) >= encoder.least_rows:
+    if encoder.is_trained and not (shared.is_silent and bool(seen.all())):
         kept = torch.ones(len(rows), dtype=torch.bool)
         if len(watch) < LEAST_TUNING:
             places = folds[rows.numpy()]
             aside = torch.from_numpy(places == min(places[places >= 0], default=0))
             watched, kept = (tokens.rows(torch.nonzero(aside).squeeze(1)), labels[aside]), ~aside
         fitted = tokens.rows(torch.nonzero(kept).squeeze(1)), labels[kept]
-        _train_rest(model, modality, fitted, watched, config, teller, checkpoint, course)
+        helped = _train_rest(model, modality, fitted, watched, config, teller, checkpoint, course)
+        shared.helped.append(helped)
     encoder.eval()
     said = torch.zeros(len(seen), len(config.outcomes))
     others = torch.nonzero(~seen).squeeze(1)
@@ -227,8 +262,9 @@ def _train_rest(
     teller: Teller,
     checkpoint: Path | None,
     course: str,
-) -> None:
-    """Train what `fit_first` left, on (prepared tokens, labels); undone where the watched are not helped."""
+) -> bool:
+    """Train what `fit_first` left, on (prepared tokens, labels); undone where the watched are not helped.
+    Whether they were."""
     encoder = model.encoder(modality)
     tokens, labels = fitted
     log_odds = class_weights(model, config)
@@ -281,9 +317,11 @@ def _train_rest(
         checkpoint=checkpoint,
         belongs_to=course,
     )
-    if done.best_loss is None or done.best_loss > before - LEAST_GAIN:
+    is_helped = done.best_loss is not None and done.best_loss <= before - LEAST_GAIN
+    if not is_helped:
         encoder.load_state_dict(kept)
         encoder.end_training(helped=False)
+    return is_helped
 
 
 def _thinned(tokens: Tokens, rate: float, generator: torch.Generator) -> Tokens:

@@ -99,6 +99,8 @@ class PatientInputs:
     series      irregular labs and vitals; any order
     notes, images, cines, volumes   newest first; empty = the modality is missing
     pending     modalities that exist for this patient but are not ready (pixels still being encoded)
+    attributes  {"sex": "female", …}: what subgroups the patient belongs to. It decides how wide the interval
+                is (`fusion.conformal`); no risk depends on it
     """
 
     key: str
@@ -110,6 +112,7 @@ class PatientInputs:
     cines: tuple[PixelInput, ...] = ()
     volumes: tuple[PixelInput, ...] = ()
     pending: frozenset[Modality] = frozenset()
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
     def present(self) -> frozenset[Modality]:
         """The modalities that hold at least one value."""
@@ -135,6 +138,7 @@ class PatientInputs:
             "cines": [(p.key, p.view) for p in self.cines],
             **({"volumes": [p.key for p in self.volumes]} if self.volumes else {}),
             "pending": sorted(self.pending),
+            **({"attributes": sorted(self.attributes.items())} if self.attributes else {}),
         }
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 

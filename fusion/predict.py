@@ -111,7 +111,7 @@ def _one(
     outcomes = []
     for r, spec in enumerate(config.outcomes):
         risk, base = float(sigmoid(logits[r])), bundle.base_rates[r]
-        low, high = bundle.intervals[r].around(risk, "+".join(m.value for m in present))
+        low, high = bundle.intervals[r].around(risk, "+".join(m.value for m in present), patient.attributes)
         contributions = tuple(
             Contribution(m, float(shares.points[place, r]), float(shares.logit[place, r]))
             for place, m in enumerate(config.modalities)

@@ -16,7 +16,7 @@ from torch import Tensor
 from fusion.bundle import Bundle
 from fusion.calibrate import Calibration, fit_calibration, sigmoid
 from fusion.config import FusionConfig, FusionKind
-from fusion.conformal import fit_interval
+from fusion.conformal import Attributes, fit_interval
 from fusion.embedding import Embedder
 from fusion.fitting import Fit, fit
 from fusion.losses import masked_bce
@@ -109,15 +109,21 @@ def calibrate_bundle(
     embedder: Embedder,
     out_of_fold: Told,
     tuning: Told | None,
+    *,
+    subgroups: tuple[Attributes, Attributes] = ((), ()),
 ) -> Bundle:
     """The bundle of a trained model: calibration and interval from the tuning split, and where that is small
-    from out-of-fold training evidence as well."""
+    from out-of-fold training evidence as well.
+
+    subgroups  attributes of the out-of-fold and of the tuning patients, by which the interval may differ
+    """
     labelled = 0 if tuning is None else int((~torch.isnan(tuning[2])).sum(0).min())
-    source, told = "tuning split", tuning
+    source, told, attributes = "tuning split", tuning, list(subgroups[1])
     if told is None or not len(told[0]):
-        source, told = "out-of-fold training patients", out_of_fold
+        source, told, attributes = "out-of-fold training patients", out_of_fold, list(subgroups[0])
     elif labelled < SMALL_TUNING:
         source, told = "tuning split and out-of-fold training patients", _joined(told, out_of_fold)
+        attributes += subgroups[0]
     names, curves = [m.value for m in config.modalities], curves_of(config.outcomes)
     with torch.no_grad():
         fused = model.fuse(told[0], told[1]).double().numpy()
@@ -149,7 +155,12 @@ def calibrate_bundle(
     patterns = [named(row, names) for row in present]
     intervals = tuple(
         fit_interval(
-            risks[:, r], happened[:, r], level=config.interval_level, weights=weights[:, r], patterns=patterns
+            risks[:, r],
+            happened[:, r],
+            level=config.interval_level,
+            weights=weights[:, r],
+            patterns=patterns,
+            attributes=attributes if len(attributes) == len(patterns) else None,
         )
         for r in range(len(config.outcomes))
     )

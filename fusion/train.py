@@ -113,7 +113,8 @@ def train(
         fit_fusion(model, *told, tuning_evidence, config, teller.epoch)
         teller.done()
         teller.step("calibration")
-        bundle = calibrate_bundle(model, config, embedder, told, tuning_evidence)
+        subgroups = [e.attributes for e in patients], [e.attributes for e in tuning]
+        bundle = calibrate_bundle(model, config, embedder, told, tuning_evidence, subgroups=subgroups)
         bundle.metadata.update(
             describe(bundle, train=train, tuning=tuning, left_out=left_out, base=dict(_named(base, config)))
         )

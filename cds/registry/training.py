@@ -29,7 +29,7 @@ from cds.jobs import leases
 from cds.jobs.models import WorkState
 from cds.patients.models import Note
 from cds.registry import bundles, cohorts, outcomes, queries, runs
-from cds.registry.models import Cohort, CohortMember, TrainingRun
+from cds.registry.models import Cohort, TrainingRun
 from fusion import Example, FusionConfig, Modality, OutcomeSpec
 
 logger = logging.getLogger(__name__)
@@ -243,21 +243,11 @@ def build_examples(
         inputs = dataclasses.replace(built.inputs, key=f"{member.patient_id}:{member.pk}")
         examples[member.split].append(
             Example(
-                inputs, member.labels, group=cohorts.place_of(member.patient), attributes=_attributes(member)
+                inputs, member.labels, group=cohorts.place_of(member.patient), attributes=inputs.attributes
             )
         )
         progress.step("reading records", low + (high - low) * (done + 1) / len(members))
     return examples
-
-
-def _attributes(member: CohortMember) -> dict[str, str]:
-    """What the report is broken down by: sex, age band, source."""
-    patient = member.patient
-    attributes = {"sex": patient.sex, "source": patient.source.slug}
-    if patient.birth_date is not None:
-        age = (member.as_of.date() - patient.birth_date).days / 365.25
-        attributes["age"] = "under 50" if age < 50 else "50 to 69" if age < 70 else "70 and over"
-    return attributes
 
 
 def _save(bundle: fusion.Bundle, path: str) -> str:

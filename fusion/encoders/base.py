@@ -32,10 +32,21 @@ class Encoder(nn.Module, ABC):
 
     trunk       turns features into logits
     least_rows  patients below which nothing is trained beyond what `fit_first` fits
+    is_trained  whether anything is (see `expect`)
     """
 
     trunk: Trunk
     least_rows: int = 300
+    is_trained: bool = True
+
+    def expect(self, rows: int, known: Tensor) -> None:
+        """How few patients any fold will fit this encoder on: what needs more is fitted in none of them, nor
+        on all patients, so that evidence out of fold is of the same kind as evidence at the bedside.
+
+        rows   with the modality
+        known  int [R, 2]: of these, with an outcome known, and of the rarer kind
+        """
+        self.is_trained = rows >= self.least_rows
 
     @abstractmethod
     def fit_statistics(self, tokens: Tokens) -> None:

@@ -38,6 +38,10 @@ class RecordEncoder(Encoder):
         self.trunk = Trunk(max(1, fields * (numbers * (1 + BINS) + 1)), width, outcomes)
         self.trees = Trees(outcomes)
 
+    def expect(self, rows: int, known: Tensor) -> None:
+        super().expect(rows, known)
+        self.trees.expect(known)
+
     def fit_statistics(self, tokens: Tokens) -> None:
         weight = tokens.known[..., None].double()
         count = weight.sum(0).clamp(min=1)

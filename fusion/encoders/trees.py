@@ -22,6 +22,7 @@ class Trees(nn.Module):
     """float32 [B, F] with NaN for missing → logits [B, R]; zero until fitted.
 
     is_fitted  bool [R]
+    may_grow   bool [R]: where every fold has patients enough (see `Encoder.expect`)
     """
 
     feature: Tensor
@@ -44,13 +45,20 @@ class Trees(nn.Module):
         self.register_buffer("value", torch.zeros(shape))
         self.register_buffer("start", torch.zeros(outcomes))
         self.register_buffer("is_fitted", torch.zeros(outcomes, dtype=torch.bool))
+        self.may_grow = torch.ones(outcomes, dtype=torch.bool)
+
+    def expect(self, known: Tensor) -> None:
+        """int [R, 2]: the fewest patients they will be fitted on, with the outcome known and of the rarer
+        kind."""
+        self.may_grow = (known[:, 0] >= LEAST_ROWS) & (known[:, 1] >= LEAST_EVENTS)
 
     def fit(self, features: Tensor, labels: Tensor, base: Tensor, *, seed: int) -> None:
         """features float32 [N, F] with NaN; labels float32 [N, R], NaN = unknown; base float32 [R]."""
         for r in range(labels.shape[1]):
             known = ~torch.isnan(labels[:, r])
             events = int((labels[known, r] == 1).sum())
-            if int(known.sum()) < LEAST_ROWS or min(events, int(known.sum()) - events) < LEAST_EVENTS:
+            is_few = int(known.sum()) < LEAST_ROWS or min(events, int(known.sum()) - events) < LEAST_EVENTS
+            if is_few or not bool(self.may_grow[r]):
                 continue
             self._fit_one(r, features[known].numpy(), labels[known, r].numpy(), float(base[r]), seed)
 

@@ -14,7 +14,7 @@ from fusion import metrics
 from fusion.baselines import compare
 from fusion.batch import Batch, collate
 from fusion.bundle import Bundle
-from fusion.conformal import covered
+from fusion.conformal import Interval, covered
 from fusion.errors import BadInput, NotEnoughData
 from fusion.examples import Example, check_real, labels_of
 from fusion.fairness import Limits, compare_groups
@@ -83,16 +83,21 @@ def evaluate(
     labels, weights = by_horizon(labels_of(held_out, config).double().numpy(), curves_of(config.outcomes))
     names = [m.value for m in config.modalities]
     patterns = np.array([named(row, names) for row in bundle.model.usable(batch.present).tolist()])
+    attributes = np.array([e.attributes for e in held_out])
     risks = predict_risks(bundle, batch)
     report = Report(
         held_out={"n": len(held_out), "patients": len(set(groups))},
         outcomes={
-            spec.name: _outcome(bundle, r, risks[:, r], labels[:, r], groups, weights[:, r], patterns)
+            spec.name: _outcome(
+                bundle, r, risks[:, r], labels[:, r], groups, weights[:, r], patterns, attributes
+            )
             for r, spec in enumerate(config.outcomes)
         },
         ablation=_ablation(bundle, batch, labels, groups) if comparison else {},
         baselines=_baselines(bundle, batch, labels, groups) if comparison else {},
-        subgroups=_subgroups(bundle, held_out, risks, labels, weights, patterns) if comparison else {},
+        subgroups=_subgroups(bundle, held_out, risks, labels, weights, patterns, attributes)
+        if comparison
+        else {},
         fairness=_fairness(bundle, held_out, risks, labels, weights, thresholds or {}) if comparison else {},
         privacy=dict(bundle.metadata.get("privacy", {})),
         notes=("baselines need the training examples; this bundle was loaded, not trained here",)
@@ -119,11 +124,12 @@ def _outcome(
     groups: Sequence[str],
     weights: Array,
     patterns: NDArray[np.str_],
+    attributes: NDArray[np.object_],
 ) -> dict[str, Any]:
     """Scores of one outcome. Where it is a horizon of an event, `n` counts those not censored before it, and
     everything is weighted so that they stand for those who were."""
     known = ~np.isnan(labels)
-    weights, patterns = weights[known], patterns[known]
+    weights, patterns, attributes = weights[known], patterns[known], attributes[known]
     risks, labels, groups = _known(risks, labels, groups)
     events = int(labels.sum())
     score = partial(
@@ -140,26 +146,39 @@ def _outcome(
         "calibration": metrics.calibration(risks, labels, weights),
         "roc": metrics.roc_curve(risks, labels),
         "pr": metrics.pr_curve(risks, labels),
-        "coverage": _coverage(bundle, r, risks, labels, weights, patterns),
+        "coverage": _coverage(bundle.intervals[r], risks, labels, weights, patterns, attributes),
         "note": note,
     }
 
 
 def _coverage(
-    bundle: Bundle, r: int, risks: Array, labels: Array, weights: Array, patterns: NDArray[np.str_]
+    interval: Interval,
+    risks: Array,
+    labels: Array,
+    weights: Array,
+    patterns: NDArray[np.str_],
+    attributes: NDArray[np.object_],
 ) -> dict[str, Any]:
     """Share of groups scored alike whose event rate lies within the interval of their mean risk; also of
     each pattern of present modalities that fills some groups."""
-    interval = bundle.intervals[r]
+
+    def ask(here: NDArray[np.bool_]) -> tuple[int, int]:
+        return covered(
+            interval,
+            risks[here],
+            labels[here],
+            weights=weights[here],
+            patterns=patterns[here],
+            attributes=attributes[here].tolist(),
+        )
+
     by_pattern = []
     for name in np.unique(patterns):
         here = patterns == name
         if here.sum() >= FEW_GROUPS * interval.group_size:
-            inside, groups = covered(
-                interval, risks[here], labels[here], weights=weights[here], patterns=patterns[here]
-            )
+            inside, groups = ask(here)
             by_pattern.append({"pattern": str(name), "observed": inside / groups, "groups": groups})
-    inside, groups = covered(interval, risks, labels, weights=weights, patterns=patterns)
+    inside, groups = ask(np.ones(len(risks), bool))
     return {
         "level": interval.level,
         "observed": inside / groups if groups else None,
@@ -215,6 +234,7 @@ def _subgroups(
     labels: Array,
     weights: Array,
     patterns: NDArray[np.str_],
+    attributes: NDArray[np.object_],
 ) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     groups = np.array([e.group for e in held_out])
@@ -229,7 +249,12 @@ def _subgroups(
                 events = int(was.sum())
                 is_few = min(events, len(was) - events) < FEW_EVENTS
                 inside, full = covered(
-                    bundle.intervals[r], said, was, weights=weights[here, r], patterns=patterns[here]
+                    bundle.intervals[r],
+                    said,
+                    was,
+                    weights=weights[here, r],
+                    patterns=patterns[here],
+                    attributes=attributes[here].tolist(),
                 )
                 rows.append(
                     {
