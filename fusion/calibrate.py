@@ -35,7 +35,7 @@ __all__ = ["Calibration", "fit_calibration", "sigmoid"]
 
 Array = NDArray[np.float64]
 PATTERN_PATIENTS, PATTERN_EVENTS = 40, 10  # least for a pattern of its own
-PATTERN_RIDGE = 10.0  # in patients' worth of log-likelihood
+PATTERN_RIDGE = 30.0  # in patients' worth of log-likelihood
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,24 +134,24 @@ def fit_calibration(
     base: Array,
     modalities: Sequence[str],
     fitted_on: str,
-    weight: Array | None = None,
+    real: int | None = None,
     curves: Curves = (),
 ) -> Calibration:
     """fused [B, R], labels [B, R] (NaN = unknown), present [B, M] → Calibration.
 
-    weight  float64 [B], 1 for patients as they are (the default); less for rows that are a patient with
-            modalities hidden, which only the patterns are fitted on
+    real  how many of the rows, the first, are patients as they are (without it: all); the others are patients
+          with modalities hidden, which only the patterns are fitted on
     """
     outcomes = fused.shape[1]
-    weight = np.ones(len(fused)) if weight is None else weight
     usable = present.any(axis=1)
+    as_they_are = np.arange(len(fused)) < (len(fused) if real is None else real)
     maps, trust, scores = (
         [PLAIN] * outcomes,
         np.zeros(outcomes),
         [dict[str, float]() for _ in range(outcomes)],
     )
     for r in range(outcomes):
-        rows = usable & (weight >= 1) & ~np.isnan(labels[:, r])
+        rows = usable & as_they_are & ~np.isnan(labels[:, r])
         events = labels[rows, r].sum()
         rarer = float(min(events, rows.sum() - events))
         trust[r] = (rarer + 1) / (rarer + 2)
@@ -161,7 +161,7 @@ def fit_calibration(
     for pattern in np.unique(present[usable], axis=0):
         here = (present == pattern).all(axis=1)
         affine = tuple(
-            _fit_pattern(maps[r](fused[here, r], float(base[r])), labels[here, r], weight[here], base[r])
+            _fit_pattern(maps[r](fused[here, r], float(base[r])), labels[here, r], base[r])
             for r in range(outcomes)
         )
         if any(pair != (1.0, 0.0) for pair in affine):
@@ -177,15 +177,13 @@ def fit_calibration(
     )
 
 
-def _fit_pattern(logits: Array, labels: Array, weight: Array, base: float) -> tuple[float, float]:
+def _fit_pattern(logits: Array, labels: Array, base: float) -> tuple[float, float]:
     """(scale, shift) of one pattern, or (1, 0) where too few patients have it."""
     known = ~np.isnan(labels)
-    patients, events = weight[known].sum(), (weight * np.nan_to_num(labels))[known].sum()
+    patients, events = int(known.sum()), labels[known].sum()
     if patients < PATTERN_PATIENTS or min(events, patients - events) < PATTERN_EVENTS:
         return 1.0, 0.0
-    return fit_affine(
-        logits[known] - base, labels[known], base, weight=weight[known], ridge=(PATTERN_RIDGE, PATTERN_RIDGE)
-    )
+    return fit_affine(logits[known] - base, labels[known], base, ridge=(PATTERN_RIDGE, PATTERN_RIDGE))
 
 
 def _pair(said: Any) -> tuple[float, float]:

@@ -8,15 +8,17 @@ number of groups that share nobody. A pattern of present modalities with enough 
 (Mondrian conformal prediction, Vovk 2005).
 
 Patients of one subgroup (age, sex, source) can have more events than their risks say, most of all where what
-tells them apart is missing. A group of such patients is off by that besides chance, so the interval of who is
-known to belong there is wider: q sqrt(1 + n extra), n patients a group, `extra` the subgroup's squared mean
-error in units of the binomial spread, less what chance alone would make of it. (Equalised coverage, Romano
-et al. 2020, asks for a q of each subgroup's own: of few groups that is mostly noise, one mean is not.)
+tells them apart is missing. The interval of who is known to belong there is therefore laid around
+risk + shift sqrt(risk (1 - risk)), its length unchanged: the shifts are the subgroups' mean errors in units
+of the binomial spread, fitted for all subgroups together by ridge regression, with what each present modality
+takes off them. Shifts and not a q of each
+subgroup's own (equalised coverage, Romano et al. 2020): of few groups that is mostly noise, and widths that
+suit the older and the younger are too wide for women and men, among whom those errors even out.
 
 What it promises: the event rate in a further group of `group_size` patients scored alike lies within, with
 probability at least `level`, if they are exchangeable with those of calibration (same hospital, same time,
 same way of asking). What it does not promise: anything about one patient's fate. Of a subgroup it promises
-as much as its mean error tells; the report counts how often it held. The groups are formed by rank, so
+as much as a mean error tells; the report counts how often it held. The groups are formed by rank, so
 exchangeability between old and new groups is approximate. Too few groups for the level → the interval is all
 of [0, 1]: nothing is known of its width.
 """
@@ -35,7 +37,7 @@ Array = NDArray[np.float64]
 LARGEST, SMALLEST = 25, 5  # patients in a group
 OFFSETS = 5  # ways to lay the cuts
 PATTERN_GROUPS = 30  # least for a pattern of its own
-SUBGROUP_PATIENTS = 100  # least for a mean error of its own
+SUBGROUP_RIDGE = 50.0  # patients' worth of belief that a subgroup has no error of its own
 
 Attributes = Sequence[Mapping[str, str]]  # of each patient: {"sex": "female", …}
 
@@ -45,7 +47,8 @@ class Interval:
     """One outcome's interval: `q` (infinite = unknown), patients per group, and groups it rests on.
 
     patterns   "image+tabular" → q of that pattern of present modalities, where enough groups have it
-    subgroups  "age=older" → its squared mean error beyond chance, in units of the binomial spread
+    shifts     "age=older" → mean error of the risks of that subgroup, in units of the binomial spread;
+               "age=older+tabular" → what it is besides where that modality is present
     """
 
     level: float
@@ -53,15 +56,13 @@ class Interval:
     group_size: int
     groups: int
     patterns: dict[str, float] = field(default_factory=dict)
-    subgroups: dict[str, float] = field(default_factory=dict)
+    shifts: dict[str, float] = field(default_factory=dict)
 
-    def width(self, pattern: str = "", attributes: Mapping[str, str] | None = None) -> float:
-        """q of a patient with that pattern and of those subgroups."""
-        q = self.patterns.get(pattern, self.q)
-        if not self.subgroups or not attributes:
-            return q
-        extra = sum(self.subgroups.get(f"{name}={value}", 0.0) for name, value in attributes.items())
-        return q * math.sqrt(1 + self.group_size * extra)
+    def shift(self, pattern: str, attributes: Mapping[str, str] | None) -> float:
+        """Of a patient with that pattern and of those subgroups."""
+        if not self.shifts or not attributes:
+            return 0.0
+        return sum(self.shifts.get(name, 0.0) for name in _belonging(pattern, attributes))
 
     def around(
         self, risk: float, pattern: str = "", attributes: Mapping[str, str] | None = None
@@ -69,30 +70,32 @@ class Interval:
         """(low, high) in [0, 1], always holding the risk.
 
         pattern     the present modalities, joined by "+" in the model's order
-        attributes  what is known of the patient's subgroups; unknown ones widen nothing
+        attributes  what is known of the patient's subgroups; unknown ones shift nothing
         """
-        return self._within(risk, self.width(pattern, attributes))
+        return self.laid(risk, pattern, self.shift(pattern, attributes))
 
-    @staticmethod
-    def _within(risk: float, q: float) -> tuple[float, float]:
+    def laid(self, risk: float, pattern: str, shift: float) -> tuple[float, float]:
+        """The same, of a shift that is already known."""
+        q = self.patterns.get(pattern, self.q)
         if math.isinf(q):
             return 0.0, 1.0
-        half = q * math.sqrt(risk * (1 - risk))
-        return min(risk, max(0.0, risk - half)), max(risk, min(1.0, risk + half))
+        spread = math.sqrt(risk * (1 - risk))
+        low, high = risk + (shift - q) * spread, risk + (shift + q) * spread
+        return min(risk, max(0.0, low)), max(risk, min(1.0, high))
 
     def to_json(self) -> dict[str, Any]:
         q = None if math.isinf(self.q) else self.q
         said = {"level": self.level, "q": q, "group_size": self.group_size, "groups": self.groups}
-        return {**said, "patterns": dict(self.patterns), "subgroups": dict(self.subgroups)}
+        return {**said, "patterns": dict(self.patterns), "shifts": dict(self.shifts)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Interval:
         q = math.inf if data["q"] is None else float(data["q"])
-        patterns, subgroups = (
-            {str(k): float(v) for k, v in data.get(held, {}).items()} for held in ("patterns", "subgroups")
+        patterns, shifts = (
+            {str(k): float(v) for k, v in data.get(held, {}).items()} for held in ("patterns", "shifts")
         )
         level, size, groups = float(data["level"]), int(data["group_size"]), int(data["groups"])
-        return cls(level, q, size, groups, patterns, subgroups)
+        return cls(level, q, size, groups, patterns, shifts)
 
 
 def fit_interval(
@@ -112,25 +115,21 @@ def fit_interval(
     """
     known = ~np.isnan(labels)
     weights = np.ones(len(labels)) if weights is None else weights
-    extra = (
-        {}
-        if attributes is None
-        else _mean_errors(
-            risks[known], labels[known], weights[known], [attributes[i] for i in np.flatnonzero(known)]
-        )
-    )
-    risks, labels, weights = risks[known], labels[known], weights[known]
+    names = np.full(len(labels), "") if patterns is None else np.asarray(patterns)
+    shifts, moved = {}, np.zeros(len(labels))
+    if attributes is not None:
+        shifts = _mean_errors(risks, labels, weights, known, names, attributes)
+        moved = _moved(Interval(level, 0.0, 0, 0, shifts=shifts), names, attributes)
+    risks, labels, weights, names, moved = (each[known] for each in (risks, labels, weights, names, moved))
     enough = math.ceil(level / (1 - level)) + 1  # groups needed for a finite q
     size = int(np.clip(len(risks) // max(10, enough), SMALLEST, LARGEST))
     own: dict[str, float] = {}
-    if patterns is not None:
-        names = np.asarray(patterns)[known]
-        for name in np.unique(names):
-            here = names == name
-            if name and here.sum() >= PATTERN_GROUPS * size:
-                own[str(name)] = _quantile(risks[here], labels[here], weights[here], size, level)
-    q = _quantile(risks, labels, weights, size, level)
-    return Interval(level, q, size, len(risks) // size, own, extra)
+    for name in np.unique(names):
+        here = names == name
+        if name and here.sum() >= PATTERN_GROUPS * size:
+            own[str(name)] = _quantile(risks[here], moved[here], labels[here], weights[here], size, level)
+    q = _quantile(risks, moved, labels, weights, size, level)
+    return Interval(level, q, size, len(risks) // size, own, shifts)
 
 
 def grouped(
@@ -162,50 +161,60 @@ def covered(
 ) -> tuple[int, int]:
     """(groups whose event rate lies within the interval of their mean risk, groups), of known labels.
 
-    Patients are grouped within their pattern, so that a group is judged by the interval its patients got; of
-    their subgroups' widths it is the mean.
+    Patients are grouped within their pattern, so that a group is judged by the interval its patients got, and
+    shifted by the mean of their shifts.
     """
     known = ~np.isnan(labels)
     weights = np.ones(len(labels)) if weights is None else weights
-    wider = np.ones(len(labels))
-    if attributes is not None and interval.subgroups:
-        plain = Interval(interval.level, 1.0, interval.group_size, 0, subgroups=interval.subgroups)
-        wider = np.array([plain.width(attributes=one) for one in attributes])
     names = np.full(len(labels), "") if patterns is None else np.asarray(patterns)
+    shifts = np.zeros(len(labels)) if attributes is None else _moved(interval, names, attributes)
     names = np.where(np.isin(names, list(interval.patterns)), names, "")
     inside = total = 0
     for name in np.unique(names):
-        here, q = known & (names == name), interval.width(str(name))
-        rates = grouped(risks[here], labels[here], interval.group_size, weights[here])
-        widths = grouped(risks[here], wider[here], interval.group_size, weights[here])
-        for (mean, rate), (_, width) in zip(rates, widths, strict=True):
-            low, high = interval._within(mean, q * width)
+        here = known & (names == name)
+        rates, moved = (
+            grouped(risks[here], told[here], interval.group_size, weights[here]) for told in (labels, shifts)
+        )
+        for (mean, rate), (_, shift) in zip(rates, moved, strict=True):
+            low, high = interval.laid(mean, str(name), shift)
             inside += low - 1e-12 <= rate <= high + 1e-12
             total += 1
     return inside, total
 
 
-def _mean_errors(risks: Array, labels: Array, weights: Array, attributes: Attributes) -> dict[str, float]:
-    """ "age=older" → squared mean error of these patients' risks in units of the binomial spread, less what
-    chance makes of it; only where anything is left."""
-    members: dict[str, list[int]] = {}
-    for row, held in enumerate(attributes):
-        for name, value in held.items():
-            members.setdefault(f"{name}={value}", []).append(row)
-    found = {}
-    for subgroup, rows in sorted(members.items()):
-        if len(rows) < SUBGROUP_PATIENTS:
-            continue
-        said, weight = risks[rows], weights[rows] / weights[rows].sum()
-        spread = float(weight @ np.sqrt(np.maximum(said * (1 - said), 1e-6)))
-        error = float(weight @ (labels[rows] - said)) / spread
-        extra = error**2 - float(weight @ weight)
-        if extra > 0:
-            found[subgroup] = extra
-    return found
+def _belonging(pattern: str, attributes: Mapping[str, str]) -> list[str]:
+    """What a patient's shift is the sum of."""
+    each = [f"{name}={value}" for name, value in sorted(attributes.items())]
+    return [*each, *(f"{one}+{modality}" for one in each for modality in pattern.split("+") if modality)]
 
 
-def _quantile(risks: Array, labels: Array, weights: Array, size: int, level: float) -> float:
+def _moved(interval: Interval, patterns: NDArray[np.str_], attributes: Attributes) -> Array:
+    """The shift of every patient, float64 [B]."""
+    return np.array([interval.shift(str(p), a) for p, a in zip(patterns, attributes, strict=True)], float)
+
+
+def _mean_errors(
+    risks: Array,
+    labels: Array,
+    weights: Array,
+    known: NDArray[np.bool_],
+    patterns: NDArray[np.str_],
+    attributes: Attributes,
+) -> dict[str, float]:
+    """What belonging to a subgroup adds to (label - risk) / spread, by weighted ridge regression."""
+    each = [_belonging(str(p), a) for p, a in zip(patterns, attributes, strict=True)]
+    columns = {name: place for place, name in enumerate(sorted({name for held in each for name in held}))}
+    belongs = np.zeros((len(risks), len(columns)))
+    for row, held in enumerate(each):
+        belongs[row, [columns[name] for name in held]] = 1
+    belongs, said, weight = belongs[known], risks[known], weights[known]
+    error = (labels[known] - said) / _spread(said)
+    inner = (belongs * weight[:, None]).T @ belongs + SUBGROUP_RIDGE * np.eye(len(columns))
+    found = np.linalg.solve(inner, (belongs * weight[:, None]).T @ error)
+    return {name: float(found[place]) for name, place in columns.items()}
+
+
+def _quantile(risks: Array, moved: Array, labels: Array, weights: Array, size: int, level: float) -> float:
     groups = len(risks) // size
     place = math.ceil((groups + 1) * level)
     if not 0 < place <= groups:
@@ -214,11 +223,12 @@ def _quantile(risks: Array, labels: Array, weights: Array, size: int, level: flo
     scores = []
     for step in range(OFFSETS):
         rows = order[step * size // OFFSETS :]
-        for mean, rate in grouped(risks[rows], labels[rows], size, weights[rows]):
-            scores.append(abs(rate - mean) / _spread(mean))
+        told = (grouped(risks[rows], each[rows], size, weights[rows]) for each in (moved, labels))
+        for (mean, shift), (_, rate) in zip(*told, strict=True):
+            scores.append(abs((rate - mean) / float(_spread(np.array(mean))) - shift))
     ranked = np.sort(scores)
     return float(ranked[min(len(ranked) - 1, math.ceil(place / groups * len(ranked)) - 1)])
 
 
-def _spread(mean: float) -> float:
-    return math.sqrt(max(mean * (1 - mean), 1e-6))
+def _spread(risk: Array) -> Array:
+    return np.sqrt(np.maximum(risk * (1 - risk), 1e-6))

@@ -29,7 +29,6 @@ LEAST_TUNING = 20  # tuning patients before early stopping looks at them
 SMALL_TUNING = 1000  # labelled tuning patients below which out-of-fold evidence helps to calibrate
 LEAST_GUARDED, MOST_GUARDED = 60, 5000  # patients with all of a pattern on whom the guard judges it
 WORSE = 1.0  # standard error by which hearing less must be better before less is heard
-HIDDEN = 0.5  # weight of a patient with modalities hidden beside one who truly lacks them
 PARTS = 5  # that the calibration is fitted without, in turn, to measure the interval
 MOST_PER_PATTERN = 1000  # patients that a pattern is calibrated on
 
@@ -47,9 +46,14 @@ def fit_fusion(
     config: FusionConfig,
     tell: Tell,
 ) -> None:
-    """Fit the fusion on out-of-fold evidence over every sub-pattern of what patients have; guard it."""
-    rows, masks, weights = sub_patterns(present, config.modality_dropout, seed=config.seed)
+    """Fit the fusion on out-of-fold evidence over every sub-pattern of what patients have; guard it.
+
+    The kinds that are convex stop by themselves, and learn from the tuning patients as well.
+    """
     is_convex = config.fusion in (FusionKind.LATE, FusionKind.STACKING)
+    if is_convex and tuning is not None and len(tuning[0]):
+        evidence, present, labels = _joined((evidence, present, labels), tuning)
+    rows, masks, weights = sub_patterns(present, config.modality_dropout, seed=config.seed)
     strength = (BELIEF if is_convex else 10 * config.weight_decay) / max(1, int(present.any(dim=1).sum()))
     said, known, weighed = evidence[rows], labels[rows], weights
 
@@ -66,12 +70,9 @@ def fit_fusion(
     if len(rows):
         fit(model.fusion, loss, tuning_loss, rows=len(rows), how=how, tell=tell)
     model.eval()
-    told = (evidence, present, labels)
-    if tuning is not None and len(tuning[0]):
-        told = (
-            _joined(told, tuning) if is_convex else tuning
-        )  # the bent kinds flatter what they were fitted on
-    guard(model, told)
+    if not is_convex and tuning is not None and len(tuning[0]):
+        evidence, present, labels = tuning  # the bent kinds flatter what they were fitted on
+    guard(model, (evidence, present, labels))
 
 
 def guard(model: FusionModel, told: Told) -> None:
@@ -127,7 +128,7 @@ def calibrate_bundle(
     names, curves = [m.value for m in config.modalities], curves_of(config.outcomes)
     with torch.no_grad():
         fused = model.fuse(told[0], told[1]).double().numpy()
-        more, masks, hidden = _hidden_down(told, config.seed)
+        more, masks = _hidden_down(told, config.seed)
         further = model.fuse(told[0][more], masks).double().numpy()
     present, labels = told[1].numpy(), told[2].double().numpy()
 
@@ -140,7 +141,7 @@ def calibrate_bundle(
             base=model.base_logit.double().numpy(),
             modalities=names,
             fitted_on=source,
-            weight=np.concatenate([np.ones(int(rows.sum())), hidden[also]]),
+            real=int(rows.sum()),
             curves=curves,
         )
 
@@ -169,9 +170,9 @@ def calibrate_bundle(
     return bundle
 
 
-def _hidden_down(told: Told, seed: int) -> tuple[Tensor, Tensor, Array]:
+def _hidden_down(told: Told, seed: int) -> tuple[Tensor, Tensor]:
     """Patients with some of their modalities hidden, so that each pattern is calibrated: (row of `told` [N],
-    mask bool [N, M], weight [N])."""
+    mask bool [N, M])."""
     present = told[1]
     rows, masks = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, present.shape[1], dtype=torch.bool)]
     generator = torch.Generator().manual_seed(seed)
@@ -180,8 +181,7 @@ def _hidden_down(told: Told, seed: int) -> tuple[Tensor, Tensor, Array]:
         held = held[torch.randperm(len(held), generator=generator)[:MOST_PER_PATTERN]]
         rows.append(held)
         masks.append(subset.expand(len(held), -1))
-    row = torch.cat(rows)
-    return row, torch.cat(masks), np.full(len(row), HIDDEN)
+    return torch.cat(rows), torch.cat(masks)
 
 
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:

@@ -73,6 +73,55 @@ def test_every_subgroup_that_risks_are_fair_to_is_covered_as_stated() -> None:
     assert (np.abs(observed - 0.9) <= 0.02).all(), observed
 
 
+def test_a_subgroup_that_risks_misjudge_is_covered_and_so_are_those_it_is_part_of() -> None:
+    """Older patients have more events than a model that is told no age can say; sex does not matter."""
+    values = (("age", "older"), ("age", "younger"), ("sex", "f"), ("sex", "m"))
+    share, plain = np.zeros((4, 2)), np.zeros((4, 2))
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+
+        def draw(
+            count: int, rng: np.random.Generator = rng
+        ) -> tuple[np.ndarray, np.ndarray, list[dict[str, str]]]:
+            older, logit = rng.random(count) < 0.3, rng.normal(-0.6, 1.0, size=count)
+            true = sigmoid(logit + np.where(older, 0.49, -0.21))
+            held = [{"age": "older" if o else "younger", "sex": "fm"[int(rng.random() < 0.5)]} for o in older]
+            return sigmoid(logit), (rng.random(count) < true).astype(float), held
+
+        said, labels, held = draw(1500)
+        interval = fit_interval(said, labels, level=0.9, attributes=held)
+        asked, happened, new = draw(4000)
+        for place, (name, value) in enumerate(values):
+            here = np.array([one[name] == value for one in new])
+            known = [one for one in new if one[name] == value]
+            share[place] += covered(interval, asked[here], happened[here], attributes=known)
+            plain[place] += covered(interval, asked[here], happened[here])
+    without, observed = plain[:, 0] / plain[:, 1], share[:, 0] / share[:, 1]
+    assert without[0] < 0.82
+    assert (np.abs(observed - 0.9) <= 0.02).all(), observed
+
+
+def test_what_is_not_known_of_a_patient_shifts_nothing_and_the_risk_stays_inside() -> None:
+    interval = Interval(0.9, 0.2, 25, 60, shifts={"age=older": 0.1, "sex=f": 0.4})
+    assert Interval.from_json(interval.to_json()) == interval
+    assert interval.around(0.5, "", {}) == interval.around(0.5, "", {"age": "younger"})
+    assert interval.around(0.5) == pytest.approx((0.4, 0.6))
+    assert interval.around(0.5, "", {"age": "older"}) == pytest.approx((0.45, 0.65))
+    assert interval.around(0.5, "", {"age": "older", "sex": "f"}) == pytest.approx((0.5, 0.85))
+    assert Interval(0.9, math.inf, 5, 2, shifts={"sex=f": 0.4}).around(0.5, "", {"sex": "f"}) == (0, 1)
+
+
+def test_few_patients_of_a_subgroup_shift_little() -> None:
+    rng = np.random.default_rng(0)
+    risks = rng.uniform(0.1, 0.6, size=1000)
+    labels = (rng.random(1000) < risks).astype(float)
+    for count, least, most in ((5, 0.0, 0.1), (400, 0.5, 2.0)):
+        here = np.arange(1000) < count
+        held = [{"site": "a" if one else "b"} for one in here]
+        interval = fit_interval(risks, np.where(here, 1.0, labels), level=0.9, attributes=held)
+        assert least <= interval.shifts["site=a"] <= most
+
+
 def test_patients_weighted_for_the_censored_count_for_more() -> None:
     risks, labels = np.full(50, 0.5), np.tile([0.0, 1.0], 25)
     weights = np.where(labels == 1, 3.0, 1.0)

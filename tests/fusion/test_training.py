@@ -11,6 +11,9 @@ import torch
 import fusion
 from fusion import Modality
 from fusion.batch import collate
+from fusion.encoders import trees
+from fusion.encoders.record import RecordEncoder
+from fusion.first_stage import Shared
 from fusion.metrics import auroc
 from fusion.patterns import sub_patterns
 from fusion.predict import risks
@@ -69,6 +72,27 @@ def test_a_modality_hardly_anybody_has_is_left_out_and_said() -> None:
     said, plain = fusion.predict(bundle, [with_cine, without])
     assert said.missing == (Modality.CINE,)
     assert said.outcomes[0].risk == plain.outcomes[0].risk
+
+
+@pytest.mark.parametrize(("patients", "grown"), [(110, False), (140, True)])
+def test_voices_that_no_fold_had_patients_for_are_silent_at_the_bedside_too(
+    patients: int, grown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """110 patients would do for trees, the 88 of a fold would not: the fusion has heard none."""
+    monkeypatch.setattr(trees, "LEAST_ROWS", 100)
+    monkeypatch.setattr(trees, "LEAST_EVENTS", 5)
+    config = dataclasses.replace(QUICK, folds=5)
+    bundle = fusion.train(simulated.examples(patients, 3), [], config)
+    encoder = bundle.model.encoder(Modality.TABULAR)
+    assert isinstance(encoder, RecordEncoder)
+    assert bool(encoder.trees.is_fitted[0]) == grown
+
+
+def test_what_helped_in_most_folds_only_is_trained_on_all() -> None:
+    none = torch.zeros(1, 2)
+    assert Shared(10, none, helped=[True, False, False]).is_silent
+    assert not Shared(10, none, helped=[True, False]).is_silent
+    assert not Shared(10, none).is_silent
 
 
 def test_progress_rises_to_one_and_false_stops() -> None:
