@@ -3,6 +3,7 @@
     python -m benchmarks.oracle                  # 10 seeds; writes docs/benchmarks.md
     python -m benchmarks.oracle --seeds 2 --test 2000
     python -m benchmarks.oracle --peer           # pytorch-widedeep too, in an environment of its own
+    python -m benchmarks.oracle --default        # the default fusion alone, with inputs missing: far shorter
 
 Encoders are trained once for each seed; the kinds of fusion are fitted on the same out-of-fold evidence.
 """
@@ -11,10 +12,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import multiprocessing
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,11 +71,20 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=5000, help="patients the models are asked about")
     parser.add_argument("--peer", action="store_true", help="also pytorch-widedeep, installed for this run")
     parser.add_argument("--peer-python", type=Path, help="… or an interpreter that has it already")
+    parser.add_argument(
+        "--default", action="store_true", help="the default fusion alone, with inputs missing"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="of --default")
     parser.add_argument("--dry", action="store_true", help="print only")
     asked = parser.parse_args()
-    for said in run(asked.seeds, asked.test, peer=asked.peer, peer_python=asked.peer_python):
-        if not asked.dry:
-            keep("oracle", said)  # after every seed: a run that is stopped leaves what it had
+    rounds = (
+        default_run(asked.seeds, asked.test, asked.processes)
+        if asked.default
+        else run(asked.seeds, asked.test, peer=asked.peer, peer_python=asked.peer_python)
+    )
+    for said in rounds:
+        if not asked.dry:  # after every seed: a run that is stopped leaves what it had
+            keep("oracle_default" if asked.default else "oracle", said)
     print(said)
 
 
@@ -84,11 +97,7 @@ def run(seeds: int, test: int, *, peer: bool = False, peer_python: Path | None =
     for seed in range(seeds):
         asked = simulate(test, 10_000 + seed, missing=0.0)
         for share in SHARES:
-            train = simulate(TRAIN, 20_000 + seed, missing=share)
-            tuning = simulate(TUNING, 30_000 + seed, missing=share)
-            rng = np.random.default_rng(seed)
-            lacks = rng.random((test, len(MODALITIES))) < share
-            one = _Round(asked, train, tuning, seed)
+            one, lacks = _round(asked, share, seed)
             for name, risks in one.arms().items():
                 _score(found[share][name], risks, one, lacks)
             for row in one.by_pattern():
@@ -101,6 +110,65 @@ def run(seeds: int, test: int, *, peer: bool = False, peer_python: Path | None =
                     trouble = str(fault)
             print(f"seed {seed}, {share:.0%} missing", file=sys.stderr, flush=True)
         yield _page(found, patterns, seed + 1, test, trouble)
+
+
+def default_run(seeds: int, test: int, processes: int = 1) -> Iterator[str]:
+    """The default fusion alone, with inputs missing, as Markdown after each seed."""
+    found: Found = defaultdict(lambda: defaultdict(list))
+    patterns: Found = defaultdict(lambda: defaultdict(list))
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        for seed, told in enumerate(pool.map(partial(_default_round, test), range(seeds))):
+            for kept, heard in zip((found, patterns), told, strict=True):
+                for name, figures in heard.items():
+                    for figure, values in figures.items():
+                        kept[name][figure] += values
+            print(f"seed {seed}", file=sys.stderr, flush=True)
+            yield _default_page(found, patterns, seed + 1, test)
+
+
+def _default_round(test: int, seed: int) -> tuple[Found, Found]:
+    torch.set_num_threads(1)
+    one, lacks = _round(simulate(test, 10_000 + seed, missing=0.0), SHARES[-1], seed)
+    arms: dict[str, Callable[[Mask], Array]] = {
+        "oracle": lambda present: one.asked.oracle(~present),
+        CONFIG.fusion.value: lambda present: one.fused(one.bundle, present),
+    }
+    found: Found = {}
+    for name, ask in arms.items():
+        figures: dict[str, list[float]] = defaultdict(list)
+        _score(figures, ask, one, lacks)
+        found[name] = dict(figures)
+    told = {name: {k: [v] for k, v in figures.items()} for name, figures in one.by_pattern()}
+    return found, told
+
+
+def _default_page(found: Found, patterns: Found, seeds: int, test: int) -> str:
+    plain = {
+        arm: ", ".join(f"{name} {_mean(f[f'{name}, as said'])}" for name in SUBGROUPS)
+        for arm, f in found.items()
+    }
+    parts = [
+        "## The default fusion beside the oracle, inputs missing (simulated)",
+        "",
+        f"`python -m benchmarks.oracle --default --seeds {seeds} --test {test}`: the cohorts and measures of "
+        "the whole run, the default alone.",
+        "",
+        *_share_table(found, patterns, SHARES[-1]),
+        "",
+        f"Had no interval been shifted for a subgroup: {plain[CONFIG.fusion.value]}; around the best "
+        f"possible risks, intervals of the same length: {plain['oracle']}.",
+        "",
+        f"- {datetime.now(UTC):%Y-%m-%d}; {measuring.machine()}.",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _round(asked: Cohort, share: float, seed: int) -> tuple[_Round, Mask]:
+    """The training of one seed, and which modalities the patients asked about lack, bool [B, M]."""
+    train = simulate(TRAIN, 20_000 + seed, missing=share)
+    tuning = simulate(TUNING, 30_000 + seed, missing=share)
+    lacks = np.random.default_rng(seed).random((len(asked.labels), len(MODALITIES))) < share
+    return _Round(asked, train, tuning, seed), lacks
 
 
 def _peer(one: _Round, lacks: Mask, python: Path | None) -> Callable[[Mask], Array]:
@@ -287,6 +355,8 @@ def _score(figures: dict[str, list[float]], ask: Callable[[Mask], Array], one: _
             bundle.intervals[0], risks[here], labels[here], patterns=patterns[here], attributes=known
         )
         figures[subgroup].append(inside / groups)
+        inside, groups = covered(bundle.intervals[0], risks[here], labels[here], patterns=patterns[here])
+        figures[f"{subgroup}, as said"].append(inside / groups)
 
 
 def _significantly_worse(risks: Array, alone: Array, labels: Array) -> bool:
@@ -317,32 +387,38 @@ def _page(
     ]
     for share in SHARES:
         parts += ["", f"### {'Complete' if not share else f'{share:.0%} missing'}", ""]
-        parts += _table("arm", "AUROC", "below the oracle", "worst pattern's gap", "Brier", "ECE",
-                        "worst pattern's ECE")  # fmt: skip
-        oracle = found[share]["oracle"]["auroc"]
-        for arm, f in found[share].items():
-            below = [a - b for a, b in zip(oracle, f["auroc"], strict=False)]
-            parts.append(
-                _row(arm, _mean(f["auroc"]), _mean(below), *(_short(f[n]) for n in ("worst gap",)),
-                     _mean(f["brier"]), _short(f["ece"]), _short(f["worst ece"]))
-            )  # fmt: skip
-        said = found[share][CONFIG.fusion.value]
-        cells = ", ".join(f"{name} {_mean(said[name])}" for name in SUBGROUPS)
-        parts += ["", f"Coverage of the 90 % interval of the default ({CONFIG.fusion.value}): {cells}.", ""]
-        parts += _table("present", "oracle", "fused", "best modality", "seeds significantly worse than it",
-                        "ECE", "coverage")  # fmt: skip
-        for name, f in patterns[share].items():
-            if share or name.count("+") == len(MODALITIES) - 1:
-                told = (_short(f[figure]) for figure in ("oracle", "fused", "best modality"))
-                parts.append(
-                    _row(name, *told, str(int(np.sum(f["worse"]))), _short(f["ece"]), _short(f["coverage"]))
-                )
+        parts += _share_table(found[share], patterns[share], share)
     if any("pytorch-widedeep" in found[share] for share in SHARES):
         parts += ["", f"- {PEER_NOTE}"]
     if trouble:
         parts += ["", f"- pytorch-widedeep: {trouble}"]
     parts += ["", f"- {datetime.now(UTC):%Y-%m-%d}; {measuring.machine()}."]
     return "\n".join(parts) + "\n"
+
+
+def _share_table(found: Found, patterns: Found, share: float) -> list[str]:
+    """The arms, the default's coverage, and its patterns."""
+    parts = _table("arm", "AUROC", "below the oracle", "worst pattern's gap", "Brier", "ECE",
+                    "worst pattern's ECE")  # fmt: skip
+    oracle = found["oracle"]["auroc"]
+    for arm, f in found.items():
+        below = [a - b for a, b in zip(oracle, f["auroc"], strict=False)]
+        parts.append(
+            _row(arm, _mean(f["auroc"]), _mean(below), *(_short(f[n]) for n in ("worst gap",)),
+                 _mean(f["brier"]), _short(f["ece"]), _short(f["worst ece"]))
+        )  # fmt: skip
+    said = found[CONFIG.fusion.value]
+    cells = ", ".join(f"{name} {_mean(said[name])}" for name in SUBGROUPS)
+    parts += ["", f"Coverage of the 90 % interval of the default ({CONFIG.fusion.value}): {cells}.", ""]
+    parts += _table("present", "oracle", "fused", "best modality", "seeds significantly worse than it",
+                    "ECE", "coverage")  # fmt: skip
+    for name, f in patterns.items():
+        if share or name.count("+") == len(MODALITIES) - 1:
+            told = (_short(f[figure]) for figure in ("oracle", "fused", "best modality"))
+            parts.append(
+                _row(name, *told, str(int(np.sum(f["worse"]))), _short(f["ece"]), _short(f["coverage"]))
+            )
+    return parts
 
 
 def _table(*columns: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Split-conformal intervals for the event rate among patients scored alike.
 
-Patients not used to fit the weights are sorted by risk and cut into groups of `group_size`. A group's
+Patients whose encoders have not seen them are sorted by risk and cut into groups of `group_size`. A group's
 nonconformity is |observed rate - mean risk| / sqrt(mean (1 - mean)). With q the ceil((n + 1) level)-th
 smallest of the n groups' nonconformities, a patient's interval is risk ± q sqrt(risk (1 - risk)),
 cut to [0, 1]. The cuts are laid in five ways, so that q rests less on where they happen to fall; n stays the
@@ -26,6 +26,7 @@ of [0, 1]: nothing is known of its width.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,7 @@ Array = NDArray[np.float64]
 LARGEST, SMALLEST = 25, 5  # patients in a group
 OFFSETS = 5  # ways to lay the cuts
 PATTERN_GROUPS = 30  # least for a pattern of its own
+SUBGROUP_LEAST = 20  # patients of a subgroup, below which it has no shift
 SUBGROUP_RIDGE = 50.0  # patients' worth of belief that a subgroup has no error of its own
 
 Attributes = Sequence[Mapping[str, str]]  # of each patient: {"sex": "female", …}
@@ -203,10 +205,11 @@ def _mean_errors(
 ) -> dict[str, float]:
     """What belonging to a subgroup adds to (label - risk) / spread, by weighted ridge regression."""
     each = [_belonging(str(p), a) for p, a in zip(patterns, attributes, strict=True)]
-    columns = {name: place for place, name in enumerate(sorted({name for held in each for name in held}))}
+    count = Counter(name for held, is_known in zip(each, known, strict=True) if is_known for name in held)
+    columns = {name: i for i, name in enumerate(sorted(n for n in count if count[n] >= SUBGROUP_LEAST))}
     belongs = np.zeros((len(risks), len(columns)))
     for row, held in enumerate(each):
-        belongs[row, [columns[name] for name in held]] = 1
+        belongs[row, [columns[name] for name in held if name in columns]] = 1
     belongs, said, weight = belongs[known], risks[known], weights[known]
     error = (labels[known] - said) / _spread(said)
     inner = (belongs * weight[:, None]).T @ belongs + SUBGROUP_RIDGE * np.eye(len(columns))

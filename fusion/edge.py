@@ -6,7 +6,8 @@
 A bundle may stand where EDGE does: then it is exported to a temporary folder first.
 
 A record is JSON: {"fields": {name: value}, "genomics": {…},
-"series": [{"channel", "hours_before", "value"}], "notes": [{"text", "hours_before"}]}; what is not there is
+"series": [{"channel", "hours_before", "value"}], "notes": [{"text", "hours_before"}],
+"attributes": {"sex": …}} (subgroups, for the interval); what is not there is
 missing. Pictures are PNG or JPEG files. A cine, decoded already, is an .npz file with `values` [T, H, W] in
 [0, 1] and `times_ms` [T]. DICOM files are turned into such by `python -m ehr.dicom FILE… OUT.npz`.
 """

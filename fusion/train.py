@@ -1,8 +1,8 @@
 """Training: encoders out of fold, fusion on what they said, encoders again on everyone, then calibration.
 
 1. `folds` groups of patients; each encoder is trained on the others and speaks about the one it has not seen.
-2. The fusion is fitted on that out-of-fold evidence, for every sub-pattern of each patient's modalities,
-   weighted as modality dropout would meet them.
+2. The fusion is fitted on that out-of-fold evidence (and, where it is convex, on the tuning patients'), for
+   every sub-pattern of each patient's modalities, weighted as modality dropout would meet them.
 3. Encoders are refitted on all training patients. (Where the image backbone is fine-tuned, so is it: on
    each fold's own patients, then on all.)
 4. Calibration and interval are fitted on the tuning split; where that is small, on out-of-fold training

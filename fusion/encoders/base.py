@@ -173,8 +173,10 @@ class Projection(nn.Module):
 def _principal(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Singular values, falling, and right singular vectors as rows; by whichever way is shorter."""
     if len(rows) <= rows.shape[1]:
-        _, values, right = torch.linalg.svd(rows, full_matrices=False)
-        return values, right
+        squares, left = torch.linalg.eigh(rows @ rows.T)
+        values = squares.flip(0).clamp(min=0).sqrt()
+        least = 1e-12 * values[:1].clamp(min=1e-12)
+        return values, (left.flip(1).T @ rows) / values.clamp(min=least)[:, None]
     squares, columns = torch.linalg.eigh(rows.T @ rows)
     return squares.flip(0).clamp(min=0).sqrt(), columns.T.flip(0)
 

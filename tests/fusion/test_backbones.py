@@ -148,6 +148,14 @@ def test_projection_is_principal_components() -> None:
     assert float(found[:, 0].std()) == pytest.approx(1, abs=0.02)
     covariance = np.cov(found.numpy().T)
     assert np.abs(covariance - np.diag(np.diag(covariance))).max() < 1e-4, "components are uncorrelated"
+    wide = torch.from_numpy(rng.normal(size=(30, 80)) * np.linspace(4, 1, 80)).float()
+    by_rows = Projection(80, 5)
+    by_rows.fit(wide)
+    scaled = ((wide - wide.mean(0)) / wide.std(0, correction=0)).double()
+    left = torch.linalg.svd(scaled, full_matrices=False)[0][:, :5]
+    said = by_rows(wide).double()
+    cosine = (said / said.norm(dim=0) * left).sum(0).abs()
+    assert cosine.numpy() == pytest.approx(np.ones(5), abs=1e-4), "fewer rows than columns: the same"
     few = Projection(10, 8)
     few.fit(rows[:3])
     assert bool((few.components[:, 2:] == 0).all()), "three rows span two directions"

@@ -126,7 +126,7 @@ def test_each_pattern_is_mended_and_rare_ones_by_patients_with_more() -> None:
             base=np.array([BASE]),
             modalities=("a", "b"),
             fitted_on="tuning split",
-            weight=np.concatenate([np.ones(len(said)), np.full(rows, 0.5)]),
+            real=len(said),
         )
         assert ("a" in fitted.patterns) == is_helped
         risks = sigmoid(fitted.logits(asked, shown, ("a", "b")))[:, 0]

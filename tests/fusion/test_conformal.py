@@ -77,7 +77,7 @@ def test_a_subgroup_that_risks_misjudge_is_covered_and_so_are_those_it_is_part_o
     """Older patients have more events than a model that is told no age can say; sex does not matter."""
     values = (("age", "older"), ("age", "younger"), ("sex", "f"), ("sex", "m"))
     share, plain = np.zeros((4, 2)), np.zeros((4, 2))
-    for seed in range(40):
+    for seed in range(12):
         rng = np.random.default_rng(seed)
 
         def draw(
@@ -98,7 +98,8 @@ def test_a_subgroup_that_risks_misjudge_is_covered_and_so_are_those_it_is_part_o
             plain[place] += covered(interval, asked[here], happened[here])
     without, observed = plain[:, 0] / plain[:, 1], share[:, 0] / share[:, 1]
     assert without[0] < 0.82
-    assert (np.abs(observed - 0.9) <= 0.02).all(), observed
+    assert observed[0] > without[0] + 0.04
+    assert (np.abs(observed - 0.9) <= 0.035).all(), observed
 
 
 def test_what_is_not_known_of_a_patient_shifts_nothing_and_the_risk_stays_inside() -> None:
@@ -115,11 +116,13 @@ def test_few_patients_of_a_subgroup_shift_little() -> None:
     rng = np.random.default_rng(0)
     risks = rng.uniform(0.1, 0.6, size=1000)
     labels = (rng.random(1000) < risks).astype(float)
-    for count, least, most in ((5, 0.0, 0.1), (400, 0.5, 2.0)):
+    for count, least, most in ((25, 0.0, 0.7), (400, 1.0, 1.5)):
         here = np.arange(1000) < count
         held = [{"site": "a" if one else "b"} for one in here]
         interval = fit_interval(risks, np.where(here, 1.0, labels), level=0.9, attributes=held)
         assert least <= interval.shifts["site=a"] <= most
+    few = [{"site": "a" if i < 5 else "b"} for i in range(1000)]
+    assert set(fit_interval(risks, labels, level=0.9, attributes=few).shifts) == {"site=b"}
 
 
 def test_patients_weighted_for_the_censored_count_for_more() -> None:
