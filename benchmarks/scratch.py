@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ class Clinic:
 
     folder: Path
     url: str
+    pids: Mapping[str, int]
 
 
 def free_port() -> int:
@@ -35,27 +36,42 @@ def free_port() -> int:
 
 
 @contextmanager
-def clinic(*, web: bool = True) -> Iterator[Clinic]:
+def clinic(
+    *,
+    web: bool = True,
+    database_url: str = "",
+    more: Mapping[str, str] | None = None,
+    made: Path | None = None,
+) -> Iterator[Clinic]:
     """Make the demo's clinic, and start its processes; everything is ended and removed afterwards.
 
     Django is set up in this process too, on the same database.
+
+    database_url  of a PostgreSQL; "" for SQLite
+    more          further settings of the environment
+    made          data directory of a clinic that `manage.py demo --once` made before: used, and left as it is
     """
     with tempfile.TemporaryDirectory(prefix="tessera-benchmark-") as scratch:
-        folder = Path(scratch)
+        folder = made or Path(scratch)
         command = [sys.executable, "manage.py", "demo", "--once", "--patients", str(PATIENTS)]
-        print(f"making a clinic of {PATIENTS} simulated patients …", flush=True)
         unset = ("DATABASE_URL", "REDIS_URL", "STUDY_STORE", "BUNDLE_STORE")
         environment = {name: value for name, value in os.environ.items() if name not in unset}
-        subprocess.run(
-            [*command, "--data-dir", scratch, "--port", "0"],
-            cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        database = {"DATABASE_URL": database_url} if database_url else {}
+        environment |= database
+        if made is None:
+            print(f"making a clinic of {PATIENTS} simulated patients …", flush=True)
+            subprocess.run(
+                [*command, "--data-dir", scratch, "--port", "0"],
+                cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL,
+            )  # fmt: skip
         port, broker = free_port(), free_port()
         chosen = {
-            "TESSERA_DATA_DIR": scratch,
+            "TESSERA_DATA_DIR": str(folder),
             "REDIS_URL": f"redis://127.0.0.1:{broker}/0",
             "PUBLIC_URL": f"http://127.0.0.1:{port}",
             "LOG_LEVEL": "WARNING",
+            **database,
+            **(more or {}),
         }
         for name in unset:
             os.environ.pop(name, None)
@@ -64,9 +80,9 @@ def clinic(*, web: bool = True) -> Iterator[Clinic]:
         from cds.demo import processes
         from cds.jobs import Queue, beats
 
-        supervisor = processes.Supervisor(logs=folder / "logs", environment=os.environ)
+        supervisor = processes.Supervisor(logs=Path(scratch) / "logs", environment=os.environ)
         try:
-            supervisor.start(processes.broker(port=broker, folder=folder / "broker"))
+            supervisor.start(processes.broker(port=broker, folder=Path(scratch) / "broker"))
             supervisor.wait_until_ready()
             for queue in (Queue.INTERACTIVE, Queue.BATCH):
                 alive = lambda queue=queue: beats.alive(beats.connect())[queue]  # noqa: E731
@@ -74,7 +90,7 @@ def clinic(*, web: bool = True) -> Iterator[Clinic]:
             if web:
                 supervisor.start(processes.web(port=port))
             supervisor.wait_until_ready()
-            yield Clinic(folder, f"http://127.0.0.1:{port}")
+            yield Clinic(folder, f"http://127.0.0.1:{port}", supervisor.pids())
         finally:
             supervisor.stop()
 

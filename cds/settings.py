@@ -70,6 +70,30 @@ class Environment(BaseSettings):
         False, description="Serve CDS Hooks without client authentication: demo on loopback only."
     )
     hooks_wait_ms: int = Field(300, ge=0, le=450, description="How long a hook call waits for a fresh score.")
+    hooks_budget_ms: int = Field(
+        450, ge=50, le=5000, description="After this long a hook call is answered 503, whatever it waits for."
+    )
+    hooks_offered: str = Field(
+        "patient-view,encounter-start,encounter-discharge,order-select,order-sign,appointment-book",
+        description="CDS Hooks offered to EHRs, comma separated.",
+    )
+    hooks_calls_per_minute: int = Field(
+        12_000, ge=0, description="Calls a minute one EHR may make; more are answered 429. 0: no limit."
+    )
+    hooks_alert_at: str = Field(
+        "high",
+        description="Category from which a card is a warning: low, moderate, high, very-high or never; "
+        "for one outcome alone: death=moderate,icu-admission=high.",
+    )
+    hooks_critical_at: str = Field("never", description="The same for cards that are critical.")
+    hooks_quiet_hours: float = Field(
+        12,
+        ge=0,
+        description="For this long the same person is not alerted again to the same risk of a patient.",
+    )
+    hooks_quiet_roles: str = Field(
+        "Patient,RelatedPerson", description="FHIR types of users whom no card ever alerts, comma separated."
+    )
     score_interval_minutes: int = Field(60, ge=1, description="A score older than twice this is Stale.")
     fairness_auroc_gap: float = Field(
         0.1, ge=0, le=1, description="A model whose AUROC differs more between groups is not promoted."
@@ -142,6 +166,19 @@ def _embedded_broker() -> str:
     kept = DATA_DIR / "demo.json"
     port = json.loads(kept.read_text()).get("broker_port") if kept.exists() else None
     return f"redis://127.0.0.1:{port or 6399}/0"
+
+
+def _categories(said: str) -> dict[str, str]:
+    """Outcome → category from which something holds; "" is for all outcomes that are not named."""
+    known, found = {"low", "moderate", "high", "very-high", "never"}, {"": "never"}
+    for part in said.split(","):
+        outcome, _, category = part.strip().rpartition("=")
+        if category not in known:
+            raise ImproperlyConfigured(
+                f"HOOKS_ALERT_AT and HOOKS_CRITICAL_AT take {', '.join(sorted(known))}"
+            )
+        found[outcome.strip()] = category
+    return found
 
 
 SECRET_KEY = _secret_key()
@@ -345,6 +382,22 @@ TIME_ZONE = ENV.tz
 REGULATORY_LABEL = ENV.regulatory_label
 HOOKS_OPEN = ENV.hooks_open and urlsplit(PUBLIC_URL).hostname in {"127.0.0.1", "localhost", "::1"}
 HOOKS_WAIT_S = ENV.hooks_wait_ms / 1000
+HOOKS_BUDGET_S = ENV.hooks_budget_ms / 1000
+HOOKS_OFFERED = tuple(one.strip() for one in ENV.hooks_offered.split(",") if one.strip())
+HOOKS_CALLS_PER_MINUTE = ENV.hooks_calls_per_minute
+HOOKS_ALERT_AT, HOOKS_CRITICAL_AT = _categories(ENV.hooks_alert_at), _categories(ENV.hooks_critical_at)
+HOOKS_QUIET_S = ENV.hooks_quiet_hours * 3600
+HOOKS_QUIET_ROLES = frozenset(one.strip() for one in ENV.hooks_quiet_roles.split(",") if one.strip())
+HOOKS_REDIS_URL = (
+    ENV.redis_url
+)  # where spent tokens and counts are shared; "": the database, and each process
+HOOKS_MIDDLEWARE = [  # of hook calls under gunicorn: no cookie, no session, no page
+    "django_prometheus.middleware.PrometheusBeforeMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "django_structlog.middlewares.RequestMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django_prometheus.middleware.PrometheusAfterMiddleware",
+]
 SCORE_INTERVAL_S = ENV.score_interval_minutes * 60
 FAIRNESS_AUROC_GAP = ENV.fairness_auroc_gap
 FAIRNESS_CALIBRATION_GAP = ENV.fairness_calibration_gap

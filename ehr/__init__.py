@@ -5,6 +5,7 @@ Knows nothing of Django, torch or settings; clients take arguments.
 
 from __future__ import annotations
 
+from ehr.addresses import check_base_url
 from ehr.code_map import BadCodeMap, CodeMap, read_code_map
 from ehr.codes import Code, Icd10, Loinc, OtherCode, RxNorm, Snomed, parse_coding
 from ehr.dicom.capture import burn
@@ -24,6 +25,7 @@ from ehr.fhir.accompanying import build_device, build_diagnostic_report, build_p
 from ehr.fhir.audit_event import AuditedAct, build_audit_event
 from ehr.fhir.bulk import BulkClient, Export
 from ehr.fhir.client import FhirClient, listened_types
+from ehr.fhir.completing import Completed, complete_prefetch
 from ehr.fhir.encounters import names_intensive_care
 from ehr.fhir.prefetch import read_prefetch
 from ehr.fhir.reading import Piece, read_fhir_folder, read_pieces, read_resources
@@ -82,6 +84,7 @@ __all__ = [
     "Clip",
     "Code",
     "CodeMap",
+    "Completed",
     "Concept",
     "ConditionRecord",
     "DicomWebClient",
@@ -152,6 +155,8 @@ __all__ = [
     "build_subscription",
     "burn",
     "canonical_unit",
+    "check_base_url",
+    "complete_prefetch",
     "deidentify_instance",
     "deidentify_record",
     "derived_uid",

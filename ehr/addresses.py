@@ -38,3 +38,22 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def check_resolved(host: str, address: str) -> None:
+    """Refuse an IP address that a registered name must not lead to: it would reach this machine or its cloud.
+
+    host     as registered; written as a loopback address (or localhost) it may lead to loopback
+    address  what it resolved to, looked at again at the moment of connecting, so that a name that is
+             re-bound after it was checked gains nothing
+    raises   Refused for loopback, link-local (169.254.169.254 …), multicast, unspecified and reserved
+    """
+    found = ipaddress.ip_address(address.partition("%")[0])
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    found = mapped or found
+    if found.is_loopback and _is_loopback(host):
+        return
+    if found.is_loopback or found.is_link_local or found.is_multicast or found.is_unspecified:
+        raise Refused("the address leads to this machine, or to a network that is not the server's")
+    if found.is_reserved:
+        raise Refused("the address leads to a reserved network")

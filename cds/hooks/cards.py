@@ -1,33 +1,43 @@
-"""From standings to cards: what the clinician reads inside the EHR.
+"""From a standing to a card: what the clinician reads inside the EHR.
 
 A number always comes with its interval, category, horizon, average, moment and version. What is not known
 gets a card of its own that says so: an empty answer would read as "low risk" (INTEROP 11). Text that comes
-from a record or a model is escaped, so that it can never become markup.
+from a record, an order or a model is escaped, so that it can never become markup.
+
+At order hooks the card is about an imaging study being ordered: `order_card`.
 """
 
 from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
+from uuid import UUID
 
+import orjson
 from django.conf import settings
+from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 
-from cds.hooks.replies import SUMMARY_LIMIT, Card, Indicator, Link, OverrideReason, Source
+from cds import catalogue
+from cds.hooks import ordering
+from cds.hooks.alerting import Alert
+from cds.hooks.contexts import Context
+from cds.hooks.replies import SUMMARY_LIMIT, Card, Coding, Indicator, Link, OverrideReason, Source, Suggestion
 from cds.patients.models import Patient
 from cds.registry.outcomes import OUTCOMES
 from cds.risk import responding, thresholds
 from cds.risk.assessing import DataState, Standing
 from cds.risk.models import RiskPrediction
+from cds.risk.queries import MODALITY_WORDS
 
 DRIVERS_SHOWN = 3
 FIELDS_SHOWN = 4
-_UNITS = {"a": "years", "mm[Hg]": "mmHg", "Cel": "°C", "10*3/uL": "×10³/µL"}  # UCUM as clinicians write it
+OLD = timedelta(hours=24)  # the newest fact behind a score of somebody who is here
 _MARKUP = re.compile(r"([\\`*_\[\]<>#|~!&:@{}])")
 
 
@@ -39,6 +49,7 @@ class CardKind(StrEnum):
     STALE = "stale"
     OUT_OF_SCOPE = "out-of-scope"
     FAILED = "failed"
+    ORDER = "order"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +61,51 @@ class Shown:
     prediction: RiskPrediction | None = None
 
 
-def cards_for(
-    standings: Sequence[Standing],
-    *,
-    outcome: str,
-    patient: Patient,
-    now: datetime,
-    not_supplied: tuple[str, ...] = (),
-) -> list[Shown]:
-    """One card per standing, about one outcome; never none for a standing.
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """In what a card is shown.
 
-    not_supplied  prefetch keys the EHR did not send whole
+    not_supplied  prefetch keys that neither came whole nor could be read
+    alert         how the card comes to this person
+    may_suggest   whether orders for missing inputs make sense at this hook
     """
-    return [
-        _card(standing, outcome=outcome, patient=patient, now=now, not_supplied=not_supplied)
-        for standing in standings
-    ]
+
+    outcome: str
+    patient: Patient
+    context: Context
+    now: datetime
+    not_supplied: tuple[str, ...] = ()
+    alert: Alert = field(default_factory=Alert)
+    may_suggest: bool = False
+
+    @property
+    def label(self) -> str:
+        """What the outcome is called."""
+        return OUTCOMES[self.outcome].label if self.outcome in OUTCOMES else self.outcome
+
+
+def card_for(standing: Standing, setting: Setting) -> Shown:
+    """The card about one outcome; there is one for every standing."""
+    return _shown(_said(standing, setting), standing, setting)
+
+
+def number_of(standing: Standing, outcome: str) -> RiskPrediction | None:
+    """The stored number of an outcome, or None. Of its explanation only the drivers are at hand."""
+    assessment = standing.assessment
+    if assessment is None:
+        return None
+    try:
+        return _number(assessment.pk, outcome)
+    except RiskPrediction.DoesNotExist:
+        return None
+
+
+@lru_cache(maxsize=2048)
+def _number(assessment_id: UUID, outcome: str) -> RiskPrediction:
+    """A prediction is never edited once it is made, so it is read once."""
+    found = RiskPrediction.objects.get(assessment_id=assessment_id, outcome=outcome)
+    found.explanation = {"drivers": found.explanation.get("drivers", [])}
+    return found
 
 
 def escape(text: object) -> str:
@@ -83,17 +123,30 @@ def percent(share: float) -> str:
     return f"{share * 100:.0f} %"
 
 
-def _card(
-    standing: Standing, *, outcome: str, patient: Patient, now: datetime, not_supplied: tuple[str, ...]
-) -> Shown:
-    prediction = _prediction(standing, outcome)
-    label = OUTCOMES[outcome].label if outcome in OUTCOMES else outcome
-    foot = _foot(standing, patient, not_supplied)
-    state, reason = standing.state, standing.reason
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a card says, before it becomes one."""
+
+    kind: CardKind
+    summary: str
+    lines: list[str]
+    prediction: RiskPrediction | None = None
+    indicator: Indicator = Indicator.INFO
+    suggestions: tuple[Suggestion, ...] = ()
+
+
+def _said(standing: Standing, setting: Setting) -> _Said:
+    prediction = number_of(standing, setting.outcome)
+    state = standing.state
     if prediction is not None and state in (DataState.CURRENT, DataState.PARTIAL):
-        return _risk(standing, prediction, patient, now, foot)
+        return _risk(standing, prediction, setting)
     if prediction is not None and state in (DataState.STALE, DataState.UPDATING):
-        return _stale(standing, prediction, patient, now, foot)
+        return _stale(standing, prediction, setting)
+    return _without_a_number(standing, setting)
+
+
+def _without_a_number(standing: Standing, setting: Setting) -> _Said:
+    state, reason = standing.state, standing.reason
     if state is DataState.FAILED:
         kind, words = CardKind.FAILED, "could not be computed"
     elif state is DataState.ABSTAINED:
@@ -106,19 +159,16 @@ def _card(
     lines = ["**No risk is given. This is not a low risk.**", f"Reason: {escape(reason)}" if reason else ""]
     if kind is CardKind.NOT_YET_KNOWN:
         lines.append("Open the panel, or the chart again in a few seconds.")
-    return _shown(kind, f"{label}: {words}", Indicator.INFO, standing, patient, [*lines, *foot])
+    return _Said(kind, f"{setting.label}: {words}", lines)
 
 
-def _risk(
-    standing: Standing, prediction: RiskPrediction, patient: Patient, now: datetime, foot: list[str]
-) -> Shown:
+def _risk(standing: Standing, prediction: RiskPrediction, setting: Setting) -> _Said:
     category = thresholds.Category(prediction.category)
     severe = thresholds.SEVERITY[category.value] >= thresholds.SEVERITY[thresholds.Category.HIGH.value]
     word = thresholds.WORDS[category]
-    summary = f"{word}: {percent(prediction.risk)} ({_interval(prediction)}) {_event(prediction)}"
     lines = [
         *_answer(prediction, word),
-        _freshness(standing, now),
+        _freshness(standing, setting.now),
         *_drivers(prediction),
         *_missing(standing),
     ]
@@ -128,56 +178,149 @@ def _risk(
         lines.insert(1, f"{'Partial' if is_settled else 'Preliminary'}: {escape(standing.reason)}")
     if severe:
         lines.append(thresholds.policy_text(prediction.outcome))
-    indicator = Indicator.WARNING if severe else Indicator.INFO
-    return _shown(CardKind.RISK, summary, indicator, standing, patient, [*lines, *foot], prediction)
+    lines.append(setting.alert.note)
+    return _Said(
+        CardKind.RISK,
+        f"{word}: {percent(prediction.risk)} ({_interval(prediction)}) {_event(prediction)}",
+        lines,
+        prediction,
+        setting.alert.indicator,
+        _suggestions(standing, category, setting),
+    )
 
 
-def _stale(
-    standing: Standing, prediction: RiskPrediction, patient: Patient, now: datetime, foot: list[str]
-) -> Shown:
+def _stale(standing: Standing, prediction: RiskPrediction, setting: Setting) -> _Said:
     word = thresholds.WORDS[thresholds.Category(prediction.category)]
-    summary = f"Stale: was {percent(prediction.risk)} ({word.lower()}) {_event(prediction)}"
     lines = [
         f"**This number is out of date:** {escape(standing.reason)}",
         *_answer(prediction, word),
-        _freshness(standing, now),
+        _freshness(standing, setting.now),
         *_missing(standing),
     ]
-    return _shown(CardKind.STALE, summary, Indicator.INFO, standing, patient, [*lines, *foot], prediction)
+    summary = f"Stale: was {percent(prediction.risk)} ({word.lower()}) {_event(prediction)}"
+    return _Said(CardKind.STALE, summary, lines, prediction)
 
 
-def _shown(
-    kind: CardKind,
-    summary: str,
-    indicator: Indicator,
-    standing: Standing,
-    patient: Patient,
-    lines: Iterable[str],
-    prediction: RiskPrediction | None = None,
-) -> Shown:
+def _suggestions(
+    standing: Standing, category: thresholds.Category, setting: Setting
+) -> tuple[Suggestion, ...]:
+    """Orders for what the score did without; none at a low risk, where more tests would do more harm."""
+    assessment = standing.assessment
+    if assessment is None or not setting.may_suggest or category is thresholds.Category.LOW:
+        return ()
+    return ordering.suggest(
+        [one for one in assessment.missing if one not in assessment.pending],
+        assessment.missing_fields,
+        patient=setting.patient,
+        context=setting.context,
+        because=f"Input missing for {standing.version.label}: {setting.label}",
+        now=setting.now,
+    )
+
+
+def order_card(standing: Standing, setting: Setting, study: ordering.Imaging, known: Known) -> Shown:
+    """The card about an imaging study being ordered: what the risk knows already, what it would add."""
+    said = _said(standing, setting)
+    number = said.prediction
+    risk = f"risk {percent(number.risk)} ({_interval(number)})" if number is not None else "no risk yet"
+    lines = list(said.lines)
+    if number is not None and said.kind is CardKind.STALE:
+        risk = f"risk was {percent(number.risk)}, stale"
+    if not known.is_read:
+        head = "would not change the risk"
+        tell = [f"**The model does not read this kind of study:** {escape(study.label)} adds nothing to it."]
+    elif known.is_used:
+        head, when = "the risk already uses one", ""
+        if known.taken_at is not None:
+            age = _age(setting.now - known.taken_at)
+            head, when = f"{head}, {age} old", f" of {_time(known.taken_at)} ({age} ago)"
+        tell = [
+            f"**Known already:** the score uses the latest of its kind{when}.",
+            "A new one replaces it in the next score, as soon as it is here.",
+        ]
+    elif known.is_pending:
+        head = "one is here and still being read"
+        tell = ["**Known soon:** one is here and being read; the next score uses it."]
+    else:
+        head = "the risk was computed without one"
+        tell = [
+            "**It would add what the score does without.** The next score uses it, as soon as it is here."
+        ]
+    if known.is_read and known.without is not None and known.with_all is not None:
+        tell.append(
+            f"On patients held out, AUROC was {known.with_all:.2f} with every input and {known.without:.2f} "
+            "without this one."
+        )
+    indicator = said.indicator
+    summary = (
+        f"{study.label}: {head}; {risk} {_event(number)}" if number else f"{study.label}: {head}; {risk}"
+    )
+    return _shown(
+        _Said(CardKind.ORDER, summary, [*tell, *lines], number, indicator, said.suggestions),
+        standing,
+        setting,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a version knows of a kind of imaging study for one patient.
+
+    is_read     the model takes such studies;  is_used  the score shown used one, taken at `taken_at`
+    with_all    AUROC on held-out patients with every input;  without  leaving this kind out; None: not known
+    """
+
+    is_read: bool
+    is_used: bool = False
+    is_pending: bool = False
+    taken_at: datetime | None = None
+    with_all: float | None = None
+    without: float | None = None
+
+
+def _shown(said: _Said, standing: Standing, setting: Setting) -> Shown:
     version = standing.version
+    lines = [*said.lines, *_foot(standing, setting.patient, setting.not_supplied)]
     card = Card(
         uuid=uuid.uuid4(),
-        summary=_shortened(summary),
-        indicator=indicator,
-        source=Source(f"Tessera {version.label}", url=f"{settings.PUBLIC_URL}/models/{version.pk}"),
+        summary=_shortened(said.summary),
+        indicator=said.indicator,
+        source=Source(
+            f"Tessera {version.label}",
+            url=f"{settings.PUBLIC_URL}/models/{version.pk}",
+            topic=Coding(setting.outcome, f"{settings.PUBLIC_URL}/cds-services", setting.label),
+        ),
         detail="\n".join(f"- {line}" for line in lines if line),
-        override_reasons=_override_reasons() if prediction is not None else (),
-        links=(Link("Open the risk panel", f"{settings.PUBLIC_URL}/patients/{patient.pk}/risk"),),
+        suggestions=said.suggestions,
+        selection_behavior="any" if said.suggestions else "",
+        override_reasons=_override_reasons() if said.prediction is not None else (),
+        links=_links(standing, setting),
     )
-    return Shown(kind, card, prediction)
+    return Shown(said.kind, card, said.prediction)
+
+
+def _links(standing: Standing, setting: Setting) -> tuple[Link, ...]:
+    """The panel, for a browser; and, where this site serves SMART launches, this very assessment."""
+    panel = f"{settings.PUBLIC_URL}/patients/{setting.patient.pk}/risk?outcome={setting.outcome}"
+    links: tuple[Link, ...] = (Link("Open the risk panel", panel),)
+    launch = _launch_path()
+    if launch and standing.assessment is not None:
+        said = {"assessment": str(standing.assessment.pk), "outcome": setting.outcome}
+        smart = Link("Open this score", settings.PUBLIC_URL + launch, "smart", orjson.dumps(said).decode())
+        links = (smart, *links)
+    return links
+
+
+def _launch_path() -> str:
+    try:
+        return reverse("smart-launch")
+    except NoReverseMatch:
+        return ""
 
 
 def _shortened(summary: str) -> str:
     longest = SUMMARY_LIMIT - 1
     return summary if len(summary) <= longest else summary[: longest - 1].rstrip() + "…"
-
-
-def _prediction(standing: Standing, outcome: str) -> RiskPrediction | None:
-    if standing.assessment is None:
-        return None
-    found: RiskPrediction | None = standing.assessment.predictions.filter(outcome=outcome).first()
-    return found
 
 
 def _event(prediction: RiskPrediction) -> str:
@@ -206,7 +349,10 @@ def _freshness(standing: Standing, now: datetime) -> str:
         return ""
     said = f"As of {_time(assessment.as_of)}"
     if assessment.data_until is not None:
-        said += f", from data to {_time(assessment.data_until)} ({_age(now - assessment.data_until)} ago)"
+        age = now - assessment.data_until
+        said += f", from data to {_time(assessment.data_until)} ({_age(age)} ago)"
+        if age > OLD and not assessment.retrospective:
+            said += "; **nothing newer is known**"
     return said + ("; looking back at a finished stay" if assessment.retrospective else "")
 
 
@@ -226,7 +372,7 @@ def _drivers(prediction: RiskPrediction) -> list[str]:
 def _driver(driver: dict[str, Any]) -> str:
     said = escape(driver["label"])
     if driver.get("value") is not None and driver.get("unit", "1") not in ("", "1"):
-        said += f" {driver['value']:.4g} {escape(_UNITS.get(driver['unit'], driver['unit']))}"
+        said += f" {driver['value']:.4g} {escape(catalogue.UNIT_WORDS.get(driver['unit'], driver['unit']))}"
     return f"{said} ({driver['points'] * 100:+.1f} points)"
 
 
@@ -234,11 +380,18 @@ def _missing(standing: Standing) -> list[str]:
     assessment = standing.assessment
     if assessment is None:
         return []
-    said = [escape(one) for one in assessment.missing]
-    fields = [escape(str(one).replace("_", " ")) for one in assessment.missing_fields]
+    said = [escape(MODALITY_WORDS.get(one, one).lower()) for one in assessment.missing]
+    fields = [escape(_field(str(one))) for one in assessment.missing_fields]
     if len(fields) > FIELDS_SHOWN:
         fields = [*fields[:FIELDS_SHOWN], f"{len(fields) - FIELDS_SHOWN} more values"]
     return ["Missing: " + ", ".join([*said, *fields])] if said or fields else []
+
+
+def _field(name: str) -> str:
+    """A field in clinical words, in the middle of a sentence."""
+    measured = catalogue.find_measurement(name)
+    label = measured.label if measured is not None else name.replace("_", " ")
+    return label if label[1:2].isupper() or label[1:2] == "-" else label[:1].lower() + label[1:]
 
 
 def _foot(standing: Standing, patient: Patient, not_supplied: tuple[str, ...]) -> list[str]:
@@ -254,6 +407,7 @@ def _foot(standing: Standing, patient: Patient, not_supplied: tuple[str, ...]) -
     return lines
 
 
+@lru_cache(maxsize=1)
 def _override_reasons() -> tuple[OverrideReason, ...]:
     return tuple(
         OverrideReason(code=reason.code, system=reason.system, display=reason.display)

@@ -1,8 +1,9 @@
 """Which EHR is calling: the JWT it signed, by its registered keys (INTEROP 18-22).
 
 Only ES384 and RS384; the issuer must be registered, the audience must be the very address that was called,
-and a token is good for one call. Keys are read from the row of the client at every call, so they rotate
-without a restart; no address found in a token is ever fetched. Clients: `manage.py hook_client add`.
+and a token is good for one call (`spending`). A process keeps what it read of a client for two seconds, and
+reads it anew at once for a key it does not know, so that keys rotate without a restart; no address found in a
+token is ever fetched. Clients: `manage.py hook_client add`.
 
 HOOKS_OPEN serves calls without a token, from loopback to loopback only, for a demo; a warning says so.
 """
@@ -10,15 +11,15 @@ HOOKS_OPEN serves calls without a token, from loopback to loopback only, for a d
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 from django.conf import settings
-from django.db import IntegrityError, transaction
 from django.http import HttpRequest
 from joserfc import jws, jwt
 from joserfc.errors import JoseError
@@ -26,7 +27,8 @@ from joserfc.jwk import KeySet
 
 from cds.audit import recording
 from cds.errors import ClinicError, Invalid
-from cds.hooks.models import HookClient, SpentToken
+from cds.hooks import spending
+from cds.hooks.models import HookClient
 from cds.patients import importing
 from cds.patients.models import Source
 
@@ -37,6 +39,7 @@ PRIVATE_PARTS = {"d", "p", "q", "dp", "dq", "qi", "k"}
 SKEW_S = 60  # the official sandbox rounds `iat` up (INTEROP 19)
 LONGEST_LIFE_S = 3600  # so that spent tokens need not be kept for ever; clients are told to use five minutes
 OPEN_SOURCE = "hooks-open"
+KEPT_S = 2.0  # how long a process believes what it read of a client
 
 
 class Unauthorised(ClinicError):
@@ -66,7 +69,10 @@ def verify(request: HttpRequest, *, now: datetime) -> Caller:
     if scheme.lower() != "bearer" or not token:
         raise Unauthorised("a JWT bearer token is required on every call")
     client, claims = _read_token(token, audience=endpoint(request), now=now)
-    _spend(client, claims, now)
+    try:
+        spending.spend(client, claims, keep_until=spending.expires(claims, SKEW_S), now=now)
+    except spending.SpentBefore as error:
+        raise Unauthorised(str(error), issuer=client.issuer) from None
     return Caller(client, client.source, recording.client(client, request))
 
 
@@ -120,18 +126,52 @@ def _read_token(token: str, *, audience: str, now: datetime) -> tuple[HookClient
         raise Unauthorised("alg must be ES384 or RS384", issuer=issuer)
     if header.get("typ") != "JWT":
         raise Unauthorised("typ must be JWT", issuer=issuer)
-    client = HookClient.objects.select_related("source").filter(issuer=issuer, is_active=True).first()
-    if client is None:
+    known = _known(issuer, str(header.get("kid") or ""))
+    if known is None:
         raise Unauthorised("iss is not a registered client", issuer=issuer)
-    keys = [key for key in client.jwks.get("keys", []) if key.get("kid") == header.get("kid")]
-    if not header.get("kid") or not keys:
+    client, keys = known
+    key = keys.get(str(header.get("kid") or ""))
+    if key is None:
         raise Unauthorised("kid is not among the client's registered keys", issuer=issuer)
     try:
-        verified = jwt.decode(token, KeySet.import_key_set({"keys": keys}), algorithms=ALGORITHMS)
+        verified = jwt.decode(token, key, algorithms=ALGORITHMS)
     except (JoseError, ValueError):
         raise Unauthorised("the signature does not verify", issuer=issuer) from None
     _check_claims(verified.claims, client, audience=audience, now=now)
     return client, verified.claims
+
+
+_Known = tuple[HookClient, dict[str, KeySet]]
+_kept: dict[str, tuple[float, _Known]] = {}
+
+
+def forget() -> None:
+    """Read every client anew from the next call on."""
+    _kept.clear()
+
+
+def _known(issuer: str, kid: str) -> _Known | None:
+    """The active client of an issuer with its keys; read anew after KEPT_S, or for an unknown key."""
+    clock = time.monotonic()
+    held = _kept.get(issuer)
+    if held is not None and clock < held[0] and kid in held[1][1]:
+        return held[1]
+    client = HookClient.objects.select_related("source").filter(issuer=issuer, is_active=True).first()
+    if client is None:
+        _kept.pop(issuer, None)
+        return None
+    same = held is not None and held[1][0].jwks == client.jwks
+    keys = held[1][1] if held is not None and same else _import_keys(client)
+    _kept[issuer] = (clock + KEPT_S, (client, keys))
+    return client, keys
+
+
+def _import_keys(client: HookClient) -> dict[str, KeySet]:
+    found: dict[str, list[Any]] = {}
+    for key in client.jwks.get("keys", []):
+        found.setdefault(str(key.get("kid") or ""), []).append(key)
+    found.pop("", None)
+    return {kid: KeySet.import_key_set({"keys": keys}) for kid, keys in found.items()}
 
 
 def _check_claims(claims: dict[str, Any], client: HookClient, *, audience: str, now: datetime) -> None:
@@ -154,17 +194,6 @@ def _check_claims(claims: dict[str, Any], client: HookClient, *, audience: str, 
     jti = claims.get("jti")
     if not isinstance(jti, str) or not 0 < len(jti) <= 200 or "\x00" in jti:
         raise Unauthorised("jti must be text of 1 to 200 characters", issuer=issuer)
-
-
-def _spend(client: HookClient, claims: dict[str, Any], now: datetime) -> None:
-    """Use the token up, for every process at once; committed before anything else is done with it."""
-    expires = datetime.fromtimestamp(claims["exp"] + SKEW_S, tz=UTC) + timedelta(seconds=1)
-    try:
-        with transaction.atomic():
-            SpentToken.objects.filter(expires_at__lt=now).delete()
-            SpentToken.objects.create(client=client, jti=claims["jti"], expires_at=expires)
-    except IntegrityError:
-        raise Unauthorised("this jti was used before", issuer=client.issuer) from None
 
 
 def _claims(payload: bytes) -> dict[str, Any]:

@@ -22,8 +22,10 @@ from cds.audit import recording
 from cds.errors import ClinicError, Conflict, Invalid, NotAllowed, NotFound, Unavailable
 from cds.hooks import client_auth
 from cds.hooks.client_auth import Unauthorised
+from cds.hooks.fields import BadRequest
 from cds.hooks.replies import operation_outcome
-from cds.hooks.wire import MAX_BODY_BYTES, BadRequest, Unobtainable
+from cds.hooks.spending import TooMany
+from cds.hooks.wire import MAX_BODY_BYTES, Unobtainable
 
 logger = logging.getLogger(__name__)
 Body = Callable[..., HttpResponse]
@@ -61,7 +63,7 @@ def endpoint(method: str) -> Callable[[Body], Callable[..., HttpResponse]]:
                     response = _answer(request, body, kwargs)
             except (OperationalError, InterfaceError):
                 logger.warning("database out of reach during a CDS Hooks call", exc_info=True)
-                is_allowed, response = False, _away("the database is out of reach")
+                is_allowed, response = False, away("the database is out of reach")
             if is_allowed:
                 response["Access-Control-Allow-Origin"] = origin
                 for name, value in CORS_HEADERS.items():
@@ -108,6 +110,13 @@ def _answer(request: HttpRequest, body: Body, kwargs: dict[str, Any]) -> HttpRes
         response = refusal(401, str(error), code="login")
         response["WWW-Authenticate"] = 'Bearer error="invalid_token"'
         return response
+    except TooMany as error:  # told in the log only: writing each down would make a flood worse
+        logger.warning("a client calls more often than it may")
+        return _refused(error)
+    except Unavailable as error:
+        response = _refused(error)
+        _record_refusal(recording.client(None, request), request, response.status_code, now)
+        return response
     try:
         return body(request, caller=caller, now=now, **kwargs)
     except (ClinicError, ehr.EhrError) as error:
@@ -137,18 +146,23 @@ def _refused(error: Exception) -> HttpResponse:
             return refusal(403, str(error), code="forbidden")
         case Conflict():
             return refusal(409, str(error), code="conflict")
+        case TooMany():
+            response = refusal(429, str(error), code="throttled")
+            response["Retry-After"] = str(error.retry_after_s)
+            return response
         case Invalid():
-            return refusal(400, str(error), code="invalid")
-        case ehr.Permanent():
-            return refusal(400, str(error), code="invalid", expression="prefetch")
+            return refusal(422, str(error), code="business-rule")
+        case ehr.Permanent():  # JSON and FHIR by shape, yet not one patient's record
+            return refusal(422, str(error), code="business-rule", expression="prefetch")
         case Unavailable() | ehr.Retriable():
-            return _away(str(error))
+            return away(str(error))
         case _:
             logger.error("an error without a status of its own", exc_info=error)
             return refusal(500, "an unexpected error; it was logged", code="exception")
 
 
-def _away(message: str) -> HttpResponse:
+def away(message: str) -> HttpResponse:
+    """Not now: 503, and when to try again."""
     response = refusal(503, message, code="transient")
     response["Retry-After"] = "5"
     return response

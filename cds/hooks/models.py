@@ -19,6 +19,7 @@ class HookClient(models.Model):
     tenant = models.CharField(max_length=120, blank=True)
     jwks = models.JSONField(default=dict)  # public keys only
     origins = models.JSONField(default=list)  # web origins its browser may call from (CORS)
+    fhir_servers = models.JSONField(default=list)  # base addresses we may read from with a call's token
     source = models.ForeignKey(Source, on_delete=models.PROTECT)  # its patients belong to this source
     is_active = models.BooleanField(default=True)
     created_at = models.DateTimeField()
@@ -36,11 +37,23 @@ class SpentToken(models.Model):
 
 
 class PrefetchRead(models.Model):
-    """A prefetch that was read and left the patient at `revision`: the same again need not be parsed."""
+    """A prefetch that was read and left the patient at `revision`: the same bytes again need not be parsed.
 
-    patient = models.OneToOneField(Patient, on_delete=models.CASCADE, related_name="prefetch_read")
-    digest = models.CharField(max_length=64)  # of the prefetch as sent
+    One a patient and service, as each service asks for what its own model reads.
+    """
+
+    patient = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="prefetches_read")
+    service = models.CharField(max_length=120)
+    version = models.UUIDField()  # of the model whose templates it was compared with
+    digest = models.CharField(max_length=64)  # of its bytes as sent
+    length = models.PositiveIntegerField()  # in bytes
+    missing = models.JSONField(default=list)  # keys asked for that did not come whole
     revision = models.PositiveBigIntegerField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["patient", "service"], name="prefetch_read_once_per_service")
+        ]
 
 
 class CardShown(models.Model):
@@ -51,8 +64,22 @@ class CardShown(models.Model):
     service = models.CharField(max_length=120)
     hook_instance = models.CharField(max_length=64)
     prediction = models.ForeignKey(RiskPrediction, null=True, on_delete=models.CASCADE, related_name="cards")
-    kind = models.CharField(max_length=20)  # risk | not-yet-known | stale | out-of-scope | failed
+    kind = models.CharField(max_length=20)  # risk | not-yet-known | stale | out-of-scope | failed | order
+    patient = models.ForeignKey(Patient, null=True, on_delete=models.CASCADE, related_name="+")
+    outcome = models.CharField(max_length=80, blank=True)
+    user = models.CharField(max_length=90, blank=True)  # [Type]/[id] in the EHR
+    indicator = models.CharField(max_length=10, blank=True)
+    category = models.CharField(max_length=10, blank=True)  # of the risk it showed
     shown_at = models.DateTimeField()
+
+    class Meta:
+        indexes = [
+            models.Index(
+                fields=["patient", "user", "-shown_at"],
+                condition=models.Q(indicator__in=["warning", "critical"]),
+                name="card_alerts",
+            )
+        ]
 
 
 class Feedback(models.Model):

@@ -1,86 +1,205 @@
-"""What we ask an EHR to send ahead, and how what it sent becomes the record.
+"""How what an EHR sent, and what it lets us read, becomes the record.
 
-Templates keep to CDS Hooks 2.0 (INTEROP 5, 6): instance reads and type searches by reference and token,
-with `_sort` and `_count`, sized to what the model looks at. A prefetch that was read before and left the
-patient as they are now costs one look-up by its digest, without parsing.
+A prefetch that was read before and left the patient as they are now costs one look-up by the digest of its
+bytes, without parsing. What did not come is read from the EHR's FHIR server (INTEROP 7): keys that are
+absent, and Bundles with further pages; not what came as null or as an OperationOutcome. Only a server
+registered for that client is called, with the token of the call, which is neither kept nor logged
+(INTEROP 9).
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import orjson
 from django.db.models import F
 
 import ehr
+from cds.hooks import templates
+from cds.hooks.budget import Budget
 from cds.hooks.client_auth import Caller
+from cds.hooks.fields import BadRequest
 from cds.hooks.models import PrefetchRead
-from cds.hooks.wire import HookRequest, Unobtainable
+from cds.hooks.offering import Service
+from cds.hooks.wire import HookRequest, Outline, Unobtainable, outline, parse_json, parse_request
 from cds.patients import code_map, importing
 from cds.patients.models import Patient
-from cds.registry.models import ModelVersion
 from cds.studies import receiving
 
-_OF_PATIENT = "patient={{context.patientId}}"
-ALWAYS: dict[str, str] = {
-    "patient": "Patient/{{context.patientId}}",
-    "encounters": f"Encounter?{_OF_PATIENT}&_sort=-date&_count=20",
-    "conditions": f"Condition?{_OF_PATIENT}&_count=200",
-    "medications": f"MedicationRequest?{_OF_PATIENT}&_count=100",
-    "vitals": f"Observation?{_OF_PATIENT}&category=vital-signs&_sort=-date&_count=200",
-    "labs": f"Observation?{_OF_PATIENT}&category=laboratory&_sort=-date&_count=200",
-    "smoking": f"Observation?{_OF_PATIENT}&code=http://loinc.org|72166-2&_sort=-date&_count=5",
-    "family": f"FamilyMemberHistory?{_OF_PATIENT}&_count=50",
-}
-BY_MODALITY: dict[str, tuple[str, str]] = {
-    "text": ("notes", f"DocumentReference?{_OF_PATIENT}&_sort=-date&_count=20"),
-    "image": ("imaging", f"ImagingStudy?{_OF_PATIENT}&_sort=-started&_count=20"),
-    "cine": ("imaging", f"ImagingStudy?{_OF_PATIENT}&_sort=-started&_count=20"),
-}
+logger = logging.getLogger(__name__)
+_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)  # whole texts, and what opens or closes
+SHARE = 0.5  # of the time left that reading from the FHIR server may take
 
 
-def templates(version: ModelVersion) -> dict[str, str]:
-    """Prefetch templates for a version: notes and imaging studies only when it reads them."""
-    return ALWAYS | dict(BY_MODALITY[name] for name in sorted(version.encoders) if name in BY_MODALITY)
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A call, its patient with the record as it is now, and the keys asked for that nobody gave us."""
+
+    asked: HookRequest
+    patient: Patient
+    missing: tuple[str, ...] = ()
 
 
-def take(request: HookRequest, *, caller: Caller, now: datetime) -> Patient:
-    """Bring the record up to what the EHR just sent, and return the patient.
+def take(body: bytes, *, service: Service, caller: Caller, budget: Budget, now: datetime) -> Taken:
+    """Read a call and bring the record up to what it brings.
 
-    raises  Unobtainable when nothing usable was sent: we fetch nothing ourselves yet (INTEROP 11)
+    raises  BadRequest for what breaks the specification
+            Unobtainable when nothing usable was sent or could be read (INTEROP 11)
             ehr.Permanent when what was sent cannot be read as one patient's record
     """
-    if not request.prefetch.resources:
-        raise Unobtainable(
-            "no prefetch data were sent, and this service does not fetch from fhirServer: send the prefetch "
-            "named at /cds-services"
-        )
-    digest = digest_of(request)
-    known = (
-        PrefetchRead.objects.select_related("patient__source")
-        .filter(
-            patient__source=caller.source,
-            patient__resource_id=request.patient_id,
-            digest=digest,
-            revision=F("patient__revision"),
-        )
-        .first()
-    )
+    glance = outline(body)
+    known = _read_before(glance, service, caller) if glance is not None else None
     if known is not None:
-        return known.patient
-    record = ehr.read_prefetch(request.prefetch.resources, patient_id=request.patient_id)
+        return known
+    asked = parse_request(parse_json(body), hook=service.hook)
+    wanted = templates.templates(service.version)
+    fetched, reasons, is_asked = _complete(asked, wanted, caller, budget)
+    resources = {**asked.prefetch.resources, **fetched}
+    if not resources:
+        raise Unobtainable(_nothing(asked, reasons))
+    record = ehr.read_prefetch(resources, patient_id=asked.context.patient_id)
     imported = importing.import_record(record, source=caller.source, by=caller.actor, now=now)
     if imported.merged:
         receiving.follow_mergers(imported.merged, now=now, by=caller.actor)
     patient = imported.patient
-    PrefetchRead.objects.update_or_create(
-        patient=patient, defaults={"digest": digest, "revision": patient.revision}
+    patient.source = caller.source
+    missing = tuple(key for key in asked.prefetch.missing(tuple(wanted)) if key not in fetched)
+    if glance is not None and not is_asked:
+        _remember(glance, body, patient, service, missing)
+    return Taken(asked, patient, missing)
+
+
+# -- what was read before ----------------------------------------------------------------------------
+def _read_before(glance: Outline, service: Service, caller: Caller) -> Taken | None:
+    """The call, when its prefetch is byte for byte the one read last and the patient is as they were then."""
+    held = (
+        PrefetchRead.objects.select_related("patient")
+        .filter(
+            patient__source=caller.source,
+            patient__resource_id=glance.patient_id,
+            service=service.id,
+            version=service.version.pk,
+            revision=F("patient__revision"),
+        )
+        .first()
     )
-    return patient
+    if held is None or _digest_of(glance, held.length) != held.digest:
+        return None
+    asked = glance.parse_rest(held.length, hook=service.hook)
+    if asked is None or (held.missing and _server_of(asked, caller)):
+        return None
+    patient = held.patient
+    patient.source = caller.source
+    return Taken(asked, patient, tuple(held.missing))
 
 
-def digest_of(request: HookRequest) -> str:
-    """SHA-256 of the prefetch, whatever the order of its keys, and of the table that maps its codes."""
-    sent = orjson.dumps(request.prefetch.resources, option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(sent + code_map.site_map().digest.encode()).hexdigest()
+def _digest_of(glance: Outline, length: int) -> str:
+    """SHA-256 of a prefetch's bytes, and of the table that maps its codes."""
+    digest = hashlib.sha256(glance.prefetch(length))
+    digest.update(code_map.site_map().digest.encode())
+    return digest.hexdigest()
+
+
+def _remember(
+    glance: Outline, body: bytes, patient: Patient, service: Service, missing: tuple[str, ...]
+) -> None:
+    """Note the bytes of a prefetch that was read whole, so that they are known again."""
+    length = _length_of(glance, body, service)
+    if length:
+        PrefetchRead.objects.update_or_create(
+            patient=patient,
+            service=service.id,
+            defaults={
+                "version": service.version.pk,
+                "digest": _digest_of(glance, length),
+                "length": length,
+                "missing": list(missing),
+                "revision": patient.revision,
+            },
+        )
+
+
+def _length_of(glance: Outline, body: bytes, service: Service) -> int:
+    """How many bytes the prefetch has. 0 when that cannot be told for certain."""
+    length = _length_of_last(body[glance.start :]) or _length_by_braces(body, glance.start)
+    try:
+        return length if length and glance.parse_rest(length, hook=service.hook) is not None else 0
+    except BadRequest:
+        return 0
+
+
+def _length_of_last(tail: bytes) -> int:
+    """When the prefetch is the last member of the body: all up to the brace that closes the body."""
+    value = tail.rstrip()[:-1].rstrip()
+    try:
+        orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return 0
+    return len(value)
+
+
+def _length_by_braces(body: bytes, start: int) -> int:
+    """Up to the brace that closes it."""
+    depth = 0
+    for found in _STRUCTURE.finditer(body, start):
+        mark = found[0]
+        if mark[:1] != b'"':
+            depth += 1 if mark in b"{[" else -1
+            if depth == 0:
+                return found.end() - start
+    return 0
+
+
+# -- what did not come -------------------------------------------------------------------------------
+def _server_of(asked: HookRequest, caller: Caller) -> str:
+    """The base address we may read from for this call; "" when none is given, or it is not registered."""
+    if asked.access is None or not asked.access.token or caller.client is None:
+        return ""
+    server = asked.access.server.rstrip("/")
+    return server if server in caller.client.fhir_servers else ""
+
+
+def _complete(
+    asked: HookRequest, wanted: Mapping[str, str], caller: Caller, budget: Budget
+) -> tuple[dict[str, Any], tuple[str, ...], bool]:
+    """What could be read, why the rest could not, and whether anybody was asked."""
+    sent = asked.prefetch
+    refused = set(sent.failed) | set(sent.empty)
+    keys = [key for key in sent.missing(tuple(wanted)) if key not in refused]
+    keys += [key for key in sent.partial if key not in keys]
+    server = _server_of(asked, caller)
+    if not keys or not server or asked.access is None:
+        return {}, (), False
+    within_s = budget.left() * SHARE
+    if within_s <= 0:
+        return {}, ("no time was left to ask the FHIR server",), True
+    queries = {key: templates.resolved(wanted.get(key, ""), asked.context.patient_id) for key in keys}
+    begun = {key: sent.resources[key] for key in sent.partial}
+    try:
+        found = ehr.complete_prefetch(
+            queries, begun, base_url=server, token=asked.access.token, within_s=within_s
+        )
+    except ehr.EhrError as error:
+        return {}, (str(error),), True
+    if found.failed:
+        said = "; ".join(sorted(set(found.failed.values())))
+        logger.warning("a prefetch could not be completed, %d keys: %s", len(found.failed), said)
+    return dict(found.resources), tuple(sorted(set(found.failed.values()))), True
+
+
+def _nothing(asked: HookRequest, reasons: tuple[str, ...]) -> str:
+    """Why there is nothing to go by, and what to do about it."""
+    if reasons:
+        return f"no usable prefetch data, and reading them failed: {'; '.join(reasons)[:300]}"
+    why = (
+        "no fhirServer with fhirAuthorization came with the call"
+        if asked.access is None or not asked.access.token
+        else "that fhirServer is not registered for this client (hook_client add --fhir-server)"
+    )
+    return f"no usable prefetch data were sent, and {why}: send the prefetch named at /cds-services"

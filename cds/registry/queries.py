@@ -22,6 +22,12 @@ def active_version(outcome: str) -> ModelVersion | None:
     return held.version if held else None
 
 
+def answering(outcome: str) -> ModelVersion | None:
+    """The version that answers for an outcome, without its metadata and report, which may be large."""
+    held = ActiveModel.objects.filter(pk=outcome).values("version")
+    return ModelVersion.objects.filter(pk__in=held).defer("metadata", "report").first()
+
+
 def active_versions() -> list[ModelVersion]:
     """Every version that answers for at least one outcome, by name."""
     return list(

@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
+from uuid import UUID
 
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -26,7 +28,7 @@ from cds.errors import Conflict
 from cds.jobs import Job, leases, outbox
 from cds.jobs.models import WorkState
 from cds.patients import access
-from cds.patients.models import Patient
+from cds.patients.models import Encounter, Patient
 from cds.registry import queries as registry_queries
 from cds.registry.models import ModelVersion
 from cds.registry.outcomes import INTENSIVE_CARE, NOT_AT_RISK, STAYS, been_in_intensive_care
@@ -85,18 +87,27 @@ class Result:
 
 
 # -- asking ------------------------------------------------------------------------------------------
-def moment(patient: Patient, now: datetime) -> tuple[datetime, bool]:
+def stays_of(patient: Patient) -> list[Encounter]:
+    """The patient's stays that took place, or are under way; one query, for `moment` and `not_eligible`."""
+    return list(patient.encounters.filter(kind__in=STAYS).exclude(status__in=["planned", "cancelled"]))
+
+
+def moment(
+    patient: Patient, now: datetime, *, stays: Sequence[Encounter] | None = None
+) -> tuple[datetime, bool]:
     """As of when a patient is assessed, and whether that lies in the past.
 
     In hospital, or without any stay: now. After a finished stay (or after death): the latest study or
     observation of that stay, before intensive care began, so that the past is judged as it was then.
+
+    stays  `stays_of(patient)`, where it is known already
     """
-    stay = (
-        patient.encounters.filter(kind__in=STAYS, start__lte=now)
-        .exclude(status__in=["planned", "cancelled"])
-        .order_by("-start")
-        .first()
-    )
+    begun = [
+        (one.start, one)
+        for one in (stays_of(patient) if stays is None else stays)
+        if one.start is not None and one.start <= now
+    ]
+    stay = max(begun, key=lambda pair: pair[0])[1] if begun else None
     died_at = patient.deceased_at if patient.deceased_at is not None and patient.deceased_at <= now else None
     is_open = stay is not None and (stay.end > now if stay.end is not None else stay.status in OPEN)
     if died_at is None and (stay is None or is_open):
@@ -132,17 +143,30 @@ def _whole_stay(patient: Patient, start: datetime) -> tuple[datetime, datetime |
     return begun, max(ends, default=None)
 
 
-def not_eligible(patient: Patient, version: ModelVersion, as_of: datetime) -> str:
+def not_eligible(
+    patient: Patient,
+    version: ModelVersion,
+    as_of: datetime,
+    *,
+    stays: Sequence[Encounter] | None = None,
+) -> str:
     """Why this version has nothing to say about this patient at all, or ""."""
-    if not scored_outcomes(patient, version.outcomes, as_of):
+    if not scored_outcomes(patient, version.outcomes, as_of, stays=stays):
         return NOT_AT_RISK
     return ""
 
 
-def scored_outcomes(patient: Patient, outcomes: Sequence[str], as_of: datetime) -> list[str]:
+def scored_outcomes(
+    patient: Patient,
+    outcomes: Sequence[str],
+    as_of: datetime,
+    *,
+    stays: Sequence[Encounter] | None = None,
+) -> list[str]:
     """The outcomes the patient is still at risk of at `as_of`."""
-    stays = list(patient.encounters.filter(kind__in=STAYS).exclude(status__in=["planned", "cancelled"]))
-    if "icu-admission" in outcomes and been_in_intensive_care(stays, as_of):
+    if "icu-admission" not in outcomes:
+        return list(outcomes)
+    if been_in_intensive_care(stays_of(patient) if stays is None else stays, as_of):
         return [outcome for outcome in outcomes if outcome != "icu-admission"]
     return list(outcomes)
 
@@ -223,11 +247,24 @@ def current(patient: Patient, *, by: recording.Actor, now: datetime, wait_s: flo
     Waits up to `wait_s` for scores asked for (call it outside a transaction then); what is not ready in time
     comes back as the last number marked Stale, or as Updating without a number. Never an old one as Current.
     """
-    deadline = time.monotonic() + wait_s
     patient.refresh_from_db(fields=["revision", "deceased_at", "deceased"])
-    versions = registry_queries.active_versions()
-    found = {version.pk: stand(patient, version, now=now) for version in versions}
+    return current_of(patient, registry_queries.active_versions(), by=by, now=now, wait_s=wait_s)
+
+
+def current_of(
+    patient: Patient,
+    versions: Sequence[ModelVersion],
+    *,
+    by: recording.Actor,
+    now: datetime,
+    wait_s: float = 0.0,
+) -> list[Standing]:
+    """The same for these versions, of a patient whose row has just been read."""
+    deadline = time.monotonic() + wait_s
+    found = {version.pk: stand(patient, version, now=now, is_light=True) for version in versions}
     unsettled = [version for version in versions if found[version.pk].state not in _SETTLED]
+    if not unsettled:
+        return [found[version.pk] for version in versions]
     waiting = [request(patient, version, by=by, now=now).pk for version in unsettled]
     while waiting and time.monotonic() < deadline:
         open_ = RiskAssessment.objects.filter(
@@ -236,22 +273,39 @@ def current(patient: Patient, *, by: recording.Actor, now: datetime, wait_s: flo
         if not open_.exists():
             break
         time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
-    found |= {version.pk: stand(patient, version, now=now) for version in unsettled}
+    found |= {version.pk: stand(patient, version, now=now, is_light=True) for version in unsettled}
     return [found[version.pk] for version in versions]
 
 
 _SETTLED = frozenset({DataState.CURRENT, DataState.PARTIAL, DataState.ABSTAINED, DataState.NOT_ELIGIBLE})
+_LATEST = 8  # rows looked at before the newest finished one is asked for by itself
+_HEAVY = ("basis", "frame_weights", "milliseconds")  # of an assessment; no card needs them
 
 
-def stand(patient: Patient, version: ModelVersion, *, now: datetime) -> Standing:
-    """How a version stands, from the rows alone; asks for nothing."""
-    as_of, _ = moment(patient, now)
-    reason = not_eligible(patient, version, as_of)
+@lru_cache(maxsize=4096)
+def _stays_at(patient_id: UUID, revision: int) -> tuple[Encounter, ...]:
+    """`stays_of` a patient: whatever changes a stay raises the revision, so they are read once for each."""
+    return tuple(stays_of(Patient(pk=patient_id, revision=revision)))
+
+
+def stand(patient: Patient, version: ModelVersion, *, now: datetime, is_light: bool = False) -> Standing:
+    """How a version stands, from the rows alone; asks for nothing.
+
+    is_light  without reading what only the panel shows of an assessment: its basis and its frame weights
+    """
+    stays = _stays_at(patient.pk, patient.revision)
+    as_of, _ = moment(patient, now, stays=stays)
+    reason = not_eligible(patient, version, as_of, stays=stays)
     if reason:
         return Standing(version, None, DataState.NOT_ELIGIBLE, reason)
     rows = RiskAssessment.objects.filter(patient=patient, version=version)
-    done = rows.filter(work_state=WorkState.DONE).order_by("-revision", "-as_of").first()
-    newest = rows.order_by("-revision", "-queued_at").first()
+    rows = rows.defer(*_HEAVY) if is_light else rows
+    latest = list(rows.order_by("-revision", "-queued_at")[:_LATEST])
+    ended = [row for row in latest if row.work_state == WorkState.DONE]
+    done = max(ended, key=lambda row: (row.revision, row.as_of), default=None)
+    if done is None and len(latest) == _LATEST:
+        done = rows.filter(work_state=WorkState.DONE).order_by("-revision", "-as_of").first()
+    newest = latest[0] if latest else None
     return standing_of(version, done, newest, revision=patient.revision, now=now)
 
 

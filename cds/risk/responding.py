@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from django.contrib.auth.models import User
 from django.db import transaction
@@ -136,17 +137,23 @@ def last_response(prediction: RiskPrediction) -> Response | None:
     return None if latest is None or latest.kind == "undone" else latest
 
 
-def is_quiet(prediction: RiskPrediction, *, now: datetime) -> bool:
-    """Whether cards for this patient and outcome are snoozed, by an answer to this or an earlier score."""
-    latest = (
+def latest_of(patient_id: UUID, outcome: str) -> Response | None:
+    """The latest answer to this or an earlier score of this outcome, with the category it was given to."""
+    return (
         Response.objects.filter(
-            prediction__assessment__patient=prediction.assessment.patient_id,
-            prediction__outcome=prediction.outcome,
+            prediction__assessment__patient=patient_id,
+            prediction__outcome=outcome,
         )
         .order_by("-at", "-pk")
+        .select_related("prediction")
+        .only("kind", "at", "until", "prediction__category")
         .first()
     )
-    return latest is not None and latest.until is not None and latest.until > now and latest.kind == "snoozed"
+
+
+def is_snoozed(answer: Response | None, *, now: datetime) -> bool:
+    """Whether cards for this patient and outcome are snoozed, by the latest answer."""
+    return answer is not None and answer.kind == "snoozed" and answer.until is not None and answer.until > now
 
 
 def _respond(

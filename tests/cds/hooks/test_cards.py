@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,7 +20,10 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from cds.hooks import cards, replies
-from cds.hooks.cards import cards_for
+from cds.hooks.alerting import Alert
+from cds.hooks.cards import Setting, card_for
+from cds.hooks.contexts import Context
+from cds.hooks.replies import Indicator
 from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
 from cds.risk.assessing import DataState, Standing
@@ -35,6 +39,19 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 def patient(db: None) -> Patient:
     """A patient of an ordinary source."""
     return make_patient("p1")
+
+
+def setting_for(patient: Patient, outcome: str = "icu-admission", **changes: Any) -> Setting:
+    """A card shown to a practitioner who opens the chart."""
+    known: dict[str, Any] = {
+        "outcome": outcome,
+        "patient": patient,
+        "context": Context("Practitioner/example", patient.resource_id),
+        "now": NOW,
+        "alert": Alert(Indicator.WARNING),
+        "may_suggest": True,
+    }
+    return Setting(**{**known, **changes})
 
 
 def standing_as(
@@ -61,11 +78,23 @@ CASES: dict[str, tuple[DataState, str, float | None]] = {
 def test_the_card_is_the_golden_one(name: str, patient: Patient, version: ModelVersion) -> None:
     state, reason, risk = CASES[name]
     standing = standing_as(state, patient, version, reason=reason, risk=risk)
-    (shown,) = cards_for(
-        [standing], outcome="icu-admission", patient=patient, now=NOW, not_supplied=("labs",) * (risk is None)
+    severe = risk is not None and risk > 0.25
+    shown = card_for(
+        standing,
+        setting_for(
+            patient,
+            not_supplied=("labs",) * (risk is None),
+            alert=Alert(Indicator.WARNING if severe else Indicator.INFO),
+        ),
     )
-    said = json.dumps(shown.card.to_json() | {"uuid": "a fresh one"}, indent=2, ensure_ascii=False) + "\n"
+    check_golden(name, shown, patient, version)
+
+
+def check_golden(name: str, shown: cards.Shown, patient: Patient, version: ModelVersion) -> None:
+    """The card is the one in the file, fresh ids aside."""
+    said = json.dumps(shown.card.to_json(), indent=2, ensure_ascii=False) + "\n"
     said = said.replace(str(patient.pk), "PATIENT").replace(str(version.pk), "VERSION")
+    said = re.sub(r'"uuid": "[0-9a-f-]{36}"', '"uuid": "a fresh one"', said)
     file = GOLDEN / f"{name}.json"
     if os.environ.get("TESSERA_REWRITE_GOLDEN"):
         file.write_text(said)
@@ -79,7 +108,7 @@ def test_without_a_fresh_number_no_card_calls_the_risk_low(
     state: DataState, patient: Patient, version: ModelVersion
 ) -> None:
     standing = standing_as(state, patient, version, reason="because", risk=None)
-    (shown,) = cards_for([standing], outcome="icu-admission", patient=patient, now=NOW)
+    shown = card_for(standing, setting_for(patient))
     assert shown.kind is not cards.CardKind.RISK
     assert "This is not a low risk" in shown.card.detail
     assert "%" not in shown.card.summary
@@ -89,7 +118,7 @@ def test_an_outcome_the_patient_is_not_at_risk_of_is_out_of_scope(
     patient: Patient, version: ModelVersion
 ) -> None:
     standing = standing_as(DataState.CURRENT, patient, version)
-    (shown,) = cards_for([standing], outcome="death", patient=patient, now=NOW)
+    shown = card_for(standing, setting_for(patient, outcome="death"))
     assert shown.kind is cards.CardKind.OUT_OF_SCOPE
 
 
@@ -99,7 +128,7 @@ def test_text_from_a_record_never_becomes_markup(patient: Patient, version: Mode
     RiskPrediction.objects.update(
         explanation={"drivers": [{"label": evil, "points": 0.1, "value": 3.0, "unit": "<b>"}]}
     )
-    (shown,) = cards_for([standing], outcome="icu-admission", patient=patient, now=NOW)
+    shown = card_for(standing, setting_for(patient))
     line = next(line for line in shown.card.detail.splitlines() if "Raises" in line)
     html = MarkdownIt("commonmark").render(line)
     for tag in ("<img", "<a ", "<b>", "<code", "<h1", "<strong"):
@@ -110,7 +139,6 @@ def test_text_from_a_record_never_becomes_markup(patient: Patient, version: Mode
 @given(st.text())
 def test_escaped_text_renders_as_itself(text: str) -> None:
     import html as entities
-    import re
 
     rendered = MarkdownIt("commonmark").render("x " + cards.escape(text))
     plain = entities.unescape(re.sub(r"</?p>", "", rendered)).strip()

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from django.test import Client
+from django.utils import timezone
 
+from cds.hooks import templates
 from cds.registry.models import ActiveModel, ModelVersion
-from tests.cds.hooks.conftest import SERVICE, Call
+from tests.cds.hooks.conftest import SERVICE, Call, hook_body
 
 TOKENS = {"{{context.patientId}}"}
 SEARCH = re.compile(r"[A-Z][A-Za-z]+\?[a-z]+=[^&]+(&[_a-z]+=[^&]+)*")
@@ -22,17 +24,28 @@ def list_services(call: Call) -> list[dict[str, Any]]:
     return response.json()["services"]
 
 
-def test_one_patient_view_service_per_active_outcome(call: Call, version: ModelVersion) -> None:
+HOOKS = (
+    "patient-view", "encounter-start", "encounter-discharge", "order-select", "order-sign",
+    "appointment-book",
+)  # fmt: skip
+
+
+def test_one_service_per_active_outcome_and_hook(call: Call, version: ModelVersion) -> None:
     ActiveModel.objects.create(outcome="death", version=version, since=version.created_at)
     services = list_services(call)
-    assert [one["id"] for one in services] == [
-        "tessera-icu-admission-patient-view",
-        "tessera-death-patient-view",
+    assert [(one["id"], one["hook"]) for one in services] == [
+        (f"tessera-{outcome}-{hook}", hook) for outcome in ("icu-admission", "death") for hook in HOOKS
     ]
     for one in services:
-        assert one["hook"] == "patient-view"
         assert set(one) <= {"hook", "id", "title", "description", "prefetch", "usageRequirements"}
         assert all(one.values())  # nothing null or empty (INTEROP 4)
+        assert "icu-admission v3" in one["description"]
+
+
+def test_a_site_chooses_its_hooks(call: Call, version: ModelVersion, settings: Any) -> None:
+    settings.HOOKS_OFFERED = ("order-sign", "patient-view")
+    assert [one["hook"] for one in list_services(call)] == ["patient-view", "order-sign"]
+    assert call("/cds-services/tessera-icu-admission-encounter-start", hook_body()).status_code == 404
 
 
 def test_without_an_active_model_there_is_no_service(call: Call) -> None:
@@ -40,8 +53,7 @@ def test_without_an_active_model_there_is_no_service(call: Call) -> None:
 
 
 def test_templates_use_only_what_2_0_allows(call: Call, version: ModelVersion) -> None:
-    (service,) = list_services(call)
-    for template in service["prefetch"].values():
+    for template in list_services(call)[0]["prefetch"].values():
         assert set(re.findall(r"\{\{.*?\}\}", template)) <= TOKENS
         plain = template.replace("{{context.patientId}}", "p1")
         if "?" not in plain:
@@ -51,10 +63,60 @@ def test_templates_use_only_what_2_0_allows(call: Call, version: ModelVersion) -
         assert {one.split("=")[0] for one in plain.split("?")[1].split("&")} <= PARAMETERS
 
 
-def test_templates_are_sized_to_the_model(call: Call, version: ModelVersion) -> None:
-    assert {"notes", "imaging"} <= set(list_services(call)[0]["prefetch"])
-    ModelVersion.objects.filter(pk=version.pk).update(encoders={})
-    assert not {"notes", "imaging"} & set(list_services(call)[0]["prefetch"])
+def version_that_reads(
+    number: int, *, fields: tuple[str, ...] = (), channels: tuple[str, ...] = (), **changes: Any
+) -> ModelVersion:
+    """A version whose bundle says what it reads."""
+    names = {"fields": fields, "channels": channels, "genomics": ()}
+    config = {name: [{"name": one} for one in held] for name, held in names.items()}
+    known: dict[str, Any] = {
+        "name": "icu-admission",
+        "number": number,
+        "outcomes": ["icu-admission"],
+        "path": "nowhere",
+        "digest": "0" * 64,
+        "metadata": {"config": {**config, "modalities": ["tabular", "series"]}},
+        "created_at": timezone.now(),
+    }
+    return ModelVersion.objects.create(**{**known, **changes})
+
+
+ALWAYS = {"patient", "encounters"}
+
+
+@pytest.mark.parametrize(
+    ("reads", "keys"),
+    [
+        ({}, ALWAYS),
+        ({"fields": ("age", "female")}, ALWAYS),
+        ({"fields": ("heart_failure",)}, ALWAYS | {"conditions"}),
+        ({"fields": ("active_medications", "family_cardiac")}, ALWAYS | {"medications", "family"}),
+        ({"fields": ("lactate", "smoker")}, ALWAYS | {"labs", "smoking"}),
+        ({"channels": ("heart_rate",)}, ALWAYS | {"vitals"}),
+        ({"encoders": {"text": "minilm:1"}}, ALWAYS | {"notes"}),
+        ({"encoders": {"cine": "x:1"}}, ALWAYS | {"imaging"}),
+    ],
+)
+@pytest.mark.django_db
+def test_what_the_model_reads_is_asked_for_and_nothing_else(reads: dict[str, Any], keys: set[str]) -> None:
+    assert set(templates.templates(version_that_reads(9, **reads))) == keys
+
+
+@pytest.mark.django_db
+def test_results_are_asked_for_by_the_codes_of_the_model_alone() -> None:
+    asked = templates.templates(version_that_reads(9, fields=("lactate", "systolic_bp"), channels=("crp",)))
+    codes = set(re.findall(r"http://loinc.org\|([0-9-]+)", asked["labs"]))
+    assert codes == {"2524-7", "32693-4", "2518-9", "1988-5", "30522-7"}
+    assert "85354-9" in asked["vitals"]  # a blood pressure comes as a panel: its own code finds nothing
+    assert asked["labs"].endswith("&_sort=-date&_count=29")  # a course and a latest value
+
+
+@pytest.mark.django_db
+def test_an_input_too_few_had_in_training_is_not_asked_for() -> None:
+    version = version_that_reads(9, encoders={"text": "minilm:1"})
+    version.metadata["left_out"] = {"text, icu-admission": "too few"}
+    version.save()
+    assert "notes" not in templates.templates(version)
 
 
 @pytest.mark.parametrize("path", ["/cds-services", SERVICE, f"{SERVICE}/feedback"])

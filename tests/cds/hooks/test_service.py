@@ -10,8 +10,8 @@ import pytest
 from django.db import OperationalError
 from django.utils import timezone
 
+from cds.audit import recording
 from cds.audit.models import AuditEvent
-from cds.hooks import views
 from cds.hooks.models import CardShown, PrefetchRead
 from cds.patients.models import Observation, Patient
 from cds.registry.models import ModelVersion
@@ -122,7 +122,7 @@ def test_a_snoozed_outcome_gives_no_card(call: Call, version: ModelVersion) -> N
     body = hook_body()
     call(SERVICE, body)
     assessment = make_score(Patient.objects.get(resource_id="p1"), version)
-    by = views.recording.system("tests")
+    by = recording.system("tests")
     responding.snooze(assessment.predictions.get(), by=by, user=None, now=timezone.now())
     assert call(SERVICE, body).json() == {"cards": []}
 
@@ -166,7 +166,7 @@ def test_without_data_it_is_412_and_never_empty_cards(
 
 def test_a_prefetch_about_another_patient_is_refused(call: Call, version: ModelVersion) -> None:
     response = call(SERVICE, hook_body("p1", prefetch={"patient": patient_resource("p2")}))
-    assert response.status_code == 400
+    assert response.status_code == 422
     assert not Patient.objects.exists()
 
 
@@ -280,7 +280,7 @@ def test_without_a_database_it_is_503(
     def away(*_: Any, **__: Any) -> None:
         raise OperationalError("connection refused")
 
-    monkeypatch.setattr("cds.hooks.views.registry_queries.list_active", away)
+    monkeypatch.setattr("cds.hooks.offering.registry_queries.answering", away)
     response = call(SERVICE, hook_body())
     assert response.status_code == 503
     assert response["Retry-After"]
@@ -293,7 +293,7 @@ def test_an_unexpected_error_is_a_500_without_its_words(
     def break_down(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("Ada Testperson")
 
-    monkeypatch.setattr("cds.hooks.views.assessing.current", break_down)
+    monkeypatch.setattr("cds.hooks.views.assessing.current_of", break_down)
     response = call(SERVICE, hook_body())
     assert response.status_code == 500
     assert "Ada" not in response.content.decode()

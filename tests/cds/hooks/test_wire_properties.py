@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cds.hooks import wire
+from cds.hooks import fields, wire
 from cds.registry.models import ModelVersion
 from tests.cds.hooks.conftest import SERVICE, Call, hook_body
 
@@ -81,5 +81,5 @@ def check(response: Any) -> None:
 def test_only_bad_request_escapes_the_parser(raw: bytes) -> None:
     try:
         wire.parse_request(wire.parse_json(raw), hook="patient-view")
-    except wire.BadRequest:
+    except fields.BadRequest:
         pass

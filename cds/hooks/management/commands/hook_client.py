@@ -30,6 +30,13 @@ class Command(BaseCommand):
         add.add_argument("--jwks", required=True, type=Path, metavar="FILE", help="its public key set, JSON")
         add.add_argument("--source", required=True, metavar="SLUG", help="the source its patients belong to")
         add.add_argument("--origin", action="append", default=[], help="web origin it may call from (CORS)")
+        add.add_argument(
+            "--fhir-server",
+            action="append",
+            default=[],
+            metavar="URL",
+            help="base address of its FHIR server, from which a partial prefetch is completed",
+        )
         add.add_argument("--tenant", default="", help="`tenant` its tokens must carry")
         does.add_parser("list", help="who may call")
         withdraw = does.add_parser("withdraw", help="refuse an EHR from now on")
@@ -51,6 +58,7 @@ class Command(BaseCommand):
             jwks=orjson.loads(options["jwks"].read_bytes()),
             source=importing.get_source(options["source"], now=now),
             origins=options["origin"],
+            fhir_servers=options["fhir_server"],
             tenant=options["tenant"],
             by=BY,
             now=now,

@@ -1,0 +1,1 @@
+"""Hook calls under load, beside a bare Django view and beside another CDS Hooks service."""

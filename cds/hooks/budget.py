@@ -1,0 +1,36 @@
+"""The time one hook call may take (INTEROP 23): counted from its arrival, queueing included."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from django.conf import settings
+from django.http import HttpRequest
+
+from cds.errors import Unavailable
+
+META_KEY = "tessera.hook_deadline"  # set by `serving`, when the body has come
+RESERVE_S = 0.08  # for the way back: reading the score, writing what was shown
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """until: `time.monotonic()` after which the caller has its 503 and nobody reads our answer."""
+
+    until: float
+
+    def left(self) -> float:
+        """Seconds that may still be spent on waiting, 0 or more; the way back is set aside."""
+        return max(0.0, self.until - RESERVE_S - time.monotonic())
+
+    def check(self) -> None:
+        """Raise Unavailable when the time is over: nothing is shown, so nothing may be kept as shown."""
+        if time.monotonic() >= self.until:
+            raise Unavailable("the call took longer than its budget: try again")
+
+
+def of(request: HttpRequest) -> Budget:
+    """The budget of a call; it begins now where nobody noted its arrival."""
+    until = request.META.get(META_KEY)
+    return Budget(until if until is not None else time.monotonic() + settings.HOOKS_BUDGET_S)

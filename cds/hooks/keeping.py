@@ -1,0 +1,103 @@
+"""What stays of a call: the cards that left with who saw them, and what people did with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from django.db import transaction
+
+from cds.audit import recording
+from cds.hooks.cards import Shown
+from cds.hooks.client_auth import Caller
+from cds.hooks.feedback import FeedbackItem
+from cds.hooks.models import CardShown, Feedback
+from cds.hooks.offering import Service
+from cds.hooks.prefetching import Taken
+from cds.risk import responding
+
+
+@transaction.atomic
+def keep_shown(
+    shown: Sequence[Shown], taken: Taken, *, service: Service, caller: Caller, now: datetime
+) -> None:
+    """The cards that leave, and who was shown what, in one transaction."""
+    asked, patient = taken.asked, taken.patient
+    CardShown.objects.bulk_create(
+        CardShown(
+            id=one.card.uuid,
+            client=caller.client,
+            service=service.id,
+            hook_instance=asked.hook_instance,
+            prediction=one.prediction,
+            kind=one.kind.value,
+            patient=patient,
+            outcome=service.outcome,
+            user=asked.context.user,
+            indicator=one.card.indicator.value,
+            category=one.prediction.category if one.prediction is not None else "",
+            shown_at=now,
+        )
+        for one in shown
+    )
+    recording.record(
+        by=caller.actor,
+        action="hook.call",
+        object_type="Patient",
+        object_id=patient.pk,
+        patient_id=patient.pk,
+        now=now,
+        service=service.id,
+        hook_instance=asked.hook_instance,
+        user=asked.context.user,
+        cards=[{"id": str(one.card.uuid), "kind": one.kind.value} for one in shown],
+    )
+
+
+def keep_feedback(card: CardShown, item: FeedbackItem, *, caller: Caller, now: datetime) -> None:
+    """One item of feedback, kept once, inside the caller's transaction."""
+    _, is_new = Feedback.objects.get_or_create(
+        card=card,
+        outcome=item.outcome,
+        outcome_at=item.outcome_at,
+        defaults={
+            "accepted_suggestions": list(item.accepted_suggestions),
+            "reason_code": item.reason_code,
+            "reason_system": item.reason_system,
+            "comment": item.comment,
+            "received_at": now,
+        },
+    )
+    if not is_new:
+        return
+    recording.record(
+        by=caller.actor,
+        action="hook.feedback",
+        object_type="CardShown",
+        object_id=card.pk,
+        patient_id=_patient_of(card),
+        now=now,
+        answer=item.outcome,
+        reason=item.reason_code,
+    )
+    if card.prediction is None:
+        return
+    if item.outcome == "accepted":
+        responding.acknowledge(card.prediction, by=caller.actor, user=None, now=now, via="hook")
+    elif item.reason_code in responding.OVERRIDE_REASONS:  # other reasons are kept with the feedback only
+        responding.override(
+            card.prediction,
+            reason_code=item.reason_code,
+            comment=item.comment,
+            by=caller.actor,
+            user=None,
+            now=now,
+            via="hook",
+        )
+
+
+def _patient_of(card: CardShown) -> UUID | None:
+    if card.prediction is not None:
+        return card.prediction.assessment.patient_id
+    return card.patient_id

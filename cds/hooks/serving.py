@@ -1,0 +1,119 @@
+"""The way of a hook call through the web server: a short one, with a watch beside it.
+
+Under ASGI, Django gives each request a thread of its own and hops between it and the event loop for every
+middleware. A hook call has no cookie, no session and no page, so it takes a shorter way: the event loop takes
+the body in, one of a few lasting threads does all of the work (HOOKS_MIDDLEWARE around the same views), and
+the event loop sends the answer.
+
+The watch is what keeps INTEROP 23: the budget begins when the body has come, and when it is over the caller
+gets its 503 with an OperationOutcome, whatever the thread still waits for: a slow database, a lock, an
+address that does not answer. The thread ends by itself, finds its time over, and keeps nothing as shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import io
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from django.conf import settings
+from django.core import signals
+from django.core.handlers.asgi import ASGIRequest
+from django.core.handlers.base import BaseHandler
+from django.http import HttpResponse, HttpResponseBase
+from django.urls import get_resolver, set_script_prefix
+
+from cds.hooks import budget
+from cds.hooks.wire import MAX_BODY_BYTES
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+PATH = "/cds-services"
+THREADS = 8  # of one process, as many as its database connections
+
+
+class HookHandler(BaseHandler):
+    """Django's handling of a request, synchronous from end to end, with HOOKS_MIDDLEWARE only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        everything = settings.MIDDLEWARE
+        settings.MIDDLEWARE = settings.HOOKS_MIDDLEWARE  # Django reads it here and nowhere else
+        try:
+            self.load_middleware()
+        finally:
+            settings.MIDDLEWARE = everything
+        _ = get_resolver().url_patterns  # every view is imported now, not while the first caller waits
+
+    def answer(self, scope: Scope, body: bytes, until: float) -> HttpResponseBase:
+        """Answer one call. Runs in a thread; the database connection goes back at the end."""
+        set_script_prefix("")
+        signals.request_started.send(sender=self.__class__, scope=scope)
+        request = ASGIRequest(scope, io.BytesIO(body))
+        request.META[budget.META_KEY] = until
+        response = self.get_response(request)
+        response.close()  # sends request_finished here, in the thread that holds the connection
+        return response
+
+
+class HookServer:
+    """The ASGI application for PATH and what lies below it."""
+
+    def __init__(self, threads: int = THREADS) -> None:
+        self._handler = HookHandler()
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="hook")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take the body, have it answered within the budget, send the answer."""
+        body = await _body(receive)
+        if body is None:  # the caller has gone
+            return
+        until = time.monotonic() + settings.HOOKS_BUDGET_S
+        context = contextvars.copy_context()
+        work = asyncio.get_running_loop().run_in_executor(
+            self._threads, context.run, self._handler.answer, scope, body, until
+        )
+        done, _ = await asyncio.wait({work}, timeout=settings.HOOKS_BUDGET_S)
+        response = work.result() if done else _late()
+        await _send(response, send)
+
+
+def is_hook_call(scope: Scope) -> bool:
+    """Whether a request goes this way."""
+    path = str(scope.get("path", ""))
+    return bool(scope["type"] == "http") and (path == PATH or path.startswith(f"{PATH}/"))
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The body; of one over the limit, as much as shows that it is."""
+    pieces, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        piece = message.get("body", b"")
+        size += len(piece)
+        pieces.append(piece)
+        if not message.get("more_body", False) or size > MAX_BODY_BYTES:
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _late() -> HttpResponse:
+    from cds.hooks.endpoints import away
+
+    response = away("the call took longer than its budget: try again")
+    response["Cache-Control"] = "no-store"
+    return response
+
+
+async def _send(response: HttpResponseBase, send: Send) -> None:
+    body = getattr(response, "content", b"")
+    response.headers.setdefault("Content-Length", str(len(body)))
+    headers = [(name.encode("ascii"), value.encode("latin1")) for name, value in response.items()]
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

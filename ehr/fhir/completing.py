@@ -1,0 +1,238 @@
+"""What an EHR did not send ahead, read from its FHIR server within the time of one call.
+
+All keys are asked for at once; whatever has not come when the time is up is told as such, and what has come
+is used. Guarded as OPERATIONS 8 wants: the caller names a registered server; https outside loopback, no
+redirects, the address looked at again at the moment of connecting, a `next` page only under the server's own
+base address, a cap on each body. The token goes into one header and is in no message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import certifi
+import httpcore
+import httpx
+import orjson
+
+from ehr.addresses import check_base_url, check_resolved, origin_of
+from ehr.errors import BadResource, EhrError, Permanent, Refused, Retriable, TooLarge
+from ehr.fhir.elements import Json, get_list, get_text
+
+MAX_BODY_BYTES = 5 * 2**20
+MAX_TOTAL_BYTES = 20 * 2**20  # of all bodies of one call
+MAX_PAGES = 20  # of one key
+LONGEST_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What was read, and why the rest was not, by prefetch key.
+
+    resources  key → resource, or Bundle with all its pages in one
+    failed     key → why, without the server's words about a patient
+    """
+
+    resources: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+
+def complete_prefetch(
+    queries: Mapping[str, str],
+    begun: Mapping[str, Json] | None = None,
+    *,
+    base_url: str,
+    token: str = "",
+    within_s: float = LONGEST_S,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> Completed:
+    """Read `queries` from a FHIR server.
+
+    queries   key → resolved template, such as "Observation?patient=p1&code=…"
+    begun     key → Bundle whose first pages were sent: read on from its `next` link
+    within_s  for all of it together; three seconds at the very most
+    raises    Refused when the server's address is not one we may call
+    """
+    check_base_url(base_url)
+    wanted = dict(queries)
+    return asyncio.run(
+        _complete(wanted, dict(begun or {}), base_url, token, min(within_s, LONGEST_S), transport)
+    )
+
+
+async def _complete(
+    queries: dict[str, str],
+    begun: dict[str, Json],
+    base_url: str,
+    token: str,
+    within_s: float,
+    transport: httpx.AsyncBaseTransport | None,
+) -> Completed:
+    base = base_url.rstrip("/") + "/"
+    headers = {"Accept": "application/fhir+json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    resources: dict[str, dict[str, Any]] = {}
+    failed: dict[str, str] = {}
+    async with httpx.AsyncClient(
+        headers=headers,
+        timeout=within_s,
+        transport=transport or _guarded_transport(),
+        follow_redirects=False,
+        trust_env=False,
+    ) as http:
+        server = _Server(http, base)
+
+        async def fetch(key: str) -> None:
+            try:
+                resources[key] = await server.read(queries[key], begun.get(key))
+            except EhrError as error:
+                failed[key] = str(error)
+
+        tasks = {key: asyncio.ensure_future(fetch(key)) for key in queries}
+        _, late = await asyncio.wait(tasks.values(), timeout=within_s) if tasks else (set(), set())
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        for key, task in tasks.items():
+            if task in late:
+                failed[key] = "the FHIR server did not answer in time"
+            elif (fault := task.exception()) is not None:
+                raise fault
+    return Completed(resources, failed)
+
+
+class _Server:
+    """One server for the length of one call; counts what came from it."""
+
+    def __init__(self, http: httpx.AsyncClient, base: str) -> None:
+        self._http, self._base, self._bytes = http, base, 0
+
+    async def read(self, query: str, begun: Json | None) -> dict[str, Any]:
+        """A resource, or a Bundle with all its pages in one."""
+        if begun is None:
+            url = urljoin(self._base, query)
+            found = await self._get(url)
+        else:
+            url, found = self._base, dict(begun)
+        if found.get("resourceType") != "Bundle":
+            return found
+        entries, seen = list(get_list(found, "entry", "Bundle")), {url}
+        while link := _next_of(found):
+            url = self._checked(_joined(url, link))
+            if url in seen or len(seen) >= MAX_PAGES:
+                raise TooLarge(f"a search has more than {MAX_PAGES} pages, or they go round in circles")
+            seen.add(url)
+            found = await self._get(url)
+            if found.get("resourceType") != "Bundle":
+                raise BadResource("a page of a search was not a Bundle")
+            entries += get_list(found, "entry", "Bundle")
+        return {"resourceType": "Bundle", "type": "searchset", "entry": entries}
+
+    def _checked(self, url: str) -> str:
+        """A `next` link, when it stays on the server and under its base (HAPI pages at the base itself)."""
+        under = urlsplit(url).path + "/"
+        if origin_of(url) != origin_of(self._base) or not under.startswith(urlsplit(self._base).path):
+            raise Refused("the next page of a search lies outside the server; not followed")
+        if "@" in urlsplit(url).netloc or "/../" in under or "%2e" in under.lower():
+            raise Refused("the next page of a search is not a plain address; not followed")
+        return url
+
+    async def _get(self, url: str) -> dict[str, Any]:
+        try:
+            async with self._http.stream("GET", url) as response:
+                body = await self._body(response)
+        except httpx.TimeoutException as error:
+            raise Retriable("the FHIR server did not answer in time") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Retriable(f"the FHIR server is out of reach ({type(error).__name__})") from error
+        if response.status_code != 200:
+            said = " (redirects are not followed)" if 300 <= response.status_code < 400 else ""
+            raise Refused(f"the FHIR server answered {response.status_code}{said}")
+        try:
+            found = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            raise BadResource("the FHIR server's answer is not JSON") from None
+        if not isinstance(found, dict) or not isinstance(found.get("resourceType"), str):
+            raise BadResource("the FHIR server's answer is not a FHIR resource")
+        if found["resourceType"] == "OperationOutcome":
+            raise Permanent("the FHIR server answered with an OperationOutcome")
+        return found
+
+    async def _body(self, response: httpx.Response) -> bytes:
+        pieces, size = [], 0
+        async for piece in response.aiter_bytes():
+            size += len(piece)
+            self._bytes += len(piece)
+            if size > MAX_BODY_BYTES or self._bytes > MAX_TOTAL_BYTES:
+                raise TooLarge(f"the FHIR server's answer is larger than {MAX_BODY_BYTES} bytes")
+            pieces.append(piece)
+        return b"".join(pieces)
+
+
+def _next_of(bundle: Json) -> str:
+    for link in get_list(bundle, "link", "Bundle"):
+        if get_text(link, "relation", "Bundle.link") == "next":
+            return get_text(link, "url", "Bundle.link")
+    return ""
+
+
+def _joined(url: str, link: str) -> str:
+    try:
+        return urljoin(url, link)
+    except ValueError:
+        raise Refused("the next page of a search is not a plain address; not followed") from None
+
+
+def _guarded_transport() -> httpx.AsyncHTTPTransport:
+    """httpx's transport, connecting only to addresses that were looked at at that very moment.
+
+    httpx has no door for a network backend of one's own, so its pool's is replaced; a test shows that it is
+    asked.
+    """
+    transport = httpx.AsyncHTTPTransport(verify=_trusted(), trust_env=False)
+    transport._pool._network_backend = GuardedNetwork()
+    return transport
+
+
+@lru_cache(maxsize=1)
+def _trusted() -> ssl.SSLContext:
+    """The authorities of this machine (where a hospital installs its own) and the public ones; read once."""
+    context = ssl.create_default_context(cafile=certifi.where())
+    context.load_default_certs()
+    return context
+
+
+class GuardedNetwork(httpcore.AsyncNetworkBackend):
+    """Resolves a name, checks every address it leads to, and connects to one of those."""
+
+    def __init__(self) -> None:
+        self._plain = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[typing.Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect. Raises httpcore.ConnectError for a name that leads nowhere we may go."""
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = [str(one[4][0]) for one in found]
+            for address in addresses:
+                check_resolved(host, address)
+        except (OSError, Refused) as error:
+            raise httpcore.ConnectError(type(error).__name__) from error
+        return await self._plain.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
+
+    async def sleep(self, seconds: float) -> None:
+        """As the pool asks."""
+        await asyncio.sleep(seconds)

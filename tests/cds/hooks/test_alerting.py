@@ -1,0 +1,109 @@
+"""Nobody is alerted twice for the same thing; the number is always shown."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.utils import timezone
+
+from cds.audit import recording
+from cds.hooks import alerting
+from cds.hooks.models import CardShown
+from cds.patients.models import Patient
+from cds.registry.models import ModelVersion
+from cds.risk import responding
+from cds.settings import _categories
+from tests.cds.hooks.conftest import SERVICE, Call, hook_body, make_score
+
+BY = recording.system("tests")
+START = "/cds-services/tessera-icu-admission-encounter-start"
+PREFETCH = hook_body()["prefetch"]  # the same each time: nothing new, so nothing stale
+WHO = {"userId": "Practitioner/1", "patientId": "p1", "encounterId": "e1"}
+
+
+@pytest.fixture
+def at_high_risk(call: Call, version: ModelVersion) -> Patient:
+    """A patient of the EHR whose risk is high."""
+    call(SERVICE, hook_body(prefetch=PREFETCH))
+    patient = Patient.objects.get()
+    make_score(patient, version)
+    return patient
+
+
+def card(call: Call, hook: str = "patient-view", **context: str) -> dict[str, Any]:
+    path = {"patient-view": SERVICE, "encounter-start": START}[hook]
+    (found,) = call(path, hook_body(hook=hook, context={**WHO, **context}, prefetch=PREFETCH)).json()["cards"]
+    assert "31 %" in found["summary"]  # quiet is not silent
+    return found
+
+
+def test_the_same_person_is_alerted_once_whatever_the_hook(call: Call, at_high_risk: Patient) -> None:
+    assert card(call)["indicator"] == "warning"
+    again = card(call, "encounter-start")
+    assert again["indicator"] == "info"
+    assert "You were alerted to this at" in again["detail"]
+    assert card(call, userId="Practitioner/2")["indicator"] == "warning"  # somebody else was not
+
+
+def test_alerted_again_after_the_quiet_hours(call: Call, at_high_risk: Patient, settings: Any) -> None:
+    card(call)
+    CardShown.objects.update(shown_at=timezone.now() - timedelta(hours=12, minutes=1))
+    assert card(call)["indicator"] == "warning"
+    settings.HOOKS_QUIET_S = 0
+    assert card(call)["indicator"] == "warning"
+
+
+def test_alerted_again_when_the_risk_has_risen(
+    call: Call, at_high_risk: Patient, version: ModelVersion
+) -> None:
+    card(call)
+    make_score(at_high_risk, version, risk=0.66)
+    (found,) = call(SERVICE, hook_body(context=WHO, prefetch=PREFETCH)).json()["cards"]
+    assert found["summary"].startswith("Very high: 66 %")
+    assert found["indicator"] == "warning"
+
+
+def test_what_anybody_has_acknowledged_alerts_nobody(
+    call: Call, at_high_risk: Patient, version: ModelVersion
+) -> None:
+    prediction = at_high_risk.assessments.get(status="final").predictions.get()
+    responding.acknowledge(prediction, by=BY, user=None, now=timezone.now())
+    found = card(call)
+    assert found["indicator"] == "info"
+    assert "Acknowledged at" in found["detail"]
+    make_score(at_high_risk, version, risk=0.66)  # it has risen since
+    assert (
+        call(SERVICE, hook_body(context=WHO, prefetch=PREFETCH)).json()["cards"][0]["indicator"] == "warning"
+    )
+
+
+@pytest.mark.parametrize("user", ["Patient/p1", "RelatedPerson/r1"])
+def test_some_roles_are_never_alerted(call: Call, at_high_risk: Patient, user: str) -> None:
+    assert card(call, userId=user)["indicator"] == "info"
+
+
+@pytest.mark.parametrize(
+    ("alert_at", "critical_at", "category", "expected"),
+    [
+        ("high", "never", "moderate", "info"),
+        ("high", "never", "high", "warning"),
+        ("high", "never", "very-high", "warning"),
+        ("high", "very-high", "very-high", "critical"),
+        ("never", "never", "very-high", "info"),
+        ("moderate,icu-admission=very-high", "never", "high", "info"),
+        ("very-high,icu-admission=moderate", "never", "moderate", "warning"),
+    ],
+)
+def test_the_sites_thresholds(
+    alert_at: str, critical_at: str, category: str, expected: str, settings: Any
+) -> None:
+    settings.HOOKS_ALERT_AT, settings.HOOKS_CRITICAL_AT = _categories(alert_at), _categories(critical_at)
+    assert alerting.indicator_of("icu-admission", category).value == expected
+
+
+def test_a_threshold_that_is_no_category_stops_the_start() -> None:
+    with pytest.raises(ImproperlyConfigured):
+        _categories("high,death=huge")

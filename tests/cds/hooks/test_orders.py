@@ -1,0 +1,158 @@
+"""Orders: which are imaging, what a card says about one, and what is suggested to be ordered."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from fhir.resources.R4B.servicerequest import ServiceRequest
+
+from cds.hooks import cards, ordering, studies_known
+from cds.hooks.alerting import Alert
+from cds.hooks.cards import Known, order_card
+from cds.hooks.contexts import Context
+from cds.patients.models import Patient
+from cds.registry.models import ModelVersion
+from cds.risk.assessing import DataState
+from tests.cds.hooks.conftest import Call, hook_body, make_score
+from tests.cds.hooks.test_cards import NOW, check_golden, patient, setting_for, standing_as
+
+__all__ = ["patient"]
+SNOMED, CPT, LOINC = "http://snomed.info/sct", "http://www.ama-assn.org/go/cpt", "http://loinc.org"
+
+
+def order(
+    code: str = "", system: str = SNOMED, *, text: str = "", kind: str = "ServiceRequest", **more: Any
+) -> dict[str, Any]:
+    concept = {"coding": [{"system": system, "code": code}]} if code else {}
+    return {"resourceType": kind, "id": "o1", "code": {**concept, **({"text": text} if text else {})}, **more}
+
+
+IMAGING = [{"coding": [{"system": SNOMED, "code": "363679005"}]}]
+
+
+@pytest.mark.parametrize(
+    ("said", "modality"),
+    [
+        (order("399208008"), "image"),
+        (order("71046", CPT), "image"),
+        (order(text="XR Chest 2 Views"), "image"),
+        (order(text="Portable CXR"), "image"),
+        (order(text="Röntgen: chest x-ray"), "image"),
+        (order("40701008"), "cine"),
+        (order(text="Transthoracic echocardiogram"), "cine"),
+        (order("169069000"), "volume"),
+        (order(text="CT thorax with contrast"), "volume"),
+        (order(text="MRI brain"), ""),
+        (order(text="X-ray of left wrist"), ""),
+        (order("1", category=IMAGING), ""),
+        (order("2524-7", LOINC, text="Lactate"), None),
+        (order(text="Physiotherapy"), None),
+        (order(text="Contact precautions"), None),
+        (order("399208008", kind="MedicationRequest"), None),
+        ({"resourceType": "ServiceRequest"}, None),
+        ({"resourceType": "ServiceRequest", "code": [], "category": 5}, None),
+        ({"resourceType": "ServiceRequest", "code": {"coding": [5, {"code": 7}]}}, None),
+    ],
+)
+def test_which_orders_are_imaging(said: dict[str, Any], modality: str | None) -> None:
+    found = ordering.imaging_ordered([said])
+    assert [one.modality for one in found] == ([] if modality is None else [modality])
+
+
+RADIOGRAPH = ordering.KINDS[0]
+CASES: dict[str, Known] = {
+    "order-used": Known(True, is_used=True, taken_at=NOW.replace(hour=9), with_all=0.81, without=0.74),
+    "order-missing": Known(True, with_all=0.81, without=0.74),
+    "order-pending": Known(True, is_pending=True),
+    "order-not-read": Known(False),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_card_about_an_order_is_the_golden_one(
+    name: str, patient: Patient, version: ModelVersion
+) -> None:
+    standing = standing_as(DataState.CURRENT, patient, version, risk=0.04)
+    shown = order_card(standing, setting_for(patient, alert=Alert()), RADIOGRAPH, CASES[name])
+    assert shown.kind is cards.CardKind.ORDER
+    check_golden(name, shown, patient, version)
+
+
+def test_without_a_number_an_order_card_still_says_that_it_is_not_low(
+    patient: Patient, version: ModelVersion
+) -> None:
+    standing = standing_as(DataState.UPDATING, patient, version, risk=None)
+    shown = order_card(standing, setting_for(patient), RADIOGRAPH, Known(True))
+    assert "no risk yet" in shown.card.summary
+    assert "This is not a low risk" in shown.card.detail
+
+
+def test_what_is_known_of_a_study(patient: Patient, version: ModelVersion) -> None:
+    version.report = {
+        "ablation": {
+            "icu-admission": [
+                {"name": "all", "auroc": {"value": 0.81, "low": 0.7, "high": 0.9}},
+                {"name": "text only", "auroc": {"value": 0.7}},
+                {"name": "image only", "auroc": {"value": 0.6}},
+            ]
+        }
+    }
+    standing = standing_as(DataState.CURRENT, patient, version)  # uses an image
+    known = studies_known.known_of(RADIOGRAPH, standing, outcome="icu-admission", patient=patient)
+    assert (known.is_read, known.is_used, known.with_all, known.without) == (True, True, 0.81, 0.7)
+    cine = studies_known.known_of(ordering.KINDS[1], standing, outcome="icu-admission", patient=patient)
+    assert not cine.is_read  # this version reads notes and images
+
+
+def suggested(category: str, patient: Patient, version: ModelVersion, **changes: Any) -> list[Any]:
+    standing = standing_as(DataState.CURRENT, patient, version, risk={"low": 0.01, "high": 0.31}[category])
+    shown = cards.card_for(standing, setting_for(patient, **changes))
+    return list(shown.card.suggestions)
+
+
+def test_what_is_missing_can_be_ordered_as_whole_resources(patient: Patient, version: ModelVersion) -> None:
+    context = Context("Practitioner/7", "p1", "e1")
+    found = suggested("high", patient, version, context=context)
+    assert [one.label for one in found] == ["Order: Echocardiogram", "Order: Lactate"]
+    for one in found:
+        (action,) = one.actions
+        resource = ServiceRequest.model_validate(copy.deepcopy(action.resource))
+        assert (resource.status, resource.intent) == ("draft", "order")
+        assert resource.subject.reference == "Patient/p1"
+        assert resource.encounter.reference == "Encounter/e1"
+        assert resource.requester.reference == "Practitioner/7"
+
+
+def test_nothing_is_suggested_at_a_low_risk_nor_where_it_makes_no_sense(
+    patient: Patient, version: ModelVersion
+) -> None:
+    assert not suggested("low", patient, version)
+    assert not suggested("high", patient, version, may_suggest=False)
+
+
+def test_what_is_being_ordered_is_not_suggested(patient: Patient, version: ModelVersion) -> None:
+    drafts = (order("40701008"), order("2524-7", LOINC))
+    assert not suggested("high", patient, version, context=Context("Practitioner/7", "p1", drafts=drafts))
+
+
+# -- over the wire -----------------------------------------------------------------------------------
+def order_body(*orders: dict[str, Any], hook: str = "order-sign", **context: Any) -> dict[str, Any]:
+    bundle = {"resourceType": "Bundle", "entry": [{"resource": one} for one in orders]}
+    who = {"userId": "Practitioner/example", "patientId": "p1", "draftOrders": bundle, **context}
+    return hook_body(hook=hook, context=who)
+
+
+def test_an_imaging_order_gets_a_card_and_other_orders_none(call: Call, version: ModelVersion) -> None:
+    path = "/cds-services/tessera-icu-admission-order-sign"
+    drug = order("1", kind="MedicationRequest")
+    assert call(path, order_body(drug, order("2524-7", LOINC))).json() == {"cards": []}
+    make_score(Patient.objects.get(), version)
+    (card,) = call(path, order_body(drug, order("399208008"), order("71046", CPT))).json()["cards"]
+    assert card["summary"].startswith("Chest radiograph: the risk already uses one")
+    select = "/cds-services/tessera-icu-admission-order-select"
+    chosen = order_body(drug, order("399208008"), hook="order-select", selections=["MedicationRequest/o1"])
+    assert call(select, chosen).json() == {"cards": []}  # the imaging was not what was selected
+    chosen["context"]["selections"] = ["ServiceRequest/o1"]
+    assert len(call(select, chosen).json()["cards"]) == 1
