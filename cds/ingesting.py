@@ -21,11 +21,11 @@ import httpx
 from django.conf import settings
 
 import ehr
-from cds import folders, pulls, signing
+from cds import folders, ingest_runs, pulls, signing
 from cds.audit import recording
 from cds.errors import Invalid
 from cds.patients import importing
-from cds.patients.models import Patient, Source
+from cds.patients.models import Patient, RunKind, Source
 from cds.risk import assessing
 from cds.studies import receiving
 from cds.studies.models import Instance, Series, Study, StudyState
@@ -34,6 +34,7 @@ from cds.taking import Progress, Tally, silent, take_record
 OVERLAP = timedelta(minutes=5)  # asked for again: clocks differ, and indexes lag
 
 
+@ingest_runs.recorded(RunKind.SERVER)
 def ingest_fhir(
     where: str | Path,
     *,
@@ -139,6 +140,7 @@ def connect(where: str, *, token: str | ehr.SignIn = "") -> ehr.FhirClient:
     return ehr.FhirClient(where, token=token, allow_http=_is_registered(where))
 
 
+@ingest_runs.recorded(RunKind.BULK)
 def ingest_bulk(
     where: str,
     *,
@@ -184,6 +186,7 @@ def ingest_bulk(
     return tally
 
 
+@ingest_runs.recorded(RunKind.DICOM)
 def ingest_dicom(
     where: str | Path,
     *,

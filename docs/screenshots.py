@@ -40,7 +40,17 @@ def main() -> None:
                 given.clinician,
                 {"worklist": worklist, "panel": panel, "panel-heat-map": heat_map, "help": help_page},
             ),
-            (given.admin, {"models": models, "new-run": new_run, "run": run, "audit": audit}),
+            (
+                given.admin,
+                {
+                    "models": models,
+                    "new-run": new_run,
+                    "run": run,
+                    "sources": sources,
+                    "source": source,
+                    "audit": audit,
+                },
+            ),
             (given.approver, {"model": model, "model-card": model_card}),
         ):
             for name, go in pictures.items():
@@ -134,6 +144,17 @@ def run(page: Page) -> None:
     page.goto("/models")
     page.locator("#runs a[href^='/models/runs/']").first.click()
     page.get_by_test_id("run-progress").wait_for()
+
+
+def sources(page: Page) -> None:
+    """Every source, and how it stands."""
+    page.goto("/sources")
+
+
+def source(page: Page) -> None:
+    """The first source: its runs, and what was set aside."""
+    page.goto("/sources")
+    page.get_by_test_id("source-row").first.get_by_role("link").click()
 
 
 def audit(page: Page) -> None:

@@ -38,10 +38,11 @@ def page(request: HttpRequest) -> dict[str, Any]:
 
 
 def navigation(request: HttpRequest) -> list[NavigationItem]:
-    """Worklist, Models and Audit, as far as this person's permissions reach."""
+    """Worklist, Models, Sources and Audit, as far as this person's permissions reach."""
     entries = (
         ("Worklist", "worklist", ("worklist", "panel"), access.can_view_patients),
         ("Models", "models", ("models", "model", "run", "new-run"), access.can_view_models),
+        ("Sources", "sources", ("sources", "source"), access.can_manage_sources),
         ("Audit", "audit", ("audit",), access.can_view_audit),
     )
     here = request.resolver_match.url_name if request.resolver_match else ""

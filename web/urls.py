@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from django.urls import URLPattern, URLResolver, path
 
-from web.views import audit, entrance, live, model_card, models, panel, pixels, responses, runs, worklist
+from web.views import (
+    audit,
+    entrance,
+    live,
+    model_card,
+    models,
+    panel,
+    pixels,
+    responses,
+    runs,
+    sources,
+    worklist,
+)
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", entrance.home, name="home"),
@@ -42,5 +54,9 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("models/<uuid:version_id>/card.json", model_card.as_json, name="model-card-json"),
     path("models/<uuid:version_id>/card/<str:key>", model_card.attribute, name="card-attribute"),
     path("models/<uuid:version_id>/request", models.request_promotion, name="request-promotion"),
+    path("sources", sources.listing, name="sources"),
+    path("sources/<int:source_id>", sources.source, name="source"),
+    path("sources/<int:source_id>/set-aside.csv", sources.set_aside, name="source-set-aside"),
+    path("sources/<int:source_id>/<str:kind>", sources.act, name="source-act"),
     path("audit", audit.events, name="audit"),
 ]

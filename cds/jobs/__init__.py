@@ -30,6 +30,7 @@ class Job(StrEnum):
         "cds.risk.tasks.assess_all"  # outcome: another model answers for it; ask for everybody's scores
     )
     RUN_ERRAND = "cds.subscriptions.tasks.run_errand"  # errand_id: a FHIR server told of changes
+    CHECK_SOURCE = "cds.studies.tasks.check_source"  # source_id: does it answer?
     TRAIN = "cds.registry.tasks.train"  # run_id
     SEND = "cds.sending.tasks.send"  # document_id
 
@@ -42,6 +43,7 @@ QUEUES: dict[Job, Queue] = {
     Job.ASSESS: Queue.BATCH,
     Job.ASSESS_ALL: Queue.BATCH,
     Job.RUN_ERRAND: Queue.BATCH,
+    Job.CHECK_SOURCE: Queue.BATCH,
     Job.TRAIN: Queue.TRAIN,
     Job.SEND: Queue.BATCH,
 }

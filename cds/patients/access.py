@@ -42,6 +42,7 @@ PERMISSIONS: dict[Role, frozenset[str]] = {
             "registry.request_promotion",
             "registry.edit_card",
             "audit.view_auditevent",
+            "patients.manage_sources",
             "research.export",
         }
     ),
@@ -143,6 +144,15 @@ def can_approve_promotion(user: Viewer) -> bool:
 
 def check_approve_promotion(user: Viewer) -> None:
     _check(user, "registry.approve")
+
+
+def can_manage_sources(user: Viewer) -> bool:
+    """See how sources stand, pause them, test their connection."""
+    return _has(user, "patients.manage_sources")
+
+
+def check_manage_sources(user: Viewer) -> None:
+    _check(user, "patients.manage_sources")
 
 
 def can_view_cards(user: Viewer) -> bool:

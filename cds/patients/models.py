@@ -11,6 +11,32 @@ from django.db import models
 from django.db.models import F, Q
 
 
+class CheckState(models.TextChoices):
+    """Whether a source answered when it was last asked."""
+
+    ASKED = "asked"
+    ANSWERED = "answered"
+    SILENT = "silent"
+
+
+class RunKind(models.TextChoices):
+    """What a run takes from."""
+
+    FOLDER = "folder", "FHIR, folder"
+    SERVER = "server", "FHIR server"
+    BULK = "bulk", "Bulk Data export"
+    DICOM = "dicom", "DICOM"
+
+
+class RunState(models.TextChoices):
+    """The life of a run; see `cds.patients.sources.TRANSITIONS`."""
+
+    RUNNING = "running"
+    DONE = "done"
+    BROKEN_OFF = "broken-off", "broken off"  # its server stopped answering: run again to go on
+    FAILED = "failed"
+
+
 class Source(models.Model):
     """Where data come from: a FHIR server, a folder, an archive, an EHR's hook calls."""
 
@@ -20,6 +46,42 @@ class Source(models.Model):
     simulated = models.BooleanField(default=False)  # shown wherever its patients are
     created_at = models.DateTimeField()
     exports = models.JSONField(default=dict)  # address and what → how far the last complete run got
+    paused_at = models.DateTimeField(null=True)  # since when nothing is taken from it
+    check_state = models.CharField(max_length=10, choices=CheckState, blank=True)
+    check_said = models.CharField(max_length=500, blank=True)  # what it answered, or why it did not
+    checked_at = models.DateTimeField(null=True)
+
+    class Meta:
+        permissions = [("manage_sources", "Can see how sources stand, pause them and test their connection")]
+
+
+class IngestRun(models.Model):
+    """One run that takes from a source. Alive as long as `beat_at` moves: a killed one shows as stopped."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    source = models.ForeignKey(Source, on_delete=models.CASCADE, related_name="runs")
+    kind = models.CharField(max_length=10, choices=RunKind)
+    where = models.CharField(max_length=500)  # folder or address
+    state = models.CharField(max_length=12, choices=RunState, default=RunState.RUNNING)
+    started_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+    beat_at = models.DateTimeField()
+    stage = models.CharField(max_length=60, blank=True)
+    done = models.PositiveBigIntegerField(default=0)  # of `total`, in what `stage` says
+    total = models.PositiveBigIntegerField(null=True)
+    patients = models.PositiveBigIntegerField(default=0)
+    taken = models.PositiveBigIntegerField(default=0)
+    set_aside = models.PositiveBigIntegerField(default=0)
+    error = models.CharField(max_length=500, blank=True)  # why it did not come to its end
+
+    class Meta:
+        indexes = [models.Index(fields=["source", "-started_at"], name="ingest_run_newest")]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(state="running", ended_at=None) | ~Q(state="running") & Q(ended_at__isnull=False),
+                name="ingest_run_ended_when_not_running",
+            )
+        ]
 
 
 class Unit(models.Model):

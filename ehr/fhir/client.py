@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
@@ -51,6 +51,14 @@ SEARCHES: dict[str, dict[str, str]] = {
     "FamilyMemberHistory": {},
     "ImagingStudy": {"_include": "ImagingStudy:endpoint"},
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a FHIR server says of itself."""
+
+    version: str
+    software: str
 
 
 def listened_types() -> tuple[str, ...]:
@@ -104,6 +112,19 @@ class FhirClient:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+
+    def capabilities(self) -> Capabilities:
+        """What the server says it is (`metadata`). Raises Refused, Retriable, TooLarge or BadResource."""
+        statement = self._get(urljoin(self.base_url, "metadata"))
+        if statement.get("resourceType") != "CapabilityStatement":
+            raise BadResource(
+                "GET metadata was not answered by a CapabilityStatement: is this a FHIR server?"
+            )
+        software = get_object(statement, "software", "CapabilityStatement") or {}
+        return Capabilities(
+            get_text(statement, "fhirVersion", "CapabilityStatement")[:20] or "of an unknown version",
+            get_text(software, "name", "CapabilityStatement.software")[:100] or "software not named",
+        )
 
     def read(self, resource_type: str, resource_id: str) -> dict[str, Any]:
         """The resource `type/id`. Raises Refused (4xx), Retriable, TooLarge or BadResource."""

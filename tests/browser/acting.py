@@ -8,8 +8,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import django
+
+if TYPE_CHECKING:
+    from tests.web import clinic
 
 
 def main(act: str, *ids: str) -> None:
@@ -42,7 +46,32 @@ def build() -> dict[str, str]:
         "version": str(made.version.pk),
         "candidate": str(ModelVersion.objects.get(number=3).pk),
         "run": str(run.pk),
+        "source": str(source(made)),
     }
+
+
+def source(made: clinic.Clinic) -> int:
+    """The ward's source with a run behind it, one under way, and something set aside."""
+    from datetime import timedelta
+
+    from cds.patients import sources
+    from cds.patients.models import RunKind, RunState, SetAside
+    from tests.web import clinic
+
+    of, now, by = made.patients[0].source, made.now, clinic.BY
+    where = "https://ehr.example/fhir"
+    past = sources.begin(of, kind=RunKind.BULK, where=where, by=by, now=now - timedelta(hours=24))
+    counts = {"patients": 30, "taken": 2950, "set_aside": 3}
+    sources.end(past, RunState.DONE, by=by, now=now - timedelta(hours=23), counts=counts)
+    run = sources.begin(of, kind=RunKind.BULK, where=where, by=by, now=now)
+    sources.beat(run, stage="Export files", done=3, total=8, now=now)
+    for number in range(3):
+        SetAside.objects.create(
+            source=of, where=f"Observation-00001.ndjson:{number}", kind="Observation", identity=f"o{number}",
+            reason="Observation.value[x]: unit 'kg' cannot be converted to mm[Hg] (systolic-pressure)",
+            first_at=now, last_at=now,
+        )  # fmt: skip
+    return int(of.pk)
 
 
 def progress(run_id: str, fraction: str) -> dict[str, str]:

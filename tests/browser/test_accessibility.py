@@ -30,6 +30,8 @@ PAGES = [
     ("admin", "/models/{version}/card/purpose.use"),
     ("admin", "/models/runs/{run}"),
     ("admin", "/models/runs/new?outcomes=icu-admission&check=1"),
+    ("admin", "/sources"),
+    ("admin", "/sources/{source}"),
     ("admin", "/audit?verify=1"),
     ("nobody", "/"),
 ]

@@ -53,6 +53,10 @@ GET: dict[str, tuple[int, int, int, int, int, int]] = {
     "/models/runs/R":       (302, 403, 403, 200, 200, 403),
     "/models/runs/R/progress": (302, 403, 403, 200, 200, 403),
     "/models/runs/R/cancel":   (405, 405, 405, 405, 405, 405),
+    "/sources":             (302, 403, 403, 200, 403, 403),
+    "/sources/O":           (302, 403, 403, 200, 403, 403),
+    "/sources/O/set-aside.csv": (302, 403, 403, 200, 403, 403),
+    "/sources/O/pause":     (405, 405, 405, 405, 405, 405),
     "/audit":               (302, 403, 403, 200, 403, 403),
     "/events":              (204, 204, 204, 204, 204, 204),
 }  # fmt: skip
@@ -72,6 +76,8 @@ POST: dict[str, tuple[int, int, int, int, int, int]] = {
     "/models/promotions/U/cheer":   (302, 404, 404, 404, 404, 404),
     "/models/runs/new":     (302, 403, 403, 400, 403, 403),
     "/models/runs/R/cancel":   (302, 403, 403, 409, 403, 403),
+    "/sources/O/pause":     (302, 403, 403, 302, 403, 403),
+    "/sources/O/cheer":     (302, 404, 404, 404, 404, 404),
     "/logout":              (302, 302, 302, 302, 302, 302),
 }  # fmt: skip
 
@@ -88,6 +94,7 @@ def address(pattern: str, ward: Clinic) -> str:
         "H": HeatMap.objects.get().pk,
         "V": ward.version.pk,
         "R": ward.version.run_id,
+        "O": ward.patients[0].source_id,
     }
     parts = [part.removesuffix(".png") for part in pattern.split("/")]
     made = "/".join(str(letters.get(part, part)) for part in parts)

@@ -16,7 +16,7 @@ document.addEventListener("change", (event) => {
 
 function connect() {
   const source = new EventSource(`${body.dataset.events}?since=${body.dataset.since || ""}`);
-  for (const kind of ["assessment", "study", "run", "model", "patient"]) {
+  for (const kind of ["assessment", "study", "run", "model", "patient", "source"]) {
     source.addEventListener(kind, (event) => announce(kind, JSON.parse(event.data)));
   }
   source.addEventListener("hello", () => { body.dataset.stream = "open"; say(""); });

@@ -1,0 +1,193 @@
+"""Sources: each run has its row, a paused source is left alone, and whether it answers is said in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.core.management.base import CommandError
+
+from cds import ingesting
+from cds.audit.models import AuditEvent
+from cds.errors import Conflict, Invalid, NotAllowed
+from cds.jobs import Job
+from cds.jobs.models import LiveEvent, OutboxMessage
+from cds.patients import access, source_queries, sources
+from cds.patients.models import CheckState, IngestRun, Patient, RunKind, RunState, Source
+from cds.studies import checking
+from tests.factories import NOW, TESTS, make_source
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def admin() -> User:
+    user = User.objects.create_user("an-admin")
+    access.give_role(user, access.Role.ADMIN)
+    return user
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "Patient.ndjson").write_text(json.dumps({"resourceType": "Patient", "id": "p1"}) + "\n")
+    (tmp_path / "Observation.ndjson").write_text(
+        json.dumps({"resourceType": "Observation", "id": "o1"}) + "\n"
+    )
+    return tmp_path
+
+
+def ingest(folder: Path) -> ingesting.Tally:
+    return ingesting.ingest_fhir(folder, source=make_source(), by=TESTS, now=NOW)
+
+
+def view(admin: User, source: Source, now: Any = NOW) -> source_queries.SourceView:
+    return source_queries.get_source(admin, source.pk, now=now)
+
+
+def test_a_run_leaves_its_row(folder: Path) -> None:
+    ingest(folder)
+    run = IngestRun.objects.get()
+    assert (run.kind, run.state, run.where) == (RunKind.FOLDER, RunState.DONE, str(folder))
+    assert (run.patients, run.taken, run.set_aside, run.error) == (1, 1, 1, "")
+    assert run.ended_at is not None
+    told = AuditEvent.objects.filter(object_type="IngestRun").order_by("pk")
+    assert [event.action for event in told] == ["ingest.begin", "ingest.end"]
+    assert LiveEvent.objects.filter(kind="source", subject=str(run.source_id)).count() == 2
+
+
+def test_a_run_that_fails_says_why(tmp_path: Path, admin: User) -> None:
+    with pytest.raises(Invalid):
+        ingest(tmp_path / "nowhere")
+    run = IngestRun.objects.get()
+    assert run.state == RunState.FAILED
+    assert "there is no folder or file" in run.error
+    assert view(admin, run.source).state == source_queries.SourceState.FAILING
+    assert AuditEvent.objects.get(action="ingest.end").outcome == "failed"
+
+
+def test_another_programmes_error_is_not_quoted(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise ValueError("Maria Musterfrau")
+
+    monkeypatch.setattr("cds.folders.take_folder", broken)
+    with pytest.raises(ValueError, match="Musterfrau"):
+        ingest(folder)
+    assert IngestRun.objects.get().error == "ValueError: see the log of the run"
+
+
+def test_a_paused_source_refuses_every_way_in(folder: Path) -> None:
+    source = make_source()
+    sources.pause(source, by=TESTS, now=NOW)
+    for take in (ingesting.ingest_fhir, ingesting.ingest_dicom):
+        with pytest.raises(Conflict, match="is paused: resume it on the Sources screen"):
+            take(folder, source=source, by=TESTS, now=NOW)
+    with pytest.raises(Conflict, match="paused"):
+        ingesting.ingest_bulk("https://ehr.example/fhir", source=source, by=TESTS, now=NOW)
+    with pytest.raises(CommandError, match="paused"):
+        call_command("ingest", fhir=[str(folder)], source=source.slug)
+    assert not Patient.objects.exists()
+    assert not IngestRun.objects.exists()
+    sources.resume(source, by=TESTS, now=NOW)
+    assert ingest(folder).patients == 1
+    acts = AuditEvent.objects.filter(object_type="Source").values_list("action", flat=True)
+    assert sorted(acts) == ["source.pause", "source.resume"]
+
+
+def test_how_a_source_stands(admin: User) -> None:
+    source = make_source()
+    state = source_queries.SourceState
+    assert view(admin, source).state == state.NEVER_RUN
+    run = sources.begin(source, kind=RunKind.BULK, where="https://ehr.example", by=TESTS, now=NOW)
+    sources.beat(run, stage="Export files", done=3, total=8, now=NOW)
+    running = view(admin, source, NOW + timedelta(minutes=9)).running
+    assert running is not None
+    assert (running.stage, running.done, running.total) == ("Export files", 3, 8)
+    killed = view(admin, source, NOW + timedelta(minutes=11))
+    assert (killed.running, killed.state) == (None, state.FAILING)
+    assert "it was killed" in killed.error
+    sources.end(run, RunState.DONE, by=TESTS, now=NOW, counts={"patients": 1})
+    assert view(admin, source, NOW + timedelta(hours=24)).state == state.CURRENT
+    assert view(admin, source, NOW + timedelta(hours=26)).state == state.LATE
+    sources.pause(source, by=TESTS, now=NOW)
+    assert view(admin, source).state == state.PAUSED
+    with pytest.raises(Conflict):
+        sources.end(run, RunState.FAILED, by=TESTS, now=NOW, counts={})
+
+
+def test_reasons_are_counted_together(admin: User, folder: Path) -> None:
+    ingest(folder)
+    ingest(folder)
+    (reason,) = source_queries.list_reasons(admin, make_source())
+    assert (reason["kind"], reason["items"], reason["seen"]) == ("Observation", 1, 2)
+
+
+def test_only_admins_look(admin: User) -> None:
+    clinician = User.objects.create_user("a-clinician")
+    access.give_role(clinician, access.Role.CLINICIAN)
+    with pytest.raises(NotAllowed):
+        source_queries.list_sources(clinician, now=NOW)
+    assert source_queries.list_sources(admin, now=NOW) == []
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            is_fhir = self.path == "/fhir/metadata"
+            statement = {
+                "resourceType": "CapabilityStatement",
+                "fhirVersion": "4.0.1",
+                "software": {"name": "Ours"},
+            }
+            body = json.dumps(statement if is_fhir else {"resourceType": "OperationOutcome"}).encode()
+            self.send_response(200 if is_fhir else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=http.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{http.server_port}"
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.mark.parametrize(
+    ("address", "state", "said"),
+    [
+        ("{server}/fhir", CheckState.ANSWERED, "FHIR 4.0.1, Ours"),
+        ("{server}/other", CheckState.SILENT, "404"),
+        ("", CheckState.SILENT, "no address"),
+    ],
+)
+def test_whether_a_source_answers(server: str, address: str, state: str, said: str) -> None:
+    source = make_source()
+    Source.objects.filter(pk=source.pk).update(base_url=address.format(server=server))
+    sources.ask_check(source, by=TESTS, now=NOW)
+    message = OutboxMessage.objects.get(job=Job.CHECK_SOURCE)
+    source.refresh_from_db()
+    assert source.check_state == CheckState.ASKED
+    checking.check(message.kwargs["source_id"], now=NOW)
+    source.refresh_from_db()
+    assert source.check_state == state
+    assert said in source.check_said
+
+
+def test_a_paused_receiver_stores_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_source()
+    sources.pause(source, by=TESTS, now=NOW)
+    monkeypatch.setattr(listening.connections, "close_all", lambda: None)
+    taken = listening.Arrivals(source).take(write_radiograph(tmp_path / "a.dcm"), "SCANNER")
+    assert "is paused" in taken.refused
+    assert not Study.objects.exists()

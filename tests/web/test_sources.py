@@ -1,0 +1,66 @@
+"""The Sources screen: state, progress, reasons, the export, and what its buttons do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from cds.jobs import Job
+from cds.jobs.models import OutboxMessage
+from cds.patients import sources
+from cds.patients.models import RunKind, SetAside, Source
+from tests.web.clinic import BY, Clinic
+
+pytestmark = pytest.mark.django_db
+
+
+def text(client: Client, address: str, **headers: str) -> str:
+    answer = client.get(address, headers=headers)
+    assert answer.status_code == 200
+    return answer.content.decode()
+
+
+def test_a_running_export_is_seen_on_both_pages(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    source, client = Source.objects.get(), sign_in("admin")
+    run = sources.begin(source, kind=RunKind.BULK, where="https://ehr.example", by=BY, now=timezone.now())
+    sources.beat(run, stage="Export files", done=3, total=8, now=timezone.now())
+    assert "Export files: 3 of 8" in text(client, "/sources")
+    page = text(client, f"/sources/{source.pk}")
+    assert "Export files: 3 of 8" in page
+    assert "under way" in page
+    part = text(client, f"/sources/{source.pk}", **{"HX-Request": "true"})
+    assert "Export files: 3 of 8" in part
+    assert "<html" not in part
+
+
+def test_set_aside_is_grouped_and_taken_away_as_harmless_csv(
+    ward: Clinic, sign_in: Callable[[str], Client]
+) -> None:
+    source, client, now = Source.objects.get(), sign_in("admin"), timezone.now()
+    for number in range(3):
+        SetAside.objects.create(
+            source=source, where=f"file:{number}", kind="Observation", identity=f"=o{number}",
+            reason="unit 'kg' does not fit", first_at=now, last_at=now,
+        )  # fmt: skip
+    page = text(client, f"/sources/{source.pk}")
+    assert page.count('data-testid="reason-row"') == 1
+    answer = client.get(f"/sources/{source.pk}/set-aside.csv")
+    lines = b"".join(answer.streaming_content).decode().splitlines()  # type: ignore[attr-defined]
+    assert len(lines) == 4
+    assert all(",'=o" in line for line in lines[1:])
+
+
+def test_pause_resume_and_test_connection(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    source, client = Source.objects.get(), sign_in("admin")
+    client.post(f"/sources/{source.pk}/pause")
+    assert "Paused" in text(client, "/sources")
+    client.post(f"/sources/{source.pk}/resume")
+    source.refresh_from_db()
+    assert source.paused_at is None
+    client.post(f"/sources/{source.pk}/check")
+    assert "Being asked" in text(client, f"/sources/{source.pk}")
+    assert OutboxMessage.objects.filter(job=Job.CHECK_SOURCE).count() == 1
+    assert client.post(f"/sources/{source.pk}/explode").status_code == 404
