@@ -15,7 +15,7 @@ from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.core.management.base import CommandError
 
-from cds import ingesting
+from cds import ingesting, listening
 from cds.audit.models import AuditEvent
 from cds.errors import Conflict, Invalid, NotAllowed
 from cds.jobs import Job
@@ -23,6 +23,8 @@ from cds.jobs.models import LiveEvent, OutboxMessage
 from cds.patients import access, source_queries, sources
 from cds.patients.models import CheckState, IngestRun, Patient, RunKind, RunState, Source
 from cds.studies import checking
+from cds.studies.models import Study
+from tests.cds.dicom_files import write_radiograph
 from tests.factories import NOW, TESTS, make_source
 
 pytestmark = pytest.mark.django_db
