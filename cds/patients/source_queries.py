@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 from django.db.models import Count, Max, QuerySet, Sum
 
@@ -78,7 +79,7 @@ def list_runs(viewer: access.Viewer, source: Source) -> QuerySet[IngestRun]:
     return source.runs.order_by("-started_at", "-pk")
 
 
-def list_reasons(viewer: access.Viewer, source: Source) -> QuerySet[SetAside, dict[str, object]]:
+def list_reasons(viewer: access.Viewer, source: Source) -> QuerySet[Any, Any]:
     """What was set aside, by kind and reason: how many, how often, when last. Raises NotAllowed."""
     access.check_manage_sources(viewer)
     grouped = SetAside.objects.filter(source=source).values("kind", "reason")

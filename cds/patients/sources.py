@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from uuid import UUID
 
 from django.db import transaction
 
@@ -113,7 +112,7 @@ def ask_check(source: Source, *, by: recording.Actor, now: datetime) -> None:
 
 
 @transaction.atomic
-def answer_check(source_id: int | UUID, *, answered: bool, said: str, now: datetime) -> None:
+def answer_check(source_id: int, *, answered: bool, said: str, now: datetime) -> None:
     """What a worker found."""
     state = CheckState.ANSWERED if answered else CheckState.SILENT
     Source.objects.filter(pk=source_id).update(check_state=state, check_said=said[:500], checked_at=now)
