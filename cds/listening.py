@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,7 @@ from django.utils import timezone
 import ehr
 from cds.audit import recording
 from cds.errors import ClinicError
+from cds.patients import sources
 from cds.patients.models import Source
 from cds.risk import assessing
 from cds.studies import receiving
@@ -56,6 +57,7 @@ class Arrivals:
         self.inbox = self._root / f"{source.slug}.{uuid.uuid4().hex}"  # ours, as long as we live
         self.incoming = self.inbox / "incoming"  # half-received files: nobody was answered anything
         self.aside = self._root / "set-aside"
+        self._paused = sources.is_paused(source)
         self._lock = threading.Lock()
         self._waiting: dict[Path, receiving.Arrived] = {}
         self._uids: dict[str, int] = {}  # SOP Instance UIDs of files without a row
@@ -102,6 +104,8 @@ class Arrivals:
 
         raises  OSError when the store is full, or the database has been away for too long
         """
+        if self._paused:
+            return ehr.Taken(sources.paused_words(self._source))
         if len(self._waiting) >= MOST_WAITING:
             raise OSError("too many files wait for the database")
         kept = self.inbox / f"{uuid.uuid4().hex}.dcm"
@@ -127,6 +131,11 @@ class Arrivals:
         finally:
             if not keep:
                 kept.unlink(missing_ok=True)
+
+    def look_whether_paused(self) -> None:
+        """See whether somebody has paused the source, or resumed it; while the database is away, as before."""
+        with suppress(DatabaseError):
+            self._paused = sources.is_paused(self._source)
 
     def complete_due(self) -> int:
         """Complete the studies that are whole, or of which nothing came for a while; ask for scores."""
@@ -251,6 +260,7 @@ def watch(arrivals: Arrivals, stop: threading.Event, *, every_s: float = 1.0) ->
     """Complete what is due until `stop` is set."""
     while not stop.wait(every_s):
         close_old_connections()
+        arrivals.look_whether_paused()
         arrivals.complete_due()
 
 
