@@ -133,7 +133,7 @@ class Arrivals:
                 kept.unlink(missing_ok=True)
 
     def look_whether_paused(self) -> None:
-        """See whether somebody has paused the source, or resumed it; while the database is away, as before."""
+        """See whether the source is paused now; while the database is away, it stays as it was."""
         with suppress(DatabaseError):
             self._paused = sources.is_paused(self._source)
 

@@ -22,10 +22,18 @@ TRANSITIONS: dict[RunState, frozenset[RunState]] = {
 
 def check_not_paused(source: Source) -> None:
     """Raises Conflict when somebody has paused this source."""
-    if Source.objects.filter(pk=source.pk, paused_at__isnull=False).exists():
-        raise Conflict(
-            f"source {source.slug} is paused: resume it on the Sources screen, then run this again"
-        )
+    if is_paused(source):
+        raise Conflict(paused_words(source))
+
+
+def is_paused(source: Source) -> bool:
+    """Whether somebody has paused this source."""
+    return Source.objects.filter(pk=source.pk, paused_at__isnull=False).exists()
+
+
+def paused_words(source: Source) -> str:
+    """What whoever wants to send or fetch is told."""
+    return f"source {source.slug} is paused: resume it on the Sources screen, then do this again"
 
 
 @transaction.atomic

@@ -186,10 +186,9 @@ def test_whether_a_source_answers(server: str, address: str, state: str, said: s
     assert said in source.check_said
 
 
-def test_a_paused_receiver_stores_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_paused_receiver_stores_nothing(tmp_path: Path) -> None:
     source = make_source()
     sources.pause(source, by=TESTS, now=NOW)
-    monkeypatch.setattr(listening.connections, "close_all", lambda: None)
     taken = listening.Arrivals(source).take(write_radiograph(tmp_path / "a.dcm"), "SCANNER")
     assert "is paused" in taken.refused
     assert not Study.objects.exists()
