@@ -209,6 +209,7 @@ INSTALLED_APPS = [
     "cds.research",
     "cds.hooks",
     "cds.subscriptions",
+    "cds.launch",
     "cds.demo",
     "cds",
     "web",
@@ -220,6 +221,7 @@ MIDDLEWARE = [
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django_structlog.middlewares.RequestMiddleware",
     "csp.middleware.CSPMiddleware",
+    "web.middleware.Launches",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -342,7 +344,7 @@ SECURE_REFERRER_POLICY = "same-origin"
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"  # for browsers that do not know frame-ancestors; the others obey that instead
-_ancestors = [origin.strip() for origin in ENV.frame_ancestors.split(",") if origin.strip()]
+FRAME_ANCESTORS = [origin.strip() for origin in ENV.frame_ancestors.split(",") if origin.strip()]
 CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {
         "default-src": [NONE],
@@ -353,7 +355,7 @@ CONTENT_SECURITY_POLICY = {
         "connect-src": [SELF],
         "form-action": [SELF],
         "base-uri": [NONE],
-        "frame-ancestors": [SELF, *_ancestors],
+        "frame-ancestors": [SELF, *FRAME_ANCESTORS],
     }
 }
 if PRODUCTION:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ehr.addresses import check_base_url
 from ehr.code_map import BadCodeMap, CodeMap, read_code_map
+from ehr.addresses import check_base_url
 from ehr.codes import Code, Icd10, Loinc, OtherCode, RxNorm, Snomed, parse_coding
 from ehr.dicom.capture import burn
 from ehr.dicom.dimse import DimseClient, Moved, Sent
@@ -44,6 +45,7 @@ from ehr.fhir.subscriptions import (
 )
 from ehr.fhir.writing import Done, FhirWriter, Written, identified
 from ehr.pseudonyms import Pseudonyms, moved
+from ehr.fhir.smart import LaunchContext, Pending, SmartApp, SmartConfiguration, fhir_user_of
 from ehr.records import (
     AllergyRecord,
     Clip,
@@ -106,6 +108,7 @@ __all__ = [
     "InstanceHeader",
     "Keeping",
     "Known",
+    "LaunchContext",
     "Loinc",
     "Made",
     "MedicationRecord",
@@ -119,6 +122,7 @@ __all__ = [
     "Outlined",
     "PatientIdentity",
     "PatientRecord",
+    "Pending",
     "Permanent",
     "Piece",
     "ProcedureRecord",
@@ -134,6 +138,8 @@ __all__ = [
     "Sex",
     "SignIn",
     "SizeOut",
+    "SmartApp",
+    "SmartConfiguration",
     "Snomed",
     "SortedFolder",
     "Sources",
@@ -164,6 +170,9 @@ __all__ = [
     "discover_token_url",
     "identified",
     "inspect",
+    "check_base_url",
+    "discover_token_url",
+    "fhir_user_of",
     "is_over",
     "known_of",
     "list_fhir_files",

@@ -11,7 +11,7 @@ from django.urls import reverse
 
 from cds.patients import access
 from cds.registry import queries as registry
-from web import streams
+from web import launch, streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class NavigationItem:
 
 def page(request: HttpRequest) -> dict[str, Any]:
     """The regulatory label, the CSP nonce under the name django-htmx reads, the menu, the models in use."""
+    launched = launch.of_session(request)
     return {
         "regulatory_label": settings.REGULATORY_LABEL,
         "csp_nonce": getattr(request, "csp_nonce", ""),
@@ -33,12 +34,15 @@ def page(request: HttpRequest) -> dict[str, Any]:
         "active_models": lambda: [version.label for version in registry.active_versions()],
         "live_since": streams.newest,
         "session_seconds": settings.SESSION_COOKIE_AGE,
-        "embedded": request.GET.get("embedded") == "1",
+        "embedded": launched is not None or request.GET.get("embedded") == "1",
+        "launched": launched,
     }
 
 
 def navigation(request: HttpRequest) -> list[NavigationItem]:
-    """Worklist, Models, Sources and Audit, as far as this person's permissions reach."""
+    """Worklist, Models, Sources and Audit, as far as permissions reach; nothing in an EHR's launch."""
+    if launch.of_session(request) is not None:
+        return []
     entries = (
         ("Worklist", "worklist", ("worklist", "panel"), access.can_view_patients),
         ("Models", "models", ("models", "model", "run", "new-run"), access.can_view_models),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from http.cookies import Morsel
 
 from django.conf import settings
 from django.contrib.auth import logout
@@ -14,6 +15,12 @@ from django.utils import timezone
 
 from cds.audit import recording
 from cds.errors import ClinicError, Conflict, Invalid, NotAllowed, NotFound, Unavailable
+from cds.launch import registering
+from web import launch
+
+# Python 3.11 does not know this attribute of a cookie yet; from 3.14 on it does.
+Morsel._reserved.setdefault("partitioned", "Partitioned")  # type: ignore[attr-defined]
+Morsel._flags.add("partitioned")  # type: ignore[attr-defined]
 
 STATUS: dict[type[ClinicError], int] = {
     NotAllowed: 403,
@@ -23,6 +30,47 @@ STATUS: dict[type[ClinicError], int] = {
     Unavailable: 503,
 }
 LIVE_HEADER = "X-Live"  # a request made by the page itself, not by a person
+
+
+class Launches:
+    """Pages inside an EHR, and sessions that belong to one launch.
+
+    Where some EHR may show us in a frame, `frame-ancestors` names it, and cookies are Secure, SameSite=None
+    and Partitioned: from within a frame of another site no others come back (CHIPS), and the jar is that
+    EHR's own. A session that an EHR's launch began shows that launch's patient and nobody else: what is still
+    open from an earlier launch is refused with 409 and leaves the screen.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        response = self.get_response(request)
+        embedders = registering.list_embedders()
+        if embedders:
+            response._csp_update = {"frame-ancestors": embedders}  # type: ignore[attr-defined]
+        if embedders or settings.FRAME_ANCESTORS:
+            for cookie in response.cookies.values():
+                cookie["samesite"], cookie["secure"], cookie["partitioned"] = "None", True, True
+        return response
+
+    def process_view(
+        self, request: HttpRequest, view: object, args: object, kwargs: dict[str, object]
+    ) -> HttpResponse | None:
+        """Another patient than the launch's: refused, whatever the person may see elsewhere."""
+        launched = launch.of_session(request)
+        asked = kwargs.get("patient_id")
+        if launched is None or asked is None or str(asked) == launched.patient:
+            return None
+        return render(
+            request,
+            "refused.html",
+            {
+                "refusal_title": "This panel is for another launch",
+                "reason": "Another patient has been opened in your EHR since. Open this one there again.",
+            },
+            status=409,
+        )
 
 
 class PrivatePages:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from django.urls import URLPattern, URLResolver, path
 
+from web import launch
 from web.views import (
     audit,
     entrance,
@@ -50,6 +51,9 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("models/runs/<uuid:run_id>/progress", runs.progress, name="run-progress"),
     path("models/runs/<uuid:run_id>/cancel", runs.cancel, name="cancel-run"),
     path("models/<uuid:version_id>", models.model, name="model"),
+    path("launch", launch.launch, name="smart-launch"),
+    path("launch/callback", launch.callback, name="smart-callback"),
+    path("launch/style.css", launch.style, name="smart-style"),
     path("models/<uuid:version_id>/card", model_card.card, name="model-card"),
     path("models/<uuid:version_id>/card.json", model_card.as_json, name="model-card-json"),
     path("models/<uuid:version_id>/card/<str:key>", model_card.attribute, name="card-attribute"),

@@ -2,7 +2,8 @@
 
 Three roles, Django groups of these names. A clinician sees the patients of their units. An admin runs and
 proposes models and reads the audit trail, but sees no patient; an approver is the second person who promotes.
-A person may have several roles; none follows from another.
+A person may have several roles; none follows from another. Besides, an EHR's launch lets somebody see its one
+patient until the session ends (`grant`).
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import Any
 from django.contrib.auth.models import AnonymousUser, Group, Permission, User
 from django.contrib.contenttypes.models import ContentType
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
+from django.db.models.functions import Now
 
 from cds.audit import recording
 from cds.errors import NotAllowed, NotFound
 from cds.patients import merging
-from cds.patients.models import Patient, Unit
+from cds.patients.models import Patient, PatientGrant, Unit
 
 Viewer = User | AnonymousUser
 
@@ -183,8 +185,31 @@ def check_view_audit(user: Viewer) -> None:
     _check(user, "audit.view_auditevent")
 
 
+@transaction.atomic
+def grant(user: User, patient: Patient, *, until: datetime, by: recording.Actor, now: datetime) -> None:
+    """Let somebody see one patient until then, whatever their units."""
+    PatientGrant.objects.filter(until__lte=now).delete()
+    PatientGrant.objects.update_or_create(user=user, patient=patient, defaults={"until": until})
+    recording.record(
+        by=by,
+        action="patient.grant",
+        object_type="Patient",
+        object_id=patient.pk,
+        patient_id=patient.pk,
+        now=now,
+        user=user.pk,
+        until=until,
+    )
+
+
+def end_grants(user: User) -> None:
+    """What was granted to somebody ends: they have signed out."""
+    PatientGrant.objects.filter(user=user).delete()
+
+
 def visible_patients(viewer: Viewer) -> QuerySet[Patient]:
-    """The patients this person may see: those of their units, or all with `patients.view_all`.
+    """The patients this person may see: those of their units and those granted, or all with
+    `patients.view_all`.
 
     One who was merged into another is seen as that other.
     """
@@ -193,7 +218,10 @@ def visible_patients(viewer: Viewer) -> QuerySet[Patient]:
         return patients.none()
     if _has(viewer, "patients.view_all"):
         return patients
-    return patients.filter(unit__in=Unit.objects.filter(members=viewer.pk))
+    granted = PatientGrant.objects.filter(user=viewer.pk, until__gt=Now())
+    return patients.filter(
+        Q(unit__in=Unit.objects.filter(members=viewer.pk)) | Q(pk__in=granted.values("patient"))
+    )
 
 
 def get_patient(

@@ -150,6 +150,17 @@ class MovedResource(models.Model):
         ]
 
 
+class PatientGrant(models.Model):
+    """Somebody may see one patient for a while, whatever their units: an EHR launched us with them."""
+
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="grants")
+    patient = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="grants")
+    until = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["user", "patient"], name="patient_grant_once")]
+
+
 class PatientIdentifier(models.Model):
     """A business identifier; DICOM studies find their patient by it."""
 

@@ -72,7 +72,8 @@ class BackendServices:
     ) -> None:
         check_base_url(token_url, allow_http=allow_http)
         self._token_url, self._client_id, self._scope = token_url, client_id, scope
-        self._algorithm, self._key, self._kid = *_signing_key(key), str(key["kid"])
+        _signing_key(key)
+        self._key, self._kid = key, str(key["kid"])
         self._http = httpx.Client(
             timeout=timeout_s, transport=transport, follow_redirects=False, trust_env=False
         )
@@ -86,23 +87,14 @@ class BackendServices:
             self._ends = self._clock() + life
         return self._token
 
-    def _assertion(self) -> str:
-        header = {"alg": self._algorithm, "kid": self._kid, "typ": "JWT"}
-        claims = {
-            "iss": self._client_id,
-            "sub": self._client_id,
-            "aud": self._token_url,
-            "exp": int(self._clock()) + ASSERTION_S,
-            "jti": str(uuid.uuid4()),
-        }
-        return jwt.encode(header, claims, self._key, algorithms=[self._algorithm])
-
     def _ask(self) -> tuple[str, float]:
         form = {
             "grant_type": "client_credentials",
             "scope": self._scope,
             "client_assertion_type": ASSERTION_TYPE,
-            "client_assertion": self._assertion(),
+            "client_assertion": client_assertion(
+                self._client_id, self._token_url, self._key, clock=self._clock
+            ),
         }
         try:
             answer = self._http.post(self._token_url, data=form, headers={"Accept": "application/json"})
@@ -148,6 +140,22 @@ class Bearer(httpx.Auth):
         if response.status_code == 401 and (again := self._sign_in.bearer(renew=True)) != token:
             request.headers["Authorization"] = f"Bearer {again}"
             yield request
+
+
+def client_assertion(
+    client_id: str, token_url: str, key: Jwk, *, clock: Callable[[], float] = time.time
+) -> str:
+    """The JWT that says who we are (private_key_jwt): good for four minutes, and once. Raises Refused."""
+    algorithm, signing = _signing_key(key)
+    header = {"alg": algorithm, "kid": str(key["kid"]), "typ": "JWT"}
+    claims = {
+        "iss": client_id,
+        "sub": client_id,
+        "aud": token_url,
+        "exp": int(clock()) + ASSERTION_S,
+        "jti": str(uuid.uuid4()),
+    }
+    return jwt.encode(header, claims, signing, algorithms=[algorithm])
 
 
 def discover_token_url(base_url: str, *, http: httpx.Client, allow_http: bool = False) -> str:

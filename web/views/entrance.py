@@ -13,6 +13,8 @@ from django.views.decorators.http import require_POST, require_safe
 
 from cds.audit import recording
 from cds.patients import access
+from web import launch
+from web.people import user_of
 
 START: dict[access.Role, str] = {
     access.Role.CLINICIAN: "worklist",
@@ -57,6 +59,7 @@ class SignOut(LogoutView):
     def post(self, request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse:
         if request.user.is_authenticated:
             _record(request, "session.end", "success")
+            access.end_grants(user_of(request))
         return super().post(request, *args, **kwargs)
 
 
@@ -64,6 +67,9 @@ class SignOut(LogoutView):
 @login_required
 def home(request: HttpRequest) -> HttpResponse:
     """Each role starts on its own page; somebody without a role is told so."""
+    launched = launch.of_session(request)
+    if launched is not None:
+        return redirect("panel", patient_id=launched.patient)
     role = access.role_of(request.user)
     if role is None:
         return render(request, "web/no_role.html")

@@ -7,6 +7,7 @@ const moved = new Set();
 let said = 0;
 
 if (body.dataset.events && window.EventSource) connect();
+leaveWhenAnotherIsLaunched();
 hideWhatExpires(document);
 document.addEventListener("htmx:load", (event) => hideWhatExpires(event.detail.elt));
 document.addEventListener("htmx:afterSwap", (event) => compare(event.detail.elt, event.detail.target));
@@ -25,6 +26,22 @@ function connect() {
     say(source.readyState === EventSource.CLOSED ? "Live updates are off: reload to see changes" : "Reconnecting …");
   };
   window.addEventListener("pagehide", () => source.close());
+}
+
+// An EHR has opened another patient: what an earlier launch still shows leaves the screen at once. The server
+// refuses it as well, should this browser not pass the word on.
+function leaveWhenAnotherIsLaunched() {
+  document.addEventListener("htmx:responseError", (event) => {
+    if (event.detail.xhr.status === 409 && body.dataset.launch) location.reload();
+  });
+  if (!body.dataset.launch || !window.BroadcastChannel) return;
+  const channel = new BroadcastChannel("tessera-launch");
+  channel.onmessage = ({ data }) => {
+    if (data === body.dataset.launch) return;
+    document.querySelectorAll("main, section.patient").forEach((part) => part.replaceChildren());
+    location.reload();
+  };
+  channel.postMessage(body.dataset.launch);
 }
 
 function announce(kind, { patient, subject }) {

@@ -1,0 +1,236 @@
+"""From the EHR's launch to a person, a patient and their record (SMART App Launch 2.2; INTEROP 24 to 28).
+
+`begin` sends the browser to the EHR's sign-in; `complete` takes it back: the code is exchanged, the id_token
+verified, the person mapped to an account, the patient's record read once with the launch's own token, and the
+person may see that patient until the session ends. The token is neither stored nor logged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from threading import Lock
+from typing import Any, TypeVar
+
+import orjson
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.db import transaction
+
+import ehr
+from cds import ingesting, signing
+from cds.audit import recording
+from cds.errors import ClinicError, NotAllowed, Unavailable
+from cds.launch import styling
+from cds.launch.models import SmartIdentity, SmartServer
+from cds.patients import access
+from cds.patients.models import Patient
+
+T = TypeVar("T")
+CALLBACK = "/launch/callback"
+CACHED_S = 3600.0  # discovery and keys; keys are read anew at once when a token names another
+MOST_CACHED = 32
+CLINICAL = frozenset({"Practitioner", "PractitionerRole"})
+
+
+class NotThisLaunch(ClinicError):
+    """The launch is refused: not registered, not ours, or over; what the message says is safe to show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """Somebody has come with a patient.
+
+    outcome   the one a card's link asked for, "" for none
+    is_new    whether this person is here for the first time
+    problem   why the record could not be refreshed, "" when it was
+    style     CSS custom properties the EHR asks for, checked
+    """
+
+    server: SmartServer
+    user: User
+    patient: Patient
+    encounter: str
+    show_banner: bool
+    outcome: str
+    is_new: bool
+    problem: str
+    style: Mapping[str, str]
+
+
+def begin(issuer: str, *, launch: str = "") -> tuple[str, SmartServer, ehr.Pending]:
+    """Where to send the browser, and what its session must remember.
+
+    raises  NotThisLaunch for an `iss` that is not registered: nothing is fetched from it
+            Unavailable when the EHR's sign-in cannot be found out
+    """
+    server = _registered(issuer)
+    app = _app(server)
+    try:
+        there, pending = app.begin(_cached(server, "configuration", app.discover), launch=launch)
+    except ehr.EhrError as error:
+        raise Unavailable(f"the EHR's sign-in could not be found: {error}") from error
+    return there, server, pending
+
+
+def complete(
+    issuer: str, code: str, pending: ehr.Pending, *, address: recording.Actor, now: datetime
+) -> Launched:
+    """The browser is back with a code.
+
+    address  who it comes from, for the audit trail
+    raises   NotThisLaunch, NotAllowed (not a clinician there), Unavailable
+    """
+    server = _registered(issuer)
+    app = _app(server)
+    try:
+        configuration = _cached(server, "configuration", app.discover)
+        said = app.complete(
+            configuration,
+            code,
+            pending,
+            keys=lambda fresh: _cached(server, "keys", lambda: app.read_keys(configuration), fresh=fresh),
+        )
+        kind, identity = ehr.fhir_user_of(said.fhir_user, server.issuer)
+    except ehr.Permanent as error:
+        raise NotThisLaunch(f"the EHR's sign-in was not accepted: {error}") from error
+    except ehr.EhrError as error:
+        raise Unavailable(f"the EHR's sign-in could not be completed: {error}") from error
+    user, is_new = _person(server, kind, identity, said.name, now=now)
+    by = recording.Actor(
+        f"user:{user.pk}", role="+".join(sorted(access.roles_of(user))), address=address.address
+    )
+    problem = _refresh(server, said, by=by, now=now)
+    patient = _patient(server, said.patient, problem)
+    access.grant(user, patient, until=now + timedelta(seconds=settings.SESSION_ABSOLUTE_AGE), by=by, now=now)
+    return Launched(
+        server=server,
+        user=user,
+        patient=patient,
+        encounter=said.encounter,
+        show_banner=said.need_patient_banner,
+        outcome=_outcome(said.app_context),
+        is_new=is_new,
+        problem=problem,
+        style=_style(app, said.style_url),
+    )
+
+
+def _registered(issuer: str) -> SmartServer:
+    server = (
+        SmartServer.objects.select_related("source").filter(issuer=issuer.rstrip("/"), is_active=True).first()
+    )
+    if server is None:
+        raise NotThisLaunch(
+            "this EHR is not registered here: an operator adds its FHIR address with `manage.py "
+            "smart_server add`"
+        )
+    return server
+
+
+def _app(server: SmartServer) -> ehr.SmartApp:
+    held = signing.private_keys() if server.is_confidential else []
+    if server.is_confidential and not held:
+        raise Unavailable(
+            "there is no key to sign in with: run `manage.py fhir_key add`, and register its key set"
+        )
+    return ehr.SmartApp(
+        server.issuer,
+        server.client_id,
+        redirect_uri=settings.PUBLIC_URL + CALLBACK,
+        key=held[0] if held else None,
+        origins=server.origins,
+    )
+
+
+@transaction.atomic
+def _person(server: SmartServer, kind: str, identity: str, name: str, *, now: datetime) -> tuple[User, bool]:
+    """The account of a person of the EHR; made on first sight, as a clinician without a unit."""
+    fhir_user = f"{kind}/{identity}"
+    known = SmartIdentity.objects.select_related("user").filter(server=server, fhir_user=fhir_user).first()
+    if known is not None:
+        if not known.user.is_active:
+            raise NotAllowed("this account has been closed: ask the people who run this site")
+        return known.user, False
+    if kind not in CLINICAL:
+        raise NotAllowed(f"a launch by a {kind} is not answered: only practitioners may see risks here")
+    username = "smart-" + hashlib.sha256(f"{server.issuer} {fhir_user}".encode()).hexdigest()[:24]
+    user, _ = User.objects.get_or_create(username=username, defaults={"first_name": name})
+    user.set_unusable_password()
+    user.save(update_fields=["password"])
+    access.give_role(user, access.Role.CLINICIAN)
+    SmartIdentity.objects.get_or_create(
+        server=server, fhir_user=fhir_user, defaults={"user": user, "first_at": now}
+    )
+    return user, True
+
+
+def _refresh(server: SmartServer, said: ehr.LaunchContext, *, by: recording.Actor, now: datetime) -> str:
+    """Read the patient's record with the launch's own token; why it could not be, or ""."""
+    try:
+        tally = ingesting.ingest_patients(
+            server.issuer, [said.patient], source=server.source, by=by, now=now, token=said.access_token
+        )
+    except ClinicError as error:
+        return str(error)
+    ingesting.request_scores(tally, by=by, now=now)
+    return tally.interrupted
+
+
+def _patient(server: SmartServer, resource_id: str, problem: str) -> Patient:
+    found = Patient.objects.filter(source=server.source, resource_id=resource_id).first()
+    if found is None:
+        raise Unavailable(
+            f"the patient's record could not be read from the EHR "
+            f"({problem or 'it holds no such Patient'}): "
+            "launch again in a while"
+        )
+    return found
+
+
+def _outcome(app_context: str) -> str:
+    """What a card's link asked for: `{"outcome": …}`."""
+    try:
+        said = orjson.loads(app_context)
+    except orjson.JSONDecodeError:
+        return ""
+    outcome = said.get("outcome") if isinstance(said, dict) else None
+    return outcome if isinstance(outcome, str) and outcome.replace("-", "").isalnum() else ""
+
+
+def _style(app: ehr.SmartApp, url: str) -> Mapping[str, str]:
+    """The EHR's colours, where it offers any that can be read; a style is never worth failing for."""
+    if not url:
+        return {}
+    try:
+        return styling.properties(app.read_style(url))
+    except ehr.EhrError:
+        return {}
+
+
+_held: dict[tuple[str, str], tuple[float, Any]] = {}
+_lock = Lock()
+
+
+def _cached(server: SmartServer, what: str, read: Callable[[], T], *, fresh: bool = False) -> T:
+    """What a server said, for an hour: at most MOST_CACHED answers in this process."""
+    key = (server.issuer, what)
+    with _lock:
+        at, found = _held.get(key, (-CACHED_S, None))
+    if not fresh and time.monotonic() - at < CACHED_S:
+        return found  # type: ignore[no-any-return]
+    found = read()
+    with _lock:
+        if len(_held) >= MOST_CACHED and key not in _held:
+            _held.pop(next(iter(_held)))
+        _held[key] = (time.monotonic(), found)
+    return found
+
+
+def forget() -> None:
+    """Ask every server anew."""
+    with _lock:
+        _held.clear()

@@ -1,0 +1,97 @@
+"""`manage.py smart_server`: register, list or withdraw the EHRs that may launch us."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.core.management.base import BaseCommand, CommandError
+from django.utils import timezone
+
+from cds.audit import recording
+from cds.errors import ClinicError
+from cds.launch import launching, registering
+from cds.patients import importing
+
+BY = recording.system("smart_server")
+
+
+class Command(BaseCommand):
+    help = (
+        "EHRs that may launch us (SMART App Launch). `add` with the same issuer replaces what is registered."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        does = parser.add_subparsers(dest="does", required=True)
+        add = does.add_parser("add", help="register an EHR, or replace what is registered")
+        add.add_argument("name", help="what people call it")
+        add.add_argument(
+            "--issuer", required=True, metavar="URL", help="its FHIR base address: a launch's `iss`"
+        )
+        add.add_argument("--client-id", required=True, help="what it calls us")
+        add.add_argument("--source", required=True, metavar="SLUG", help="the source its patients belong to")
+        add.add_argument("--confidential", action="store_true", help="sign in with our key (private_key_jwt)")
+        add.add_argument(
+            "--origin", action="append", default=[], metavar="URL", help="another origin of its sign-in"
+        )
+        add.add_argument(
+            "--frame",
+            action="append",
+            default=[],
+            metavar="URL",
+            help="web origin that may show us in a frame",
+        )
+        does.add_parser("list", help="who may launch us")
+        withdraw = does.add_parser("withdraw", help="answer an EHR's launches no more")
+        withdraw.add_argument("--issuer", required=True)
+        link = does.add_parser("link", help="say that a person of an EHR is a local account")
+        link.add_argument("--issuer", required=True)
+        link.add_argument("--fhir-user", required=True, metavar="TYPE/ID")
+        link.add_argument("--user", required=True, metavar="NAME")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            getattr(self, f"_{options['does']}")(options)
+        except ClinicError as error:
+            raise CommandError(str(error)) from None
+
+    def _add(self, options: dict[str, Any]) -> None:
+        now = timezone.now()
+        server, is_new = registering.register(
+            options["name"],
+            issuer=options["issuer"],
+            client_id=options["client_id"],
+            source=importing.get_source(options["source"], now=now),
+            is_confidential=options["confidential"],
+            origins=options["origin"],
+            embedders=options["frame"],
+            by=BY,
+            now=now,
+        )
+        self.stdout.write(f"{'registered' if is_new else 'replaced'} {server.name}: {server.issuer}")
+        self.stdout.write(f"  launch URL    {settings.PUBLIC_URL}/launch")
+        self.stdout.write(f"  redirect URI  {settings.PUBLIC_URL}{launching.CALLBACK}")
+        if server.is_confidential:
+            self.stdout.write(f"  key set       {settings.PUBLIC_URL}/.well-known/jwks.json")
+
+    def _list(self, options: dict[str, Any]) -> None:
+        for server in registering.list_servers():
+            kind = "confidential" if server.is_confidential else "public"
+            self.stdout.write(
+                f"{server.name}  {server.issuer}  client {server.client_id} ({kind})  source "
+                f"{server.source.slug}"
+            )
+
+    def _withdraw(self, options: dict[str, Any]) -> None:
+        server = registering.withdraw(options["issuer"], by=BY, now=timezone.now())
+        self.stdout.write(f"withdrawn: {server.name}")
+
+    def _link(self, options: dict[str, Any]) -> None:
+        user = User.objects.filter(username=options["user"]).first()
+        if user is None:
+            raise CommandError(f"there is no account {options['user']}: make it with `manage.py create_user`")
+        server = registering.get_server(options["issuer"])
+        found = registering.link(server, options["fhir_user"], user, by=BY, now=timezone.now())
+        self.stdout.write(f"{found.fhir_user} of {server.name} is {user.get_username()}")

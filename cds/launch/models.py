@@ -1,0 +1,39 @@
+"""The EHRs that may launch us (SMART App Launch), and the people who came that way."""
+
+from __future__ import annotations
+
+import uuid
+
+from django.conf import settings
+from django.db import models
+
+from cds.patients.models import Source
+
+
+class SmartServer(models.Model):
+    """An EHR whose launches we answer: its FHIR address is the launch's `iss` (INTEROP 24)."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    name = models.CharField(max_length=120)
+    issuer = models.URLField(max_length=300, unique=True)  # FHIR base URL, without a slash at its end
+    client_id = models.CharField(max_length=200)  # what the EHR calls us
+    is_confidential = models.BooleanField(default=False)  # signs in with our key; False: public, PKCE alone
+    origins = models.JSONField(default=list)  # further origins of its sign-in endpoints
+    embedders = models.JSONField(default=list)  # web origins that may show us in a frame
+    source = models.ForeignKey(Source, on_delete=models.PROTECT)  # its patients belong to this source
+    is_active = models.BooleanField(default=True)
+    created_at = models.DateTimeField()
+
+
+class SmartIdentity(models.Model):
+    """A person of an EHR, and the account here that they are."""
+
+    server = models.ForeignKey(SmartServer, on_delete=models.CASCADE, related_name="identities")
+    fhir_user = models.CharField(max_length=140)  # [Type]/[id] at the server
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    first_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["server", "fhir_user"], name="smart_identity_once"),
+        ]

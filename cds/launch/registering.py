@@ -1,0 +1,147 @@
+"""Which EHRs may launch us, and whom of theirs we know: registered by an operator, never by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from urllib.parse import urlsplit
+
+from django.contrib.auth.models import User
+from django.core.cache import cache
+from django.db import transaction
+
+import ehr
+from cds.audit import recording
+from cds.errors import Invalid, NotFound
+from cds.launch.models import SmartIdentity, SmartServer
+from cds.patients.models import Source
+
+EMBEDDERS = "smart-embedders"
+
+
+@transaction.atomic
+def register(
+    name: str,
+    *,
+    issuer: str,
+    client_id: str,
+    source: Source,
+    is_confidential: bool = False,
+    origins: Sequence[str] = (),
+    embedders: Sequence[str] = (),
+    by: recording.Actor,
+    now: datetime,
+) -> tuple[SmartServer, bool]:
+    """Answer an EHR's launches, or replace what is registered for its issuer.
+
+    origins    further origins of its sign-in endpoints, such as https://login.hospital.example
+    embedders  web origins that may show the panel in a frame
+    returns    the server, and whether it is new
+    raises     Invalid
+    """
+    try:
+        ehr.check_base_url(issuer)
+        checked = [_origin(origin) for origin in origins]
+    except ehr.EhrError as error:
+        raise Invalid(
+            f"{error}: the issuer is the EHR's FHIR base address, as its launches name it"
+        ) from error
+    if not client_id.strip() or len(client_id) > 200:
+        raise Invalid("a client id is what the EHR calls us, at most 200 characters")
+    known = {
+        "name": name,
+        "client_id": client_id.strip(),
+        "is_confidential": is_confidential,
+        "origins": checked,
+        "embedders": [_embedder(origin) for origin in embedders],
+        "source": source,
+        "is_active": True,
+    }
+    server, is_new = SmartServer.objects.update_or_create(
+        issuer=issuer.rstrip("/"), defaults=known, create_defaults={**known, "created_at": now}
+    )
+    _record("smart_server.register", server, by=by, now=now)
+    return server, is_new
+
+
+@transaction.atomic
+def withdraw(issuer: str, *, by: recording.Actor, now: datetime) -> SmartServer:
+    """Answer an EHR's launches no more; sessions that run end by themselves. Raises NotFound."""
+    server = get_server(issuer)
+    server.is_active = False
+    server.save(update_fields=["is_active"])
+    _record("smart_server.withdraw", server, by=by, now=now)
+    return server
+
+
+@transaction.atomic
+def link(
+    server: SmartServer, fhir_user: str, user: User, *, by: recording.Actor, now: datetime
+) -> SmartIdentity:
+    """Say that a person of the EHR is this local account, with its roles and units. Raises Invalid."""
+    try:
+        kind, identity = ehr.fhir_user_of(fhir_user, server.issuer)
+    except ehr.EhrError:
+        raise Invalid("a person of an EHR is named [Type]/[id], such as Practitioner/123") from None
+    found, _ = SmartIdentity.objects.update_or_create(
+        server=server,
+        fhir_user=f"{kind}/{identity}",
+        defaults={"user": user},
+        create_defaults={"user": user, "first_at": now},
+    )
+    _record("smart_server.link", server, by=by, now=now, user=user.pk)
+    return found
+
+
+def get_server(issuer: str) -> SmartServer:
+    """The registered EHR of that issuer; NotFound."""
+    found = SmartServer.objects.select_related("source").filter(issuer=issuer.rstrip("/")).first()
+    if found is None:
+        raise NotFound("no such EHR is registered: `manage.py smart_server list` shows those that are")
+    return found
+
+
+def list_servers() -> list[SmartServer]:
+    """Every EHR that may launch us, by name."""
+    return list(SmartServer.objects.select_related("source").filter(is_active=True).order_by("name"))
+
+
+def list_embedders() -> list[str]:
+    """Web origins that may show us in a frame; read anew once a minute, and after each change here."""
+    held: list[str] | None = cache.get(EMBEDDERS)
+    if held is None:
+        lists = SmartServer.objects.filter(is_active=True).values_list("embedders", flat=True)
+        held = sorted({origin for origins in lists for origin in origins})
+        cache.set(EMBEDDERS, held, 60)
+    return held
+
+
+def _origin(said: str) -> str:
+    scheme, host, port = ehr.check_base_url(said)
+    if urlsplit(said).path.strip("/"):
+        raise Invalid(f"an origin is scheme, host and port only: {scheme}://{host}")
+    return f"{scheme}://{host}:{port}"
+
+
+def _embedder(said: str) -> str:
+    parts = urlsplit(said)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or "*" in said:
+        raise Invalid(f"{said[:100]!r} is not a web origin: give scheme://host or scheme://host:port")
+    if ";" in said or "," in said or " " in said:
+        raise Invalid("a web origin holds no spaces, commas or semicolons")
+    return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
+def _record(
+    action: str, server: SmartServer, *, by: recording.Actor, now: datetime, **detail: object
+) -> None:
+    cache.delete(EMBEDDERS)
+    recording.record(
+        by=by,
+        action=action,
+        object_type="SmartServer",
+        object_id=server.pk,
+        now=now,
+        issuer=server.issuer,
+        **detail,
+    )

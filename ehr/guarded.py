@@ -1,0 +1,69 @@
+"""Connections to registered servers only: every address a name leads to is looked at when it is connected to.
+
+A name that was checked and then re-bound to another address (DNS rebinding) gains nothing. No redirects are
+followed and no proxy of the environment is used by whoever uses this transport as `guarded_client` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import typing
+from collections.abc import Iterable
+from functools import lru_cache
+
+import certifi
+import httpcore
+import httpx
+
+from ehr.addresses import check_resolved
+from ehr.errors import Refused
+
+
+def guarded_transport() -> httpx.AsyncHTTPTransport:
+    """httpx's transport, connecting only to addresses that were looked at at that very moment.
+
+    httpx has no door for a network backend of one's own, so its pool's is replaced; a test shows that it is
+    asked.
+    """
+    transport = httpx.AsyncHTTPTransport(verify=_trusted(), trust_env=False)
+    transport._pool._network_backend = GuardedNetwork()
+    return transport
+
+
+@lru_cache(maxsize=1)
+def _trusted() -> ssl.SSLContext:
+    """The authorities of this machine (where a hospital installs its own) and the public ones; read once."""
+    context = ssl.create_default_context(cafile=certifi.where())
+    context.load_default_certs()
+    return context
+
+
+class GuardedNetwork(httpcore.AsyncNetworkBackend):
+    """Resolves a name, checks every address it leads to, and connects to one of those."""
+
+    def __init__(self) -> None:
+        self._plain = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[typing.Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect. Raises httpcore.ConnectError for a name that leads nowhere we may go."""
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = [str(one[4][0]) for one in found]
+            for address in addresses:
+                check_resolved(host, address)
+        except (OSError, Refused) as error:
+            raise httpcore.ConnectError(type(error).__name__) from error
+        return await self._plain.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
+
+    async def sleep(self, seconds: float) -> None:
+        """As the pool asks."""
+        await asyncio.sleep(seconds)

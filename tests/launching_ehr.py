@@ -1,0 +1,223 @@
+"""An EHR that launches apps, on loopback: discovery, sign-in that says yes at once, tokens, keys, patients.
+
+It checks what a real one would (redirect URI, PKCE, client assertion), and errs where a test tells it to.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+from joserfc import jwt
+from joserfc.jwk import ECKey, KeySet
+
+CLIENT = "tessera"
+
+
+class LaunchingEhr:
+    """What the server knows and how it errs.
+
+    patients   FHIR id → Patient resource
+    launches   launch handle → patient
+    claims     what its id_tokens say besides, or instead
+    answers    what its token answers say besides, or instead
+    discovery  what its discovery says besides, or instead
+    app_keys   our public keys, where we are a confidential client
+    """
+
+    def __init__(self) -> None:
+        self.url, self.fhir = "", ""
+        self.patients: dict[str, dict[str, Any]] = {}
+        self.launches: dict[str, str] = {}
+        self.claims: dict[str, Any] = {}
+        self.answers: dict[str, Any] = {}
+        self.discovery: dict[str, Any] = {}
+        self.app_keys: dict[str, Any] | None = None
+        self.key = ECKey.generate_key("P-384", {"kid": "one"})
+        self.signs_with: Any = None  # another key than the published one
+        self.codes: dict[str, dict[str, str]] = {}
+        self.asked: list[str] = []  # paths, in order
+        self.tokens: set[str] = set()
+        self.spent: set[str] = set()
+
+    def add(self, identity: str, family: str) -> None:
+        """Somebody to open; their launch handle is `launch-<id>`."""
+        self.patients[identity] = {
+            "resourceType": "Patient",
+            "id": identity,
+            "name": [{"family": family, "given": ["Test"]}],
+            "gender": "female",
+            "birthDate": "1950-06-01",
+        }
+        self.launches[f"launch-{identity}"] = identity
+
+    def configuration(self) -> dict[str, Any]:
+        return {
+            "issuer": self.fhir,
+            "authorization_endpoint": f"{self.url}/auth/authorize",
+            "token_endpoint": f"{self.url}/auth/token",
+            "jwks_uri": f"{self.url}/auth/keys",
+            "code_challenge_methods_supported": ["S256"],
+            "capabilities": ["launch-ehr", "permission-v2", "sso-openid-connect"],
+            **self.discovery,
+        }
+
+    def authorize(self, asked: dict[str, str]) -> str:
+        """Where the browser goes next."""
+        if asked.get("client_id") != CLIENT or asked.get("aud") != self.fhir:
+            return (
+                f"{asked['redirect_uri']}?{urlencode({'error': 'invalid_request', 'state': asked['state']})}"
+            )
+        code = secrets.token_urlsafe(8)
+        self.codes[code] = asked
+        return f"{asked['redirect_uri']}?{urlencode({'code': code, 'state': asked['state']})}"
+
+    def token(self, form: dict[str, str]) -> tuple[int, dict[str, Any]]:
+        begun = self.codes.pop(form.get("code", ""), None)
+        if begun is None or begun["redirect_uri"] != form.get("redirect_uri"):
+            return 400, {"error": "invalid_grant"}
+        digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
+        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != begun["code_challenge"]:
+            return 400, {"error": "invalid_grant"}
+        if not self._is_us(form):
+            return 401, {"error": "invalid_client"}
+        patient = self.launches.get(begun.get("launch", ""), next(iter(self.patients)))
+        now = int(time.time())
+        claims = {
+            "iss": self.fhir,
+            "aud": CLIENT,
+            "sub": "7",
+            "iat": now,
+            "exp": now + 300,
+            "nonce": begun.get("nonce"),
+            "fhirUser": "Practitioner/7",
+            "name": "Dr Autumn",
+            **self.claims,
+        }
+        key = self.signs_with or self.key
+        token = secrets.token_urlsafe(16)
+        self.tokens.add(token)
+        said = {
+            "access_token": token,
+            "token_type": "Bearer",
+            "expires_in": 300,
+            "scope": begun["scope"],
+            "patient": patient,
+            "encounter": "e1",
+            "id_token": jwt.encode({"alg": "ES384", "kid": key.kid}, claims, key, algorithms=["ES384"]),
+            **self.answers,
+        }
+        return 200, {name: value for name, value in said.items() if value is not None}
+
+    def _is_us(self, form: dict[str, str]) -> bool:
+        if self.app_keys is None:
+            return form.get("client_id") == CLIENT
+        try:
+            token = jwt.decode(
+                form.get("client_assertion", ""),
+                KeySet.import_key_set(self.app_keys),  # type: ignore[arg-type]
+                algorithms=["ES384", "RS384"],
+            )
+        except Exception:
+            return False
+        claims = token.claims
+        is_fresh = claims["jti"] not in self.spent and claims["exp"] <= time.time() + 300
+        self.spent.add(claims["jti"])
+        return (
+            is_fresh
+            and claims["iss"] == claims["sub"] == CLIENT
+            and claims["aud"] == f"{self.url}/auth/token"
+        )
+
+    def read(self, path: str, bearer: str) -> tuple[int, dict[str, Any]]:
+        if bearer not in self.tokens:
+            return 401, _outcome("login")
+        kind, _, identity = path.partition("/")
+        if identity:
+            found = self.patients.get(identity) if kind == "Patient" else None
+            return (200, found) if found else (404, _outcome("not-found"))
+        return 200, {"resourceType": "Bundle", "type": "searchset", "entry": []}
+
+
+def _outcome(code: str) -> dict[str, Any]:
+    return {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": code}]}
+
+
+@contextmanager
+def launching_ehr() -> Iterator[LaunchingEhr]:
+    """One that runs, for as long as the block does."""
+    ehr = LaunchingEhr()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            parts = urlsplit(self.path)
+            ehr.asked.append(parts.path)
+            asked = {name: values[0] for name, values in parse_qs(parts.query).items()}
+            if parts.path == "/fhir/.well-known/smart-configuration":
+                self._answer(200, ehr.configuration())
+            elif parts.path == "/auth/keys":
+                self._answer(200, {"keys": [ehr.key.as_dict(private=False)]})
+            elif parts.path == "/auth/authorize":
+                self.send_response(302)
+                self.send_header("Location", ehr.authorize(asked))
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            elif parts.path.startswith("/fhir/"):
+                bearer = self.headers.get("Authorization", "").removeprefix("Bearer ")
+                self._answer(*ehr.read(parts.path.removeprefix("/fhir/"), bearer))
+            elif parts.path == "/chart":
+                self._page(asked["app"])
+            elif parts.path == "/style.json":
+                self._answer(200, {"color_background": "#edeae3", "color_highlight": "#69b5ce"})
+            else:
+                self._answer(404, {})
+
+        def do_POST(self) -> None:
+            ehr.asked.append(self.path)
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+            form = {name: values[0] for name, values in parse_qs(body).items()}
+            self._answer(*ehr.token(form))
+
+        def _answer(self, status: int, said: dict[str, Any]) -> None:
+            body = json.dumps(said).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def _page(self, app: str) -> None:
+            """The EHR's chart, with the app in a frame of 800 pixels."""
+            body = (
+                "<!doctype html><title>Chart</title><h1>Chart</h1>"
+                f'<iframe id="app" width="800" height="900" src="{app}"></iframe>'
+            ).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: Any) -> None:
+            """Silent."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    ehr.url = f"http://127.0.0.1:{server.server_port}"
+    ehr.fhir = f"{ehr.url}/fhir"
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield ehr
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)

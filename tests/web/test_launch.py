@@ -1,0 +1,283 @@
+"""An EHR launches us with a patient, through our own views and a server that answers as an EHR does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import httpx
+import pytest
+from django.core.cache import cache
+from django.test import Client
+from django.utils import timezone
+
+from cds.audit import recording
+from cds.audit.models import AuditEvent
+from cds.errors import Invalid
+from cds.launch import launching, registering, styling
+from cds.launch.models import SmartIdentity, SmartServer
+from cds.patients import access, importing
+from cds.patients.models import Patient, PatientGrant
+from tests.launching_ehr import CLIENT, LaunchingEhr, launching_ehr
+from tests.web import clinic
+
+BY = recording.system("test")
+
+
+@pytest.fixture
+def server() -> Iterator[LaunchingEhr]:
+    launching.forget()
+    cache.clear()
+    with launching_ehr() as running:
+        running.add("p1", "Sommer")
+        running.add("p2", "Winter")
+        yield running
+
+
+@pytest.fixture
+def registered(db: None, server: LaunchingEhr) -> SmartServer:
+    return _register(server)
+
+
+def _register(server: LaunchingEhr, **more: Any) -> SmartServer:
+    now = timezone.now()
+    known, _ = registering.register(
+        "Test EHR",
+        issuer=server.fhir,
+        client_id=CLIENT,
+        source=importing.get_source("ehr", now=now),
+        by=BY,
+        now=now,
+        **more,
+    )
+    return known
+
+
+def _begin(client: Client, server: LaunchingEhr, launch: str = "launch-p1") -> str:
+    """Through the EHR's sign-in; the callback's address with code and state."""
+    answer = client.get("/launch", {"iss": server.fhir, "launch": launch} if launch else {"iss": server.fhir})
+    assert answer.status_code == 302, answer.content.decode()
+    with httpx.Client(trust_env=False) as browser:
+        there = urlsplit(browser.get(answer["Location"]).headers["Location"])
+    return f"{there.path}?{there.query}"
+
+
+def _launch(client: Client, server: LaunchingEhr, launch: str = "launch-p1") -> Any:
+    return client.get(_begin(client, server, launch))
+
+
+def test_a_launch_lands_on_the_panel_of_its_patient(registered: SmartServer, server: LaunchingEhr) -> None:
+    client = Client()
+    answer = _launch(client, server)
+    patient = Patient.objects.get(resource_id="p1")
+    assert answer["Location"] == f"/patients/{patient.pk}/risk"
+    page = client.get(answer["Location"])
+    assert page.status_code == 200
+    said = page.content.decode()
+    assert "Sommer" in said
+    assert 'class=" embedded"' in said
+    assert "You came from your EHR" in said  # once
+    assert "You came from your EHR" not in client.get(answer["Location"]).content.decode()
+    assert 'aria-current="page">Worklist' not in said
+    assert client.get("/")["Location"] == f"/patients/{patient.pk}/risk"
+
+
+def test_the_person_is_a_clinician_for_this_patient_only(registered: SmartServer, server: LaunchingEhr) -> None:
+    _launch(Client(), server)
+    user = SmartIdentity.objects.get(fhir_user="Practitioner/7").user
+    assert user.first_name == "Dr Autumn"
+    assert not user.has_usable_password()
+    assert access.roles_of(user) == {access.Role.CLINICIAN}
+    other = clinic.patient(1, family="Haas", given="Ada", now=timezone.now())
+    assert set(access.visible_patients(user)) == {Patient.objects.get(resource_id="p1")}
+    assert other not in access.visible_patients(user)
+    PatientGrant.objects.update(until=timezone.now())
+    assert not access.visible_patients(user).exists()
+
+
+def test_another_launch_ends_the_first(registered: SmartServer, server: LaunchingEhr) -> None:
+    client = Client()
+    first = _launch(client, server)["Location"]
+    second = _launch(client, server, "launch-p2")["Location"]
+    assert first != second
+    assert client.get(second).status_code == 200
+    for address in (first, f"{first}/score", first.replace("/risk", "/rescore")):
+        refused = client.post(address) if address.endswith("rescore") else client.get(address)
+        assert refused.status_code == 409
+        assert "This panel is for another launch" in refused.content.decode()
+        assert "Sommer" not in refused.content.decode()
+
+
+def test_signing_out_ends_what_was_granted(registered: SmartServer, server: LaunchingEhr) -> None:
+    client = Client()
+    there = _launch(client, server)["Location"]
+    assert client.post("/logout").status_code == 302
+    assert not PatientGrant.objects.exists()
+    assert client.get(there).status_code == 302
+
+
+@pytest.mark.parametrize("issuer", ["https://evil.example/fhir", "http://169.254.169.254/", "file:///etc/passwd"])
+def test_an_iss_that_is_not_registered_is_never_fetched(
+    registered: SmartServer, server: LaunchingEhr, issuer: str
+) -> None:
+    before = list(server.asked)
+    answer = Client().get("/launch", {"iss": issuer, "launch": "x"})
+    assert answer.status_code == 400
+    assert "not registered" in answer.content.decode()
+    assert server.asked == before
+    assert AuditEvent.objects.filter(action="session.launch", outcome="refused").count() == 1
+
+
+def test_a_withdrawn_ehr_is_refused_without_a_question(registered: SmartServer, server: LaunchingEhr) -> None:
+    registering.withdraw(server.fhir, by=BY, now=timezone.now())
+    assert Client().get("/launch", {"iss": server.fhir, "launch": "x"}).status_code == 400
+    assert server.asked == []
+
+
+def test_a_state_is_bound_to_its_browser_and_good_once(registered: SmartServer, server: LaunchingEhr) -> None:
+    client, thief = Client(), Client()
+    back = _begin(client, server)
+    for other in (back, back.replace("state=", "state=x"), "/launch/callback?code=1", "/launch/callback?state=1&code=1"):
+        assert thief.get(other).status_code == 400
+    assert client.get(back).status_code == 302
+    assert client.get(back).status_code == 400
+    assert AuditEvent.objects.filter(action="session.launch", outcome="refused").count() == 5
+
+
+def test_the_session_of_before_is_not_carried_on(registered: SmartServer, server: LaunchingEhr) -> None:
+    client = Client()
+    client.get("/launch", {"iss": server.fhir, "launch": "launch-p1"})
+    before = client.session.session_key
+    back = _begin(client, server)
+    client.get(back)
+    assert client.session.session_key != before
+    assert "launches" not in client.session
+
+
+def test_an_id_token_of_another_audience_is_refused_and_nobody_signed_in(
+    registered: SmartServer, server: LaunchingEhr
+) -> None:
+    server.claims = {"aud": "another"}
+    client = Client()
+    answer = _launch(client, server)
+    assert answer.status_code == 400
+    assert "aud" in answer.content.decode()
+    assert not SmartIdentity.objects.exists()
+    assert "_auth_user_id" not in client.session
+
+
+@pytest.mark.parametrize(
+    ("claims", "status"),
+    [({"fhirUser": "Patient/p1"}, 403), ({"fhirUser": ""}, 400), ({"fhirUser": "https://x.example/Practitioner/1"}, 400)],
+)
+def test_only_practitioners_of_that_ehr_come_in(
+    registered: SmartServer, server: LaunchingEhr, claims: dict[str, Any], status: int
+) -> None:
+    server.claims = claims
+    assert _launch(Client(), server).status_code == status
+    assert not PatientGrant.objects.exists()
+
+
+def test_a_person_may_be_a_local_account(registered: SmartServer, server: LaunchingEhr) -> None:
+    user = clinic.person("clinician", access.Role.CLINICIAN, unit="Ward 4")
+    registering.link(registered, "Practitioner/7", user, by=BY, now=timezone.now())
+    client = Client()
+    _launch(client, server)
+    assert client.session["_auth_user_id"] == str(user.pk)
+    user.is_active = False
+    user.save()
+    assert _launch(Client(), server).status_code == 403
+
+
+def test_no_token_is_kept_anywhere(registered: SmartServer, server: LaunchingEhr, caplog: Any) -> None:
+    client = Client()
+    _launch(client, server)
+    (token,) = server.tokens
+    assert token not in str(dict(client.session))
+    assert token not in caplog.text
+    assert not AuditEvent.objects.filter(detail__icontains=token).exists()
+
+
+def test_an_ehr_that_does_not_answer_says_so(registered: SmartServer, server: LaunchingEhr) -> None:
+    server.discovery = {"token_endpoint": f"{server.url}/nothing"}
+    answer = _launch(Client(), server)
+    assert answer.status_code == 400
+    server.discovery, server.patients = {}, {"p9": {}}
+    launching.forget()
+    gone = _launch(Client(), server)
+    assert gone.status_code == 503
+    assert "could not be read from the EHR" in gone.content.decode()
+
+
+def test_a_record_that_cannot_be_read_anew_is_shown_with_a_warning(
+    registered: SmartServer, server: LaunchingEhr
+) -> None:
+    _launch(Client(), server)
+    del server.patients["p1"]
+    server.patients["p2"]["id"] = "p2"
+    server.launches["launch-p1"] = "p1"
+    client = Client()
+    answer = _launch(client, server)
+    assert answer.status_code == 302
+    assert "Sommer" in client.get(answer["Location"]).content.decode()
+
+
+def test_the_ehr_decides_about_the_banner_the_outcome_and_its_colours(
+    registered: SmartServer, server: LaunchingEhr
+) -> None:
+    server.answers = {
+        "need_patient_banner": False,
+        "appContext": '{"outcome": "icu-admission", "assessment": "x"}',
+        "smart_style_url": f"{server.url}/style.json",
+    }
+    client = Client()
+    there = _launch(client, server)["Location"]
+    assert there.endswith("/risk?outcome=icu-admission")
+    page = client.get(there).content.decode()
+    assert 'class="patient"' not in page
+    assert "/launch/style.css" in page
+    # The highlight the specification's own example has is too pale to be read as text: left out.
+    assert client.get("/launch/style.css").content.decode() == ":root { --bg: #edeae3; }\n"
+
+
+@pytest.mark.parametrize("said", ["[]", "{", '{"outcome": "a&b=c"}', '{"outcome": 7}'])
+def test_an_odd_app_context_is_left_alone(registered: SmartServer, server: LaunchingEhr, said: str) -> None:
+    server.answers = {"appContext": said}
+    assert _launch(Client(), server)["Location"].endswith("/risk")
+
+
+def test_standalone_the_person_chooses_in_the_ehr(registered: SmartServer, server: LaunchingEhr) -> None:
+    client = Client()
+    listed = client.get("/launch").content.decode()
+    assert "Test EHR" in listed
+    assert f"/launch?{urlencode({'iss': server.fhir})}" in listed
+    answer = client.get("/launch", {"iss": server.fhir})
+    scope = parse_qs(urlsplit(answer["Location"]).query)["scope"][0]
+    assert "launch/patient" in scope
+    assert _launch(client, server, "").status_code == 302
+
+
+def test_frames_and_cookies_only_where_an_ehr_may_embed_us(db: None, server: LaunchingEhr) -> None:
+    plain = Client().get("/login")
+    assert "frame-ancestors 'self'" in plain["Content-Security-Policy"]
+    assert not plain.cookies["csrftoken"]["partitioned"]
+    _register(server, embedders=["https://ehr.example", "http://localhost:9000"])
+    answer = Client().get("/login")
+    assert "frame-ancestors 'self' http://localhost:9000 https://ehr.example" in answer["Content-Security-Policy"]
+    cookie = answer.cookies["csrftoken"].OutputString()
+    assert all(part in cookie for part in ("Secure", "SameSite=None", "Partitioned"))
+
+
+@pytest.mark.parametrize("origin", ["https://*.example", "ehr.example", "https://a.example/path", "https://a; b"])
+def test_an_embedder_is_an_origin(db: None, server: LaunchingEhr, origin: str) -> None:
+    with pytest.raises(Invalid):
+        _register(server, embedders=[origin])
+
+
+def test_colours_keep_their_contrast() -> None:
+    assert round(styling.contrast("#000000", "#ffffff"), 1) == 21.0
+    given = {"color_background": "#edeae3", "color_highlight": "#0a5570", "color_error": "#ff0000"}
+    assert styling.properties(given) == {"--bg": "#edeae3", "--accent": "#0a5570"}
+    assert styling.properties({"color_background": "#10222f", "color_highlight": "red"}) == {}
+    assert styling.stylesheet({"--bg": "url(//evil)", "--other": "#ffffff"}) == ""
