@@ -8,6 +8,7 @@ from __future__ import annotations
 from ehr.addresses import check_base_url
 from ehr.code_map import BadCodeMap, CodeMap, read_code_map
 from ehr.addresses import check_base_url
+from ehr.code_map import BadCodeMap, CodeMap, read_code_map
 from ehr.codes import Code, Icd10, Loinc, OtherCode, RxNorm, Snomed, parse_coding
 from ehr.dicom.capture import burn
 from ehr.dicom.dimse import DimseClient, Moved, Sent
@@ -35,6 +36,7 @@ from ehr.fhir.resources import ReadingTally
 from ehr.fhir.risk_assessment import build_risk_assessment
 from ehr.fhir.sign_in import BackendServices, SignIn, discover_token_url, new_key, public_keys
 from ehr.fhir.sorting import Bucket, SortedFolder, list_fhir_files, sort_folder
+from ehr.fhir.smart import LaunchContext, Pending, SmartApp, SmartConfiguration, fhir_user_of
 from ehr.fhir.subscriptions import (
     ChangeEvent,
     Notification,

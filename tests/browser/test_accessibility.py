@@ -13,6 +13,8 @@ from tests.browser.conftest import Site
 WIDTHS = (1280, 800, 320)
 PAGES = [
     ("", "/login"),
+    ("", "/launch"),
+    ("", "/launch/callback"),
     ("clinician", "/worklist"),
     ("clinician", "/worklist?category=high&state=Failed"),
     ("clinician", "/patients/{patient}/risk"),

@@ -83,7 +83,9 @@ def test_a_launch_lands_on_the_panel_of_its_patient(registered: SmartServer, ser
     assert client.get("/")["Location"] == f"/patients/{patient.pk}/risk"
 
 
-def test_the_person_is_a_clinician_for_this_patient_only(registered: SmartServer, server: LaunchingEhr) -> None:
+def test_the_person_is_a_clinician_for_this_patient_only(
+    registered: SmartServer, server: LaunchingEhr
+) -> None:
     _launch(Client(), server)
     user = SmartIdentity.objects.get(fhir_user="Practitioner/7").user
     assert user.first_name == "Dr Autumn"
@@ -117,7 +119,9 @@ def test_signing_out_ends_what_was_granted(registered: SmartServer, server: Laun
     assert client.get(there).status_code == 302
 
 
-@pytest.mark.parametrize("issuer", ["https://evil.example/fhir", "http://169.254.169.254/", "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "issuer", ["https://evil.example/fhir", "http://169.254.169.254/", "file:///etc/passwd"]
+)
 def test_an_iss_that_is_not_registered_is_never_fetched(
     registered: SmartServer, server: LaunchingEhr, issuer: str
 ) -> None:
@@ -138,7 +142,12 @@ def test_a_withdrawn_ehr_is_refused_without_a_question(registered: SmartServer, 
 def test_a_state_is_bound_to_its_browser_and_good_once(registered: SmartServer, server: LaunchingEhr) -> None:
     client, thief = Client(), Client()
     back = _begin(client, server)
-    for other in (back, back.replace("state=", "state=x"), "/launch/callback?code=1", "/launch/callback?state=1&code=1"):
+    for other in (
+        back,
+        back.replace("state=", "state=x"),
+        "/launch/callback?code=1",
+        "/launch/callback?state=1&code=1",
+    ):
         assert thief.get(other).status_code == 400
     assert client.get(back).status_code == 302
     assert client.get(back).status_code == 400
@@ -169,7 +178,11 @@ def test_an_id_token_of_another_audience_is_refused_and_nobody_signed_in(
 
 @pytest.mark.parametrize(
     ("claims", "status"),
-    [({"fhirUser": "Patient/p1"}, 403), ({"fhirUser": ""}, 400), ({"fhirUser": "https://x.example/Practitioner/1"}, 400)],
+    [
+        ({"fhirUser": "Patient/p1"}, 403),
+        ({"fhirUser": ""}, 400),
+        ({"fhirUser": "https://x.example/Practitioner/1"}, 400),
+    ],
 )
 def test_only_practitioners_of_that_ehr_come_in(
     registered: SmartServer, server: LaunchingEhr, claims: dict[str, Any], status: int
@@ -264,12 +277,17 @@ def test_frames_and_cookies_only_where_an_ehr_may_embed_us(db: None, server: Lau
     assert not plain.cookies["csrftoken"]["partitioned"]
     _register(server, embedders=["https://ehr.example", "http://localhost:9000"])
     answer = Client().get("/login")
-    assert "frame-ancestors 'self' http://localhost:9000 https://ehr.example" in answer["Content-Security-Policy"]
+    assert (
+        "frame-ancestors 'self' http://localhost:9000 https://ehr.example"
+        in answer["Content-Security-Policy"]
+    )
     cookie = answer.cookies["csrftoken"].OutputString()
     assert all(part in cookie for part in ("Secure", "SameSite=None", "Partitioned"))
 
 
-@pytest.mark.parametrize("origin", ["https://*.example", "ehr.example", "https://a.example/path", "https://a; b"])
+@pytest.mark.parametrize(
+    "origin", ["https://*.example", "ehr.example", "https://a.example/path", "https://a; b"]
+)
 def test_an_embedder_is_an_origin(db: None, server: LaunchingEhr, origin: str) -> None:
     with pytest.raises(Invalid):
         _register(server, embedders=[origin])

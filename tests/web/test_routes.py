@@ -57,6 +57,9 @@ GET: dict[str, tuple[int, int, int, int, int, int]] = {
     "/sources/O":           (302, 403, 403, 200, 403, 403),
     "/sources/O/set-aside.csv": (302, 403, 403, 200, 403, 403),
     "/sources/O/pause":     (405, 405, 405, 405, 405, 405),
+    "/launch":              (200, 200, 200, 200, 200, 200),
+    "/launch/callback":     (400, 400, 400, 400, 400, 400),
+    "/launch/style.css":    (200, 200, 200, 200, 200, 200),
     "/audit":               (302, 403, 403, 200, 403, 403),
     "/events":              (204, 204, 204, 204, 204, 204),
 }  # fmt: skip
@@ -150,6 +153,9 @@ def _shape(address: str) -> tuple[str, ...]:
         "cancel",
         "request",
         "card",
+        "launch",
+        "callback",
+        "style.css",
         "card.json",
         "audit",
     }

@@ -70,7 +70,7 @@ def test_the_challenge_is_that_of_the_rfc() -> None:
         "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk",
         "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM",
     )
-    assert ehr.fhir.smart.challenge_of(verifier) == challenge
+    assert challenge_of(verifier) == challenge
 
 
 @pytest.mark.parametrize(
