@@ -185,7 +185,7 @@ def launching_ehr() -> Iterator[LaunchingEhr]:
             ehr.asked.append(self.path)
             body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
             form = {name: values[0] for name, values in parse_qs(body).items()}
-            self._answer(*ehr.token(form))
+            self._answer(*(ehr.token(form) if self.path == "/auth/token" else (404, {})))
 
         def _answer(self, status: int, said: dict[str, Any]) -> None:
             body = json.dumps(said).encode()

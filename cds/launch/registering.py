@@ -16,7 +16,7 @@ from cds.errors import Invalid, NotFound
 from cds.launch.models import SmartIdentity, SmartServer
 from cds.patients.models import Source
 
-EMBEDDERS = "smart-embedders"
+EMBEDDERS, EMBEDDERS_S = "smart-embedders", 5
 
 
 @transaction.atomic
@@ -107,12 +107,12 @@ def list_servers() -> list[SmartServer]:
 
 
 def list_embedders() -> list[str]:
-    """Web origins that may show us in a frame; read anew once a minute, and after each change here."""
+    """Web origins that may show us in a frame; read anew every few seconds."""
     held: list[str] | None = cache.get(EMBEDDERS)
     if held is None:
         lists = SmartServer.objects.filter(is_active=True).values_list("embedders", flat=True)
         held = sorted({origin for origins in lists for origin in origins})
-        cache.set(EMBEDDERS, held, 60)
+        cache.set(EMBEDDERS, held, EMBEDDERS_S)
     return held
 
 

@@ -23,9 +23,8 @@ def main(act: str, *ids: str) -> None:
     from django.db import transaction
 
     with transaction.atomic():
-        said = {"build": build, "progress": progress, "finish": finish, "rise": rise, "active": active}[act](
-            *ids
-        )
+        acts = (build, progress, finish, rise, active, smart, withdraw)
+        said = {one.__name__: one for one in acts}[act](*ids)
     print(json.dumps(said))
 
 
@@ -136,6 +135,39 @@ def active(outcome: str) -> dict[str, str]:
 
     held = queries.active_version(outcome)
     return {"label": held.label if held else ""}
+
+
+def smart(issuer: str, embedder: str) -> dict[str, str]:
+    """An EHR is registered that may launch us, in a frame."""
+    from django.utils import timezone
+
+    from cds.audit import recording
+    from cds.launch import registering
+    from cds.patients import importing
+    from tests.launching_ehr import CLIENT
+
+    now = timezone.now()
+    registering.register(
+        "Test EHR",
+        issuer=issuer,
+        client_id=CLIENT,
+        source=importing.get_source("ehr", now=now),
+        embedders=[embedder],
+        by=recording.system("test"),
+        now=now,
+    )
+    return {}
+
+
+def withdraw(issuer: str) -> dict[str, str]:
+    """That EHR is registered no more."""
+    from django.utils import timezone
+
+    from cds.audit import recording
+    from cds.launch import registering
+
+    registering.withdraw(issuer, by=recording.system("test"), now=timezone.now())
+    return {}
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def test_the_person_is_a_clinician_for_this_patient_only(
     assert not user.has_usable_password()
     assert access.roles_of(user) == {access.Role.CLINICIAN}
     other = clinic.patient(1, family="Haas", given="Ada", now=timezone.now())
-    assert set(access.visible_patients(user)) == {Patient.objects.get(resource_id="p1")}
+    assert set(access.visible_patients(user)) == {Patient.objects.get(family="Sommer")}
     assert other not in access.visible_patients(user)
     PatientGrant.objects.update(until=timezone.now())
     assert not access.visible_patients(user).exists()
