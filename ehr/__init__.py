@@ -35,8 +35,8 @@ from ehr.fhir.research_copy import Keeping, ResearchRecord, deidentify_record
 from ehr.fhir.resources import ReadingTally
 from ehr.fhir.risk_assessment import build_risk_assessment
 from ehr.fhir.sign_in import BackendServices, SignIn, discover_token_url, new_key, public_keys
-from ehr.fhir.sorting import Bucket, SortedFolder, list_fhir_files, sort_folder
 from ehr.fhir.smart import LaunchContext, Pending, SmartApp, SmartConfiguration, fhir_user_of
+from ehr.fhir.sorting import Bucket, SortedFolder, list_fhir_files, sort_folder
 from ehr.fhir.subscriptions import (
     ChangeEvent,
     Notification,
@@ -47,7 +47,6 @@ from ehr.fhir.subscriptions import (
 )
 from ehr.fhir.writing import Done, FhirWriter, Written, identified
 from ehr.pseudonyms import Pseudonyms, moved
-from ehr.fhir.smart import LaunchContext, Pending, SmartApp, SmartConfiguration, fhir_user_of
 from ehr.records import (
     AllergyRecord,
     Clip,
@@ -170,11 +169,9 @@ __all__ = [
     "derived_uid",
     "describe_deidentification",
     "discover_token_url",
+    "fhir_user_of",
     "identified",
     "inspect",
-    "check_base_url",
-    "discover_token_url",
-    "fhir_user_of",
     "is_over",
     "known_of",
     "list_fhir_files",

@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('patients', '0005_endings_without_a_date'),
+        ('patients', '0007_mergers'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
