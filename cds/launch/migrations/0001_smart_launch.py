@@ -11,7 +11,7 @@ class Migration(migrations.Migration):
     initial = True
 
     dependencies = [
-        ('patients', '0006_smart_launch'),
+        ('patients', '0007_mergers'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
