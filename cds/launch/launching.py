@@ -181,8 +181,8 @@ def _refresh(server: SmartServer, said: ehr.LaunchContext, *, by: recording.Acto
 
 
 def _patient(server: SmartServer, resource_id: str, problem: str) -> Patient:
-    found = Patient.objects.filter(source=server.source, resource_id=resource_id).first()
-    if found is None:
+    found = Patient.objects.filter(source=server.source, resource_id=resource_id).exclude(digest="").first()
+    if found is None:  # or named only: no Patient resource of theirs was ever read
         raise Unavailable(
             f"the patient's record could not be read from the EHR "
             f"({problem or 'it holds no such Patient'}): "
