@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from ehr.addresses import check_base_url
 from ehr.code_map import BadCodeMap, CodeMap, read_code_map
-from ehr.addresses import check_base_url
-from ehr.code_map import BadCodeMap, CodeMap, read_code_map
 from ehr.codes import Code, Icd10, Loinc, OtherCode, RxNorm, Snomed, parse_coding
 from ehr.dicom.capture import burn
 from ehr.dicom.dimse import DimseClient, Moved, Sent

@@ -9,23 +9,18 @@ base address, a cap on each body. The token goes into one header and is in no me
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-import certifi
-import httpcore
 import httpx
 import orjson
 
-from ehr.addresses import check_base_url, check_resolved, origin_of
+from ehr.addresses import check_base_url, origin_of
 from ehr.errors import BadResource, EhrError, Permanent, Refused, Retriable, TooLarge
 from ehr.fhir.elements import Json, get_list, get_text
+from ehr.guarded import guarded_transport
 
 MAX_BODY_BYTES = 5 * 2**20
 MAX_TOTAL_BYTES = 20 * 2**20  # of all bodies of one call
@@ -83,7 +78,7 @@ async def _complete(
     async with httpx.AsyncClient(
         headers=headers,
         timeout=within_s,
-        transport=transport or _guarded_transport(),
+        transport=transport or guarded_transport(),
         follow_redirects=False,
         trust_env=False,
     ) as http:
@@ -188,51 +183,3 @@ def _joined(url: str, link: str) -> str:
         return urljoin(url, link)
     except ValueError:
         raise Refused("the next page of a search is not a plain address; not followed") from None
-
-
-def _guarded_transport() -> httpx.AsyncHTTPTransport:
-    """httpx's transport, connecting only to addresses that were looked at at that very moment.
-
-    httpx has no door for a network backend of one's own, so its pool's is replaced; a test shows that it is
-    asked.
-    """
-    transport = httpx.AsyncHTTPTransport(verify=_trusted(), trust_env=False)
-    transport._pool._network_backend = GuardedNetwork()
-    return transport
-
-
-@lru_cache(maxsize=1)
-def _trusted() -> ssl.SSLContext:
-    """The authorities of this machine (where a hospital installs its own) and the public ones; read once."""
-    context = ssl.create_default_context(cafile=certifi.where())
-    context.load_default_certs()
-    return context
-
-
-class GuardedNetwork(httpcore.AsyncNetworkBackend):
-    """Resolves a name, checks every address it leads to, and connects to one of those."""
-
-    def __init__(self) -> None:
-        self._plain = httpcore.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[typing.Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Connect. Raises httpcore.ConnectError for a name that leads nowhere we may go."""
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            addresses = [str(one[4][0]) for one in found]
-            for address in addresses:
-                check_resolved(host, address)
-        except (OSError, Refused) as error:
-            raise httpcore.ConnectError(type(error).__name__) from error
-        return await self._plain.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
-
-    async def sleep(self, seconds: float) -> None:
-        """As the pool asks."""
-        await asyncio.sleep(seconds)

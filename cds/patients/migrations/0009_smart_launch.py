@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('patients', '0007_mergers'),
+        ('patients', '0008_sources_and_runs'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
