@@ -1,0 +1,58 @@
+"""`python -m tests.conformance URL`: judge a CDS Hooks service by HTTP alone; exit 1 where a rule fails."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tests.conformance import rules_of_messages, rules_of_security  # noqa: F401  (they register their rules)
+from tests.conformance.judging import Row, Verdict, judge, markdown
+from tests.conformance.service import Ehr, Service
+
+MARK = {Verdict.HOLDS: "ok", Verdict.FAILS: "FAILS", Verdict.NOT_APPLICABLE: "n/a"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print a line a rule; the number that fail decides the exit status."""
+    asked = argparse.ArgumentParser(prog="python -m tests.conformance", description=__doc__)
+    asked.add_argument("url", help="base address, above /cds-services")
+    asked.add_argument("--issuer", default="", help="`iss` that the service knows")
+    asked.add_argument("--key", type=Path, help="file of the private JWK of that issuer, with a kid")
+    asked.add_argument("--open", action="store_true", help="the service asks for no token")
+    asked.add_argument("--origin", default="", help="web origin registered with the service, for CORS")
+    asked.add_argument("--tenant", default="")
+    asked.add_argument("--patient", default="conformance-1", help="id of the patient the calls are about")
+    asked.add_argument("--untimed", action="store_true", help="leave out what depends on the machine's speed")
+    asked.add_argument("--markdown", type=Path, help="write the table there, between its marks")
+    given = asked.parse_args(arguments)
+    if not given.open and not (given.key and given.issuer):
+        asked.error("give --issuer and --key, or --open for a service that asks for no token")
+    key = json.loads(given.key.read_text()) if given.key else None
+    service = Service(given.url, Ehr(given.issuer, key, given.origin, given.tenant, given.patient))
+    rows: list[Row] = []
+    for row in judge(service, timed=not given.untimed):
+        rows.append(row)
+        print(
+            f"{row.rule:>3}  {MARK[row.verdict]:<6} {row.words}" + (f"\n       {row.why}" if row.why else "")
+        )
+    service.close()
+    failed = sum(row.verdict is Verdict.FAILS for row in rows)
+    held = sum(row.verdict is Verdict.HOLDS for row in rows)
+    print(f"{held} hold, {failed} fail, {len(rows) - held - failed} not applicable")
+    if given.markdown:
+        write(given.markdown, rows)
+    return 1 if failed else 0
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    """The table between `<!-- conformance -->` and `<!-- end -->`."""
+    text = path.read_text()
+    head, _, rest = text.partition("<!-- conformance -->\n")
+    tail = rest.partition("<!-- end -->")[2]
+    path.write_text(f"{head}<!-- conformance -->\n{markdown(rows)}<!-- end -->{tail}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Prepares a service of ours for judgement: `python -m tests.conformance.acting register|score …`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import django
+
+
+def main(act: str, *words: str) -> None:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cds.settings")
+    django.setup()
+    {"register": register, "score": score}[act](*words)
+
+
+def register(issuer: str, jwks: str, origin: str) -> None:
+    """An EHR that may call, and a model that is active."""
+    from django.utils import timezone
+
+    from cds.audit import recording
+    from cds.hooks import registering
+    from cds.patients import importing
+    from cds.registry.models import ActiveModel
+    from tests.web import clinic
+
+    now = timezone.now()
+    registering.register(
+        "Conformance",
+        issuer=issuer,
+        jwks=json.loads(jwks),
+        source=importing.get_source("conformance", now=now),
+        origins=[origin],
+        by=recording.system("tests"),
+        now=now,
+    )
+    ActiveModel.objects.create(outcome=clinic.OUTCOME, version=clinic.version(1, now=now), since=now)
+
+
+def score(resource_id: str) -> None:
+    """A score of the patient as the record stands: cards then have drivers, reasons and links."""
+    from django.utils import timezone
+
+    from cds.patients.models import Patient
+    from cds.registry import queries
+    from tests.web import clinic
+
+    patient = Patient.objects.get(resource_id=resource_id)
+    clinic.assessment(
+        patient, queries.active_versions()[0], now=timezone.now(), risk=0.41, as_of=timezone.now()
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
