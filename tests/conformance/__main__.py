@@ -31,18 +31,25 @@ def main(arguments: list[str] | None = None) -> int:
         asked.error("give --issuer and --key, or --open for a service that asks for no token")
     key = json.loads(given.key.read_text()) if given.key else None
     service = Service(given.url, Ehr(given.issuer, key, given.origin, given.tenant, given.patient))
+    try:
+        return judged(service, timed=not given.untimed, page=given.markdown)
+    finally:
+        service.close()
+
+
+def judged(service: Service, *, timed: bool, page: Path | None = None) -> int:
+    """Judge and print; the table into `page`. 1 where a rule fails, else 0."""
     rows: list[Row] = []
-    for row in judge(service, timed=not given.untimed):
+    for row in judge(service, timed=timed):
         rows.append(row)
         print(
             f"{row.rule:>3}  {MARK[row.verdict]:<6} {row.words}" + (f"\n       {row.why}" if row.why else "")
         )
-    service.close()
     failed = sum(row.verdict is Verdict.FAILS for row in rows)
     held = sum(row.verdict is Verdict.HOLDS for row in rows)
     print(f"{held} hold, {failed} fail, {len(rows) - held - failed} not applicable")
-    if given.markdown:
-        write(given.markdown, rows)
+    if page:
+        write(page, rows)
     return 1 if failed else 0
 
 
