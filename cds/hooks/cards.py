@@ -287,7 +287,7 @@ def _shown(said: _Said, standing: Standing, setting: Setting) -> Shown:
         indicator=said.indicator,
         source=Source(
             f"Tessera {version.label}",
-            url=f"{settings.PUBLIC_URL}/models/{version.pk}",
+            url=f"{settings.PUBLIC_URL}/models/{version.pk}/card",
             topic=Coding(setting.outcome, f"{settings.PUBLIC_URL}/cds-services", setting.label),
         ),
         detail="\n".join(f"- {line}" for line in lines if line),
