@@ -128,7 +128,7 @@ class PatientInputs:
         return frozenset(modality for modality, is_held in held.items() if is_held)
 
     def digest(self) -> str:
-        """SHA-256 of all that is known here (pixels and notes by their keys): equal digests, equal inputs."""
+        """SHA-256 of all that a risk depends on (pixels and notes by their keys): equal digests, equal risks."""
         known = {
             "fields": {k: v for k, v in sorted(self.fields.items()) if _known(v)},
             "genomics": {k: v for k, v in sorted(self.genomics.items()) if _known(v)},
@@ -138,7 +138,6 @@ class PatientInputs:
             "cines": [(p.key, p.view) for p in self.cines],
             **({"volumes": [p.key for p in self.volumes]} if self.volumes else {}),
             "pending": sorted(self.pending),
-            **({"attributes": sorted(self.attributes.items())} if self.attributes else {}),
         }
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
