@@ -128,7 +128,7 @@ class PatientInputs:
         return frozenset(modality for modality, is_held in held.items() if is_held)
 
     def digest(self) -> str:
-        """SHA-256 of all that a risk depends on (pixels and notes by their keys): equal digests, equal risks."""
+        """SHA-256 of all that a risk depends on (pixels and notes by their keys): the same, the same risk."""
         known = {
             "fields": {k: v for k, v in sorted(self.fields.items()) if _known(v)},
             "genomics": {k: v for k, v in sorted(self.genomics.items()) if _known(v)},
