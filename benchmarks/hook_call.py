@@ -126,10 +126,9 @@ def _register() -> ECKey:
 
 
 def _service() -> str:
-    from cds.hooks import views
-    from cds.registry import queries
+    from cds.hooks import offering
 
-    return views.service_id_of(queries.list_active()[0].outcome)
+    return offering.list_services()[0].id
 
 
 def _token(key: ECKey, url: str) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from django.core.management import get_commands
 
-from cds.hooks import views
+from cds.hooks import offering
+from cds.hooks.contexts import HOOKS
 from cds.registry.outcomes import OUTCOMES
 
 ROOT = Path(__file__).parents[2]
@@ -76,5 +77,5 @@ def test_commands_named_in_the_documents_exist() -> None:
 
 def test_the_guides_service_id_is_one_we_serve() -> None:
     guide = (ROOT / "docs" / "guides" / "integrator.md").read_text()
-    served = {views.service_id_of(outcome) for outcome in OUTCOMES}
-    assert set(re.findall(r"tessera-[a-z-]+-patient-view", guide)) <= served
+    served = {offering.service_id_of(outcome, hook) for outcome in OUTCOMES for hook in HOOKS}
+    assert set(re.findall(rf"tessera-[a-z-]+-(?:{'|'.join(HOOKS)})\b", guide)) <= served
