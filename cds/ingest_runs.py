@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import Concatenate, ParamSpec
+from typing import Any, TypeVar, cast
 
 from django.utils import timezone
 
@@ -14,24 +14,23 @@ from cds.patients.models import RunKind, RunState
 from cds.taking import Progress, Tally, silent
 
 EVERY_S = 2.0  # a row is written, and screens are told, no more often
-P = ParamSpec("P")
-Run = Callable[Concatenate[object, P], Tally]
+Take = TypeVar("Take", bound=Callable[..., Tally])
 
 
-def recorded(kind: RunKind) -> Callable[[Run[P]], Run[P]]:
+def recorded(kind: RunKind) -> Callable[[Take], Take]:
     """Note the run of an ingesting function: (where, *, source, by, progress, …) -> Tally.
 
     A paused source is refused (Conflict) before anything is fetched.
     """
 
-    def decorate(take: Run[P]) -> Run[P]:
+    def decorate(take: Take) -> Take:
         @wraps(take)
-        def run_it(where: object, *args: P.args, **known: P.kwargs) -> Tally:
+        def run_it(where: object, **known: Any) -> Tally:
             source, by = known["source"], known["by"]
-            tell: Progress = known.get("progress") or silent  # type: ignore[assignment]
+            tell: Progress = known.get("progress") or silent
             run = sources.begin(
                 source, kind=_kind(kind, str(where)), where=str(where), by=by, now=timezone.now()
-            )  # type: ignore[arg-type]
+            )
             beaten = time.monotonic()
 
             def progress(what: str, done: int, total: int | None) -> None:
@@ -43,22 +42,16 @@ def recorded(kind: RunKind) -> Callable[[Run[P]], Run[P]]:
 
             known["progress"] = progress
             try:
-                tally = take(where, *args, **known)
+                tally = take(where, **known)
             except Exception as error:
-                sources.end(
-                    run,
-                    RunState.FAILED,
-                    by=by,
-                    now=timezone.now(),
-                    counts={},
-                    error=_in_words(error),  # type: ignore[arg-type]
-                )
+                said = _in_words(error)
+                sources.end(run, RunState.FAILED, by=by, now=timezone.now(), counts={}, error=said)
                 raise
             state = RunState.BROKEN_OFF if tally.interrupted else RunState.DONE
-            sources.end(run, state, by=by, now=timezone.now(), counts=_counts(tally), error=tally.interrupted)  # type: ignore[arg-type]
+            sources.end(run, state, by=by, now=timezone.now(), counts=_counts(tally), error=tally.interrupted)
             return tally
 
-        return run_it
+        return cast(Take, run_it)
 
     return decorate
 

@@ -97,7 +97,7 @@ def callback(request: HttpRequest) -> HttpResponse:
         launched = launching.complete(
             kept["issuer"],
             code,
-            launching.ehr.Pending(kept["state"], kept["nonce"], kept["verifier"]),
+            launching.Pending(kept["state"], kept["nonce"], kept["verifier"]),
             address=recording.person(request.user, request),
             now=timezone.now(),
         )

@@ -24,6 +24,7 @@ from cds.registry.models import ActiveModel, ModelVersion, Promotion, Stage, Tra
 from cds.risk import assessing
 from cds.risk.models import RiskAssessment
 from cds.studies.models import Embedding, Encoding
+from cds.taking import Tally
 
 Report = Callable[[float, float, str], None]  # done, of how much, what
 
@@ -47,7 +48,7 @@ def get_source(now: datetime) -> Source:
     return importing.get_source(SOURCE, title="Simulated hospital", simulated=True, now=now)
 
 
-def ingest(folder: Path, kind: str, *, source: Source, report: Report) -> ingesting.Tally:
+def ingest(folder: Path, kind: str, *, source: Source, report: Report) -> Tally:
     """Send folder/fhir or folder/dicom through the door of `manage.py ingest`."""
 
     def progress(what: str, done: int, total: int | None) -> None:

@@ -30,6 +30,7 @@ from cds.patients import access
 from cds.patients.models import Patient
 
 T = TypeVar("T")
+Pending = ehr.Pending  # what a session remembers of a launch under way
 CALLBACK = "/launch/callback"
 CACHED_S = 3600.0  # discovery and keys; keys are read anew at once when a token names another
 MOST_CACHED = 32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 from django.contrib.auth.models import User
@@ -132,9 +133,7 @@ def _embedder(said: str) -> str:
     return f"{parts.scheme}://{parts.netloc.lower()}"
 
 
-def _record(
-    action: str, server: SmartServer, *, by: recording.Actor, now: datetime, **detail: object
-) -> None:
+def _record(action: str, server: SmartServer, *, by: recording.Actor, now: datetime, **detail: Any) -> None:
     cache.delete(EMBEDDERS)
     recording.record(
         by=by,

@@ -18,6 +18,7 @@ from cds.jobs.models import WorkState
 from cds.patients import importing
 from cds.subscriptions import gaps
 from cds.subscriptions.models import Errand, Subscription
+from cds.taking import Tally
 
 AT_ONCE = 100  # errands run as one: a burst of notifications about one patient is one pull
 BY = recording.system("subscription")
@@ -64,7 +65,7 @@ def sign_in(subscription: Subscription) -> str | ehr.SignIn:
     return os.environ.get(how["token_env"], "") if how.get("token_env") else ""
 
 
-def _fetch(subscription: Subscription, taken: list[Errand], *, now: datetime) -> ingesting.Tally:
+def _fetch(subscription: Subscription, taken: list[Errand], *, now: datetime) -> Tally:
     where, source, token = subscription.base_url, subscription.source, sign_in(subscription)
     foci = [focus for one in taken for focus in one.foci]
     gone = {(kind, identity) for kind, identity, _, is_gone in foci if is_gone}

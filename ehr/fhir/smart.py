@@ -18,7 +18,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode, urlsplit
 
 import httpx
@@ -239,7 +239,7 @@ class SmartApp:
         """OpenID Connect Core 3.1.3.7: iss, aud, azp, exp, iat, nonce."""
         named, now = claims.get("aud"), self._clock()
         audiences = named if isinstance(named, list) else [named]
-        times = {name: claims.get(name) for name in ("exp", "iat")}
+        expires, issued = _seconds(claims.get("exp")), _seconds(claims.get("iat"))
         wrong = next(
             (
                 name
@@ -248,8 +248,8 @@ class SmartApp:
                     ("aud", self._client_id in audiences),
                     ("azp", len(audiences) == 1 or claims.get("azp") == self._client_id),
                     ("nonce", secrets.compare_digest(str(claims.get("nonce") or ""), nonce)),
-                    ("exp", _is_time(times["exp"]) and times["exp"] + SKEW_S > now),
-                    ("iat", _is_time(times["iat"]) and times["iat"] - SKEW_S <= now),
+                    ("exp", expires is not None and expires + SKEW_S > now),
+                    ("iat", issued is not None and issued - SKEW_S <= now),
                 )
                 if not holds
             ),
@@ -331,8 +331,10 @@ def fhir_user_of(said: str, issuer: str) -> tuple[str, str]:
     return found[1], found[2]
 
 
-def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**40
+def _seconds(value: object) -> float | None:
+    """Seconds since 1970; None for anything else."""
+    is_time = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**40
+    return float(cast(float, value)) if is_time else None
 
 
 async def _body(response: httpx.Response, path: str) -> bytes:

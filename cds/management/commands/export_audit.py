@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator
 from datetime import date
@@ -50,7 +51,7 @@ class Command(BaseCommand):
                 until=str(options["until"] or ""),
             )
         if options["file"] == "-":
-            count = write(events, self.stdout._out.buffer)
+            count = write(events, sys.stdout.buffer)
         else:
             try:
                 with Path(options["file"]).open("wb") as target:

@@ -19,6 +19,7 @@ from cds.collections_in.cxr_covid import Case, read_cases
 from cds.errors import ClinicError, Invalid
 from cds.management.commands.ingest import print_tally, show_progress, write_report
 from cds.patients import importing
+from cds.taking import Progress
 
 COLLECTIONS = {"cxr_covid": ("cxr-covid", "Public chest X-ray collection (cxr_covid)")}
 
@@ -70,7 +71,7 @@ class Command(BaseCommand):
         self.stdout.write(f"{left_out} values left out because they cannot be what their column says.")
 
 
-def convert(cases: list[Case], work: Path, *, progress: ingesting.Progress) -> list[ehr.SetAside]:
+def convert(cases: list[Case], work: Path, *, progress: Progress) -> list[ehr.SetAside]:
     """Write each case as a FHIR Bundle and its pictures as DICOM under `work`; what failed, with the reason.
 
     Files of an earlier conversion are replaced (with the same bytes), and those of nobody any more removed.

@@ -28,6 +28,7 @@ from cds import ingesting, pulling
 from cds.audit import recording
 from cds.errors import ClinicError
 from cds.patients import importing
+from cds.taking import Progress, Tally
 
 STATES = ("new", "changed", "unchanged", "removed", "set_aside")
 
@@ -104,7 +105,7 @@ class Command(BaseCommand):
             raise CommandError("name at least one --fhir, --bulk or --dicom source")
         token = os.environ.get(options["token_env"], "") if options["token_env"] else ""
         now, by = timezone.now(), recording.system("ingest")
-        tally = ingesting.Tally()
+        tally = Tally()
         try:
             source = importing.get_source(options["source"], now=now)
             with show_progress() as progress:
@@ -141,7 +142,7 @@ class Command(BaseCommand):
             raise CommandError(f"{tally.interrupted}. Run the same command again to go on from here.")
 
 
-def _pull(where: str, options: dict[str, Any], common: dict[str, Any]) -> ingesting.Tally:
+def _pull(where: str, options: dict[str, Any], common: dict[str, Any]) -> Tally:
     """What a DICOM node has of what the options ask for."""
     names = ("patient_id", "accession", "modality", "since", "until", "announced")
     tls = None
@@ -175,7 +176,7 @@ def _signed_in(where: str, options: dict[str, Any]) -> ehr.SignIn | None:
 
 
 @contextmanager
-def show_progress() -> Iterator[ingesting.Progress]:
+def show_progress() -> Iterator[Progress]:
     """One bar per kind of work. That the broker is away is not said again for every job."""
     columns = (TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     quiet = logging.getLogger("cds.jobs.outbox")
@@ -195,7 +196,7 @@ def show_progress() -> Iterator[ingesting.Progress]:
         quiet.setLevel(level)
 
 
-def print_tally(tally: ingesting.Tally, console: Console | None = None, *, listed: int = 200) -> None:
+def print_tally(tally: Tally, console: Console | None = None, *, listed: int = 200) -> None:
     """The summary: resources by type, DICOM files, and each refusal with its reason."""
     console = console or Console()
     if tally.resources:
@@ -230,7 +231,7 @@ def print_tally(tally: ingesting.Tally, console: Console | None = None, *, liste
             console.print(f"  … and {len(tally.refused) - listed} more; --report FILE lists them all")
 
 
-def write_report(tally: ingesting.Tally, path: Path) -> None:
+def write_report(tally: Tally, path: Path) -> None:
     """Everything set aside, as JSON or else CSV; a spreadsheet never takes a cell for a formula."""
     rows = [(item.where, item.kind, item.identity, item.reason) for item in tally.refused]
     names = ("where", "kind", "identity", "reason")

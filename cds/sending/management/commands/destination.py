@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from typing import Any
+from typing import IO, Any, cast
 
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
@@ -98,7 +98,7 @@ class Command(BaseCommand):
                 one.slug, one.source, escape(one.address), state_of(one), f"{one.waiting}{lag}",
                 str(one.accepted), str(one.refused), escape(one.last_error),
             )  # fmt: skip
-        Console(file=self.stdout, width=None if self.stdout.isatty() else 240).print(table)
+        Console(file=cast(IO[str], self.stdout), width=None if self.stdout.isatty() else 240).print(table)
 
     def _test(self, options: dict[str, Any]) -> None:
         problems = clients.list_problems(destinations.get(options["slug"]))
