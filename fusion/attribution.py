@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -20,8 +21,7 @@ from torch import Tensor
 
 from fusion.batch import Tokens
 from fusion.calibrate import sigmoid
-from fusion.coalitions import gains, weight
-from fusion.patterns import all_subsets
+from fusion.coalitions import gains, subsets, weight
 
 Array = NDArray[np.float64]
 ALL_ORDERS = 3  # parts up to which every order is tried
@@ -42,8 +42,8 @@ class Shares:
 def shapley(evidence: Tensor, present: Tensor, worth: Worth) -> Shares:
     """One patient: evidence [M, R], present [M] → each modality's Shapley value."""
     here = torch.nonzero(present).squeeze(1).tolist()
-    subsets = _masks(here, len(present))
-    logits = worth(evidence.expand(len(subsets), -1, -1), subsets)
+    masks = _masks(here, len(present))
+    logits = worth(evidence.expand(len(masks), -1, -1), torch.from_numpy(masks))
     shares = np.zeros((2, len(present), evidence.shape[1]))
     if here:
         shares[:, here] = gains(len(here)) @ np.stack([sigmoid(logits), logits])
@@ -57,44 +57,49 @@ def owen(place: int, tokens: Tokens, speak: Speak, evidence: Tensor, present: Te
     speak   prepared Tokens of U patients → that modality's evidence [U, R]
     """
     parts = torch.nonzero(tokens.known[0]).squeeze(1).tolist()
-    orders = _orders(len(parts))
-    revealed, back = _revealed(orders, parts, tokens.known.shape[1])
-    said = speak(tokens.rows(torch.zeros(len(revealed), dtype=torch.long)).hiding(revealed))
+    orders, steps, back = _revealed(len(parts))
+    revealed = np.zeros((len(steps), tokens.known.shape[1]), bool)
+    revealed[:, parts] = steps
+    alike = tokens.rows(torch.zeros(len(revealed), dtype=torch.long))
+    said = speak(alike.hiding(torch.from_numpy(revealed)))
     others = [m for m in torch.nonzero(present).squeeze(1).tolist() if m != place]
     masks = _masks(others, len(present))
-    together = masks.clone()
+    together = masks.copy()
     together[:, place] = True
     # One batch: every subset of the others without this modality, then each with each way of revealing it.
     given = evidence.repeat(len(masks) * (1 + len(revealed)), 1, 1)
     given[len(masks) :, place] = said.repeat(len(masks), 1)
-    asked = torch.cat([masks, together.repeat_interleave(len(revealed), dim=0)])
-    risks = sigmoid(worth(given, asked))
+    asked = np.concatenate([masks, together.repeat(len(revealed), axis=0)])
+    risks = sigmoid(worth(given, torch.from_numpy(asked)))
     without = risks[: len(masks), None, None]
-    steps = risks[len(masks) :].reshape(len(masks), len(revealed), -1)[:, back]  # [subset, order, step, R]
-    gains = np.diff(steps, axis=2, prepend=np.broadcast_to(without, steps[:, :, :1].shape))
-    weights = np.array([weight(int(size), len(others) + 1) for size in masks.sum(dim=1)])
+    worths = risks[len(masks) :].reshape(len(masks), len(revealed), -1)[:, back]  # [subset, order, step, R]
+    gains = np.diff(worths, axis=2, prepend=np.broadcast_to(without, worths[:, :, :1].shape))
+    weights = np.array([weight(size, len(others) + 1) for size in masks.sum(axis=1).tolist()])
     shares = np.einsum("s,sotr->otr", weights, gains) / len(orders)
     total = np.zeros((tokens.known.shape[1], evidence.shape[1]))
-    np.add.at(total, np.array(parts)[np.array(orders)], shares)
+    np.add.at(total, np.array(parts)[orders], shares)
     return total
 
 
-def _revealed(orders: list[list[int]], parts: list[int], tokens: int) -> tuple[Tensor, NDArray[np.int64]]:
-    """Distinct masks bool [U, L] met while parts are revealed in these orders; which, int [order, step]."""
-    places = np.array(parts)[np.array(orders)]
-    known = np.zeros((*places.shape, tokens), bool)
-    for step in range(places.shape[1]):
-        known[np.arange(len(orders))[:, None], np.arange(step, places.shape[1]), places[:, [step]]] = True
-    flat = known.reshape(-1, tokens)
+@lru_cache(maxsize=128)
+def _revealed(parts: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    """How so many parts are revealed: the same for all patients who have as many.
+
+    orders int [O, parts]; the distinct masks met on the way, bool [U, parts]; which, int [O, step]
+    """
+    orders = np.array(_orders(parts), np.int64).reshape(-1, parts)
+    known = np.zeros((*orders.shape, parts), bool)
+    for step in range(parts):
+        known[np.arange(len(orders))[:, None], np.arange(step, parts), orders[:, [step]]] = True
+    flat = known.reshape(-1, parts)
     _, first, back = np.unique(np.packbits(flat, axis=1), axis=0, return_index=True, return_inverse=True)
-    return torch.from_numpy(flat[first]), np.asarray(back).reshape(places.shape)
+    return orders, flat[first], np.asarray(back).reshape(orders.shape)
 
 
-def _masks(players: list[int], modalities: int) -> Tensor:
+def _masks(players: list[int], modalities: int) -> NDArray[np.bool_]:
     """bool [2^k, M]: every subset of the players; row s holds the bits of s."""
-    subsets = all_subsets(len(players))
-    masks = torch.zeros(len(subsets), modalities, dtype=torch.bool)
-    masks[:, players] = subsets
+    masks = np.zeros((2 ** len(players), modalities), bool)
+    masks[:, players] = subsets(len(players))
     return masks
 
 

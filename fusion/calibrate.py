@@ -52,6 +52,9 @@ class Calibration:
     fitted_on: str = "nothing"
     curves: Curves = ()
     scores: tuple[dict[str, float], ...] = ()
+    _tables: dict[tuple[str, ...], tuple[Array, Array]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def scale(self) -> tuple[float, ...]:
@@ -72,23 +75,31 @@ class Calibration:
         base = np.array(self.base)
         given = fused.astype(np.float64)
         mapped = np.stack([m(given[:, r], base[r]) for r, m in enumerate(self.maps)], axis=1)
+        pattern = present @ (1 << np.arange(len(modalities)))
         if self.patterns:
-            bits = 1 << np.arange(len(modalities))  # a pattern of present modalities as one number
-            pattern = present @ bits
-            for names, affine in self.patterns.items():
-                held = names.split("+")
-                rows = np.flatnonzero(pattern == bits[[m in held for m in modalities]].sum())
-                if len(rows):
-                    scale, shift = np.array(affine).T
-                    mapped[rows] = base + scale * (mapped[rows] - base) + shift
-        base_rate = sigmoid(base)
+            scale, shift = self._per_pattern(tuple(modalities))
+            mapped = base + scale[pattern] * (mapped - base) + shift[pattern]
+        base_rate, is_known = sigmoid(base), pattern[:, None] > 0
         risk = base_rate + np.array(self.trust) * (sigmoid(mapped) - base_rate)
-        risk = np.where(present.any(axis=1, keepdims=True), risk, base_rate)
-        risk = accumulated(risk, self.curves)
+        risk = accumulated(np.where(is_known, risk, base_rate), self.curves)
         known = np.log(risk) - np.log1p(-risk)
         if self.curves:
             return np.asarray(known, np.float64)
-        return np.where(present.any(axis=1, keepdims=True), known, base)
+        return np.where(is_known, known, base)
+
+    def _per_pattern(self, modalities: tuple[str, ...]) -> tuple[Array, Array]:
+        """Scale and shift float64 [2^M, R] by pattern as a number, bit m for modality m; 1 and 0 where a
+        pattern has none of its own."""
+        if modalities not in self._tables:
+            table = np.zeros((2, 2 ** len(modalities), len(self.base)))
+            table[0] = 1
+            for names, affine in self.patterns.items():
+                held = names.split("+")
+                table[:, sum(1 << m for m, name in enumerate(modalities) if name in held)] = np.array(
+                    affine
+                ).T
+            self._tables[modalities] = (table[0], table[1])
+        return self._tables[modalities]
 
     def per_outcome(self) -> tuple[tuple[Any, ...], ...]:
         """The tuples that hold one entry per outcome."""

@@ -46,22 +46,22 @@ class Embedder:
         self.versions = versions if versions is not None else backbone_versions(config, tuned)
         self._made: dict[tuple[str, str, int], FloatArray] = {}
 
-    @property
+    @cached_property
     def image_width(self) -> int:
         """D of an image embedding."""
         return width_of(self._config.image_backbone)
 
-    @property
+    @cached_property
     def cine_width(self) -> int:
         """D of a frame's embedding."""
         return width_of(self._config.cine_backbone)
 
-    @property
+    @cached_property
     def text_width(self) -> int:
         """D of a sentence's embedding."""
         return width_of(self._config.text_backbone)
 
-    @property
+    @cached_property
     def volume_width(self) -> int:
         """D of a volume's token."""
         return volume_width(self._config)

@@ -26,3 +26,15 @@ def without_denormals() -> Iterator[None]:
         _DEPTH.count -= 1
         if not _DEPTH.count:
             torch.set_flush_denormal(False)
+
+
+@contextmanager
+def computing(threads: int) -> Iterator[None]:
+    """So many torch threads, and no denormals, for a while; the caller's number is put back."""
+    before = torch.get_num_threads()
+    with without_denormals():
+        torch.set_num_threads(max(1, threads))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

@@ -16,11 +16,11 @@ from fusion.backbones import kept_slices, split_sentences
 from fusion.batch import Batch, Tokens, collate, is_plausible, shown_notes
 from fusion.bundle import Bundle
 from fusion.calibrate import sigmoid
-from fusion.inputs import Modality, PatientInputs
+from fusion.inputs import Modality, PatientInputs, SeriesPoint
 from fusion.model import Evidence
+from fusion.numerics import computing
 from fusion.prediction import Contribution, Driver, OutcomePrediction, Prediction
 from fusion.scope import Screened, screen
-from fusion.train import settled
 from fusion.wording import left_out_words, slice_words, summarise_risk
 
 PIXELS = frozenset({Modality.IMAGE, Modality.CINE, Modality.VOLUME})  # explained by maps and weights
@@ -36,7 +36,7 @@ def predict(bundle: Bundle, inputs: Sequence[PatientInputs], *, explain: bool = 
     """
     if not inputs:
         return []
-    with settled(bundle.config), torch.no_grad():
+    with computing(bundle.config.threads), torch.no_grad():
         screened = [screen(bundle.scope, one, bundle.config, bundle.embedder) for one in inputs]
         batch = collate([one.inputs for one in screened], bundle.config, bundle.embedder)
         evidence = bundle.model.encode(batch)
@@ -68,7 +68,7 @@ def _within_scope(prediction: Prediction, screened: Screened, inputs: PatientInp
 
 def risks(bundle: Bundle, batch: Batch, *, only: Sequence[Modality] | None = None) -> NDArray[np.float64]:
     """Calibrated risks float64 [B, R]; `only` hides all other modalities."""
-    with settled(bundle.config), torch.no_grad():
+    with computing(bundle.config.threads), torch.no_grad():
         evidence = bundle.model.encode(batch)
         present = evidence.present
         if only is not None:
@@ -97,7 +97,7 @@ def _one(
     present = tuple(m for m, here in zip(config.modalities, is_present.tolist(), strict=True) if here)
     missing = tuple(m for m in config.modalities if m not in present)
     pending = tuple(m for m in config.modalities if m in patient.pending)
-    shares, drivers = None, {}
+    shares, drivers = None, [list[Driver]() for _ in config.outcomes]
     if explain and present:
         shares = shapley(evidence.logits[i], is_present, partial(calibrated, bundle))
         drivers = _drivers(bundle, patient, batch, evidence, i)
@@ -117,7 +117,7 @@ def _one(
             for place, m in enumerate(config.modalities)
             if shares is not None and m in present
         )
-        own = tuple(drivers.get(r, ()))
+        own = tuple(drivers[r])
         summary = summarise_risk(
             label=spec.label,
             horizon_hours=spec.horizon_hours,
@@ -153,7 +153,7 @@ def _one(
         missing=missing,
         pending=pending,
         missing_fields=_missing_fields(bundle, patient),
-        inputs_digest=patient.digest(),
+        inputs_digest="",  # of all that was given, also of what is left out: set by `_within_scope`
         frame_weights=weights,
         frame_indices=frames,
         out_of_scope="" if present else NOTHING_KNOWN,
@@ -194,10 +194,10 @@ def _frames(
 
 def _drivers(
     bundle: Bundle, patient: PatientInputs, batch: Batch, evidence: Evidence, i: int
-) -> dict[int, list[Driver]]:
-    """Outcome index → drivers, largest first."""
+) -> list[list[Driver]]:
+    """For each outcome its drivers, largest first."""
     config = bundle.config
-    found: dict[int, list[Driver]] = {r: [] for r in range(len(config.outcomes))}
+    found: list[list[Driver]] = [[] for _ in config.outcomes]
     one = torch.tensor([i])
     for place, modality in enumerate(config.modalities):
         if modality in PIXELS or not bool(evidence.present[i, place]):
@@ -212,12 +212,14 @@ def _drivers(
             evidence.present[i],
             partial(calibrated, bundle),
         )
-        for index in torch.nonzero(tokens.known[0]).squeeze(1).tolist():
-            for r in found:
-                found[r].append(_driver(bundle, patient, modality, index, float(points[index, r])))
-    for held in found.values():
-        held.sort(key=lambda driver: -abs(driver.points))
-    return found
+        known = np.flatnonzero(tokens.known[0].numpy())
+        described = _described(bundle, patient, modality, known.tolist())
+        for r, held in enumerate(found):
+            held += [
+                replace(driver, points=value)
+                for driver, value in zip(described, points[known, r].tolist(), strict=True)
+            ]
+    return [sorted(held, key=lambda driver: -abs(driver.points)) for held in found]
 
 
 def _speak(bundle: Bundle, place: int, tokens: Tokens) -> Tensor:
@@ -226,29 +228,50 @@ def _speak(bundle: Bundle, place: int, tokens: Tokens) -> Tensor:
     return torch.where(bundle.model.trained[place], said, torch.zeros(()))
 
 
-def _driver(bundle: Bundle, patient: PatientInputs, modality: Modality, index: int, points: float) -> Driver:
+def _described(bundle: Bundle, patient: PatientInputs, modality: Modality, tokens: list[int]) -> list[Driver]:
+    """What these tokens of the patient are, in words and units, without their points."""
     config = bundle.config
     if modality == Modality.TEXT:
-        note_at, line = shown_notes(patient, config, bundle.embedder)[index]
-        note = patient.notes[note_at]
-        sentences = split_sentences(note.text)
-        text = sentences[line] if line < len(sentences) else ""
-        name = f"note {note_at + 1}, sentence {line + 1}"
-        return Driver(modality, name, name, points, hours_before=note.hours_before, text=text, key=note.key)
+        return _sentences(bundle, patient, tokens)
     if modality == Modality.SERIES:
-        channel = config.channels[index]
-        points_of = [
-            p
-            for p in patient.series
-            if p.channel == channel.name
-            and is_plausible(p.value, channel)
-            and 0 <= p.hours_before <= config.series_hours
-        ]
-        latest = min(points_of, key=lambda p: p.hours_before)
-        return Driver(
-            modality, channel.name, channel.label, points, latest.value, channel.unit, latest.hours_before
-        )
+        return _latest(bundle, patient, tokens)
     is_tabular = modality == Modality.TABULAR
-    spec = (config.fields if is_tabular else config.genomics)[index]
-    value = (patient.fields if is_tabular else patient.genomics)[spec.name]
-    return Driver(modality, spec.name, spec.label, points, value, spec.unit)
+    specs = config.fields if is_tabular else config.genomics
+    values = patient.fields if is_tabular else patient.genomics
+    return [
+        Driver(modality, specs[i].name, specs[i].label, 0.0, values[specs[i].name], specs[i].unit)
+        for i in tokens
+    ]
+
+
+def _sentences(bundle: Bundle, patient: PatientInputs, tokens: list[int]) -> list[Driver]:
+    places = shown_notes(patient, bundle.config, bundle.embedder)
+    split = {at: split_sentences(patient.notes[at].text) for at in {places[index][0] for index in tokens}}
+    drivers = []
+    for at, line in (places[index] for index in tokens):
+        note, text = patient.notes[at], split[at][line] if line < len(split[at]) else ""
+        name = f"note {at + 1}, sentence {line + 1}"
+        drivers.append(
+            Driver(Modality.TEXT, name, name, 0.0, hours_before=note.hours_before, text=text, key=note.key)
+        )
+    return drivers
+
+
+def _latest(bundle: Bundle, patient: PatientInputs, channels: list[int]) -> list[Driver]:
+    """Of each channel the latest value that the model read."""
+    specs = {spec.name: spec for spec in bundle.config.channels}
+    latest: dict[str, SeriesPoint] = {}
+    for point in patient.series:
+        spec, before = specs.get(point.channel), latest.get(point.channel)
+        if (
+            spec is not None
+            and 0 <= point.hours_before <= bundle.config.series_hours
+            and (before is None or point.hours_before < before.hours_before)
+            and is_plausible(point.value, spec)
+        ):
+            latest[point.channel] = point
+    told = [(bundle.config.channels[index], latest[bundle.config.channels[index].name]) for index in channels]
+    return [
+        Driver(Modality.SERIES, spec.name, spec.label, 0.0, point.value, spec.unit, point.hours_before)
+        for spec, point in told
+    ]

@@ -36,7 +36,7 @@ from fusion.first_stage import Data, FirstStage, Saver
 from fusion.image_tuning import ImageTuning, Split
 from fusion.inputs import Modality
 from fusion.model import FusionModel
-from fusion.numerics import without_denormals
+from fusion.numerics import computing
 from fusion.privacy import train_private
 from fusion.scope import fit_scope
 from fusion.second_stage import calibrate_bundle, fit_fusion
@@ -182,14 +182,9 @@ def _mark_trained(model: FusionModel, data: Data, config: FusionConfig) -> dict[
 @contextmanager
 def settled(config: FusionConfig) -> Iterator[None]:
     """Torch threads and seed of the config for a while; the caller's are put back."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]), without_denormals():
+    with torch.random.fork_rng(devices=[]), computing(config.threads):
         torch.manual_seed(config.seed)
-        torch.set_num_threads(max(1, config.threads))
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+        yield
 
 
 def _course(train: Sequence[Example], tuning: Sequence[Example], config: FusionConfig) -> str:

@@ -98,10 +98,12 @@ class ImageBackbone:
                 "frames must be [T, H, W] (grey) or [T, 3, H, W] (colour) without an empty axis, "
                 f"not {list(values.shape)}"
             )
-        frames = torch.from_numpy(np.array(values, dtype=np.float32))
-        if not all(math.isfinite(float(bound)) for bound in torch.aminmax(frames)):  # a NaN is both bounds
+        frames = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))  # a copy only where it must be
+        low, high = (float(bound) for bound in torch.aminmax(frames))  # a NaN is both bounds
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise BadInput("frames hold values that are not finite")
-        frames = frames.clamp(0, 1)
+        if low < 0 or high > 1:
+            frames = frames.clamp(0, 1)
         if self.is_harmonised:  # each frame by itself: crops differ in size until they are resized
             parts = [torch.from_numpy(harmonise(frame[None].numpy())) for frame in frames]
             frames = torch.cat([_resized(part, size) for part in parts])

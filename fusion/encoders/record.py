@@ -106,7 +106,7 @@ class RecordEncoder(Encoder):
     def _with_trees(self, prepared: Tokens, logits: Tensor, fixed: Tensor | None) -> Tensor:
         """Mean of the two voices, where the trees have one. While the trunk is trained they are silent: on
         the patients they were fitted on they know too much."""
-        if self.training:
+        if self.training or (not torch.compiler.is_exporting() and not bool(self.trees.is_fitted.any())):
             return logits
         said = self.trees(self._raw(prepared)) if fixed is None else fixed
         return torch.where(self.trees.is_fitted, (logits + said) / 2, logits)

@@ -71,20 +71,31 @@ class SeriesEncoder(RecordEncoder):
         """The GRU's last state, float32 [B, HIDDEN], and what it says, float32 [B, R]."""
         held = torch.where(prepared.known[..., None], prepared.values, 0.0)
         values, seen = held[..., len(SUMMARY) : len(SUMMARY) + GRID], held[..., len(SUMMARY) + GRID :]
-        age, last = torch.ones_like(values[..., 0]), torch.zeros_like(values[..., 0])
-        rate = nn.functional.softplus(self.fading)
-        steps = []
-        for step in range(GRID):
-            here = seen[..., step]
-            last = torch.where(here > 0, values[..., step], last)
-            age = torch.where(here > 0, torch.zeros_like(age), age + 1 / GRID)
-            steps.append(torch.cat([last * torch.exp(-rate * age), here, age], dim=1))
-        course = torch.stack(steps, dim=1)
+        last, age = _carried(values, seen)
+        rate = nn.functional.softplus(self.fading)[:, None]
+        course = torch.cat([last * torch.exp(-rate * age), seen, age], dim=1).transpose(1, 2)
         if not course.shape[2]:
             course = course.new_zeros(len(held), GRID, 3)
         states, _ = self.gru(nn.functional.dropout(course, 0.1, self.training))
         final = states[:, -1]
         return final, self.said(nn.functional.dropout(final, 0.3, self.training))
+
+
+def _carried(values: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """At each step the last value so far, and its age as a share of the grid: float32 [B, channels, GRID].
+
+    Before the first value: 0, and more than 1. Found in five doublings, not in a turn for each step.
+    """
+    step = torch.arange(1, GRID + 1, dtype=torch.float32, device=values.device)
+    found = torch.where(seen > 0, step, torch.zeros(()))  # number of the step it stands in, 0 for none
+    reach = 1
+    while reach < GRID:
+        found = torch.cat([found[..., :reach], torch.maximum(found[..., reach:], found[..., :-reach])], dim=2)
+        reach *= 2
+    held = torch.gather(values, 2, (found - 1).clamp(min=0).long())
+    last = torch.where(found > 0, held, torch.zeros(()))
+    age = torch.where(found > 0, step - found, step + GRID) / GRID
+    return last, age
 
 
 def _grid(tokens: Tokens) -> tuple[Tensor, Tensor]:

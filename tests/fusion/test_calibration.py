@@ -10,6 +10,7 @@ import pytest
 from fusion.calibrate import Calibration, fit_calibration, sigmoid
 from fusion.conformal import Interval, fit_interval, grouped
 from fusion.metrics import calibration, negative_log_likelihood
+from fusion.monotone import PLAIN
 
 NAMES = ("a", "b")
 
@@ -99,3 +100,21 @@ def test_an_interval_always_holds_its_risk_and_few_patients_give_the_widest() ->
     for risk in (0.0, 1e-9, 0.3, 1.0):
         low, high = Interval(0.9, 0.5, 10, 20).around(risk)
         assert 0 <= low <= risk <= high <= 1
+
+
+def test_each_pattern_gets_its_own_scale_and_shift_and_no_other() -> None:
+    """Against working it out patient by patient; names of modalities that the model lacks mean nothing."""
+    own = {
+        "b": ((2.0, 0.5), (1.0, 0.0)),
+        "a+b": ((0.5, -1.0), (3.0, 0.25)),
+        "a+gone": ((1.5, 0.1), (1.0, 0.2)),
+    }
+    made = Calibration((-1.0, 0.5), (PLAIN, PLAIN), (1.0, 1.0), own)
+    said = np.random.default_rng(3).normal(size=(4, 2))
+    present = np.array([[False, False], [True, False], [False, True], [True, True]])
+    found = made.logits(said, present, NAMES)
+    for row, pattern in enumerate(("", "a+gone", "b", "a+b")):
+        for r, base in enumerate(made.base):
+            scale, shift = own[pattern][r] if pattern else (0.0, 0.0)
+            assert found[row, r] == pytest.approx(base + scale * (said[row, r] - base) + shift, abs=1e-12)
+    assert made == Calibration.from_json(made.to_json())  # what was worked out on the way is not part of it

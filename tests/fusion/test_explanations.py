@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import fusion
 from fusion import Modality
-from fusion.attribution import shapley
+from fusion.attribution import _orders, owen, shapley
+from fusion.batch import Tokens
 from fusion.wording import summarise_risk
 from tests.fusion import simulated
 
@@ -177,3 +178,46 @@ def test_wording_of_one_estimate() -> None:
         "Lowering it: the notes (−1 point). Most associated with it: Oxygen saturation 88 % (+5 points) "
         "and Smoker no (−1 point). Still being processed: the cine. Not available: genomic findings."
     )
+
+
+def test_an_answer_draws_nothing_and_leaves_no_trace(bundle: fusion.Bundle) -> None:
+    """The same to the last bit after other patients, whatever the random state; which stays as it was."""
+    people = [e.inputs for e in simulated.examples(6, 13)]
+    first = [fusion.predict(bundle, [one])[0] for one in people]
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    again = [fusion.predict(bundle, [one])[0] for one in reversed(people)][::-1]
+    assert torch.equal(state, torch.get_rng_state())
+    assert again == first
+
+
+def test_parts_are_valued_as_when_revealed_one_by_one() -> None:
+    """`owen` asks for many coalitions in one batch, by an order it keeps: here each is asked alone."""
+    place, others, parts = 0, 2, 5  # five of six tokens are known: more than every order is tried for
+    rng = np.random.default_rng(7)
+    weight = torch.from_numpy(rng.normal(size=6)).float()
+    tokens = Tokens(torch.zeros(1, 6, 1), torch.tensor([[True, True, False, True, True, True]]))
+    evidence, present = torch.tensor([[0.0], [0.7], [-0.4]]), torch.ones(3, dtype=torch.bool)
+
+    def speak(asked: Tokens) -> torch.Tensor:
+        said = (asked.known * weight).sum(1)
+        return (said + 0.3 * said**2)[:, None]
+
+    def worth(given: torch.Tensor, here: torch.Tensor) -> np.ndarray:
+        return (given[..., 0] * here).sum(1, keepdim=True).double().numpy()
+
+    found = owen(place, tokens, speak, evidence, present, worth)[:, 0]
+    known = [0, 1, 3, 4, 5]
+    expected, orders = np.zeros(6), _orders(parts)
+    for order in orders:
+        for subset in range(2**others):
+            inside = [m for m in (1, 2) if subset >> (m - 1) & 1]
+            chance = math.factorial(len(inside)) * math.factorial(others - len(inside)) / math.factorial(3)
+            mask, before = torch.zeros(1, 6, dtype=torch.bool), sum(float(evidence[m]) for m in inside)
+            risk = 1 / (1 + math.exp(-before))
+            for part in order:
+                mask[0, known[part]] = True
+                after = 1 / (1 + math.exp(-before - float(speak(tokens.hiding(mask)))))
+                expected[known[part]] += chance * (after - risk) / len(orders)
+                risk = after
+    np.testing.assert_allclose(found, expected, atol=1e-7)

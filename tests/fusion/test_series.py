@@ -13,7 +13,7 @@ import fusion
 from fusion import FieldSpec, FusionConfig, Modality, OutcomeSpec, PatientInputs, SeriesPoint
 from fusion.batch import Batch, Tokens, collate
 from fusion.embedding import Embedder
-from fusion.encoders.series import SeriesEncoder
+from fusion.encoders.series import SeriesEncoder, _carried
 from fusion.rows import GRID, SUMMARY
 from tests.fusion import simulated
 
@@ -189,3 +189,19 @@ def test_attributions_of_channels_sum_to_what_the_series_adds(
         parts = [d for d in outcome.drivers if d.modality == Modality.SERIES]
         assert {d.name for d in parts} == {spec.name for spec in simulated.CHANNELS}
         assert sum(d.points for d in parts) == pytest.approx(whole, abs=1e-6)
+
+
+def test_values_are_carried_on_as_step_by_step() -> None:
+    """The doublings of the grid against the plain loop over its steps."""
+    rng = np.random.default_rng(5)
+    values = torch.from_numpy(rng.normal(size=(6, 4, GRID)).astype(np.float32))
+    seen = torch.from_numpy((rng.random((6, 4, GRID)) < rng.random((6, 4, 1)) ** 2).astype(np.float32))
+    seen[0], seen[1] = 0, 1
+    last, age = _carried(values, seen)
+    held, old = torch.zeros(6, 4), torch.ones(6, 4)
+    for step in range(GRID):
+        here = seen[..., step] > 0
+        held = torch.where(here, values[..., step], held)
+        old = torch.where(here, torch.zeros(()), old + 1 / GRID)
+        torch.testing.assert_close(last[..., step], held, rtol=0, atol=0)
+        torch.testing.assert_close(age[..., step], old, rtol=0, atol=1e-6)
