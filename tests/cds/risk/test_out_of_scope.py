@@ -21,6 +21,7 @@ from cds.risk.assessing import DataState
 from cds.risk.models import AssessmentStatus, HeatMap, RiskAssessment
 from cds.studies import receiving
 from fusion.scope import UNLIKE, WRONG, ImageScope, Range, RecordScope, Scope
+from tests.cds.hooks.test_cards import setting_for
 from tests.cds.registry import ward
 from tests.cds.risk.scores import score_by_hand
 from tests.factories import NOW, TESTS, identity, make_patient, make_user
@@ -100,7 +101,7 @@ def test_the_panel_and_the_hook_card_tell_the_reason(version: ModelVersion) -> N
     assert outcome.state == DataState.PARTIAL
     assert "A picture was left out as out of scope" in outcome.freshness
     standing = assessing.stand(patient, version, now=timezone.now())
-    (shown,) = cards.cards_for([standing], outcome="icu-admission", patient=patient, now=timezone.now())
+    shown = cards.card_for(standing, setting_for(patient))
     assert shown.kind is cards.CardKind.RISK
     assert "Partial: a picture was left out as out of scope" in shown.card.detail
     assert "Preliminary" not in shown.card.detail
@@ -122,7 +123,7 @@ def test_with_only_such_a_picture_the_model_abstains(version: ModelVersion, monk
     assert not held.predictions.exists()
     standing = assessing.stand(patient, version, now=timezone.now())
     assert standing.state == DataState.ABSTAINED
-    (shown,) = cards.cards_for([standing], outcome="icu-admission", patient=patient, now=timezone.now())
+    shown = cards.card_for(standing, setting_for(patient))
     assert shown.kind is cards.CardKind.OUT_OF_SCOPE
     assert "This is not a low risk" in shown.card.detail
     assert "cannot be judged" in shown.card.detail
