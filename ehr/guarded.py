@@ -10,7 +10,8 @@ import asyncio
 import socket
 import ssl
 import typing
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import certifi
@@ -19,6 +20,18 @@ import httpx
 
 from ehr.addresses import check_resolved
 from ehr.errors import Refused
+
+T = typing.TypeVar("T")
+
+
+def run(work: Coroutine[typing.Any, typing.Any, T]) -> T:
+    """Wait for `work`; also where an event loop already runs in this thread (then in a thread of its own)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 def guarded_transport() -> httpx.AsyncHTTPTransport:

@@ -20,7 +20,7 @@ import orjson
 from ehr.addresses import check_base_url, origin_of
 from ehr.errors import BadResource, EhrError, Permanent, Refused, Retriable, TooLarge
 from ehr.fhir.elements import Json, get_list, get_text
-from ehr.guarded import guarded_transport
+from ehr.guarded import guarded_transport, run
 
 MAX_BODY_BYTES = 5 * 2**20
 MAX_TOTAL_BYTES = 20 * 2**20  # of all bodies of one call
@@ -58,9 +58,7 @@ def complete_prefetch(
     """
     check_base_url(base_url)
     wanted = dict(queries)
-    return asyncio.run(
-        _complete(wanted, dict(begun or {}), base_url, token, min(within_s, LONGEST_S), transport)
-    )
+    return run(_complete(wanted, dict(begun or {}), base_url, token, min(within_s, LONGEST_S), transport))
 
 
 async def _complete(

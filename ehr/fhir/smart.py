@@ -30,7 +30,7 @@ from joserfc.jwk import KeySet
 from ehr.addresses import Origin, check_base_url, origin_of
 from ehr.errors import BadResource, Refused, Retriable, TooLarge
 from ehr.fhir.sign_in import ASSERTION_TYPE, Jwk, client_assertion
-from ehr.guarded import guarded_transport
+from ehr.guarded import guarded_transport, run
 
 MAX_BODY_BYTES = 256 * 1024
 TIMEOUT_S = 3.0
@@ -274,7 +274,7 @@ class SmartApp:
         return self._call("GET", url, None)
 
     def _call(self, method: str, url: str, form: Mapping[str, str] | None) -> dict[str, Any]:
-        return asyncio.run(self._called(method, url, form))
+        return run(self._called(method, url, form))
 
     async def _called(self, method: str, url: str, form: Mapping[str, str] | None) -> dict[str, Any]:
         path = urlsplit(url).path

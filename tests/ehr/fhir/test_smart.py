@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -102,6 +103,13 @@ def test_who_came_for_whom(server: LaunchingEhr) -> None:
     assert said.need_patient_banner
     assert said.access_token in server.tokens
     assert said.access_token not in repr(said)
+
+
+def test_a_launch_is_served_where_an_event_loop_runs_already(server: LaunchingEhr) -> None:
+    async def inside() -> str:
+        return _launch(server).patient
+
+    assert asyncio.run(inside()) == "p1"
 
 
 def test_a_confidential_client_signs_in_with_its_key(server: LaunchingEhr) -> None:
