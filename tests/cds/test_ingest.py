@@ -26,7 +26,7 @@ from cds.audit import recording
 from cds.audit.models import AuditEvent
 from cds.errors import Invalid
 from cds.management.commands.ingest import print_tally, write_report
-from cds.patients import importing
+from cds.patients import importing, importing_new
 from cds.patients.models import Observation, Patient, SetAside
 from cds.studies import receiving
 from cds.studies.models import Instance, Series, Study, StudyState
@@ -149,7 +149,11 @@ def test_a_record_the_database_refuses_is_set_aside_whole(
             raise Invalid("no")
         return taken(record, **known)
 
+    def refuse_together(records: list[ehr.PatientRecord], **known: Any) -> list[importing.Imported]:
+        raise Invalid("no")  # those who are new come together first, and then one by one
+
     monkeypatch.setattr(importing, "import_record", refuse_p1)
+    monkeypatch.setattr(importing_new, "import_new", refuse_together)
     folder = _write(tmp_path / "fhir" / "a.json", _patient("p1"))
     _write(tmp_path / "fhir" / "b.json", _patient("p2"))
     tally = _fhir(folder)

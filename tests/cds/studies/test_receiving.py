@@ -282,7 +282,7 @@ def test_another_source_is_another_hospital(make: Make) -> None:
 
 def test_a_merged_patient_leads_to_the_survivor() -> None:
     old, new = make_patient("p1"), make_patient("p2")
-    Patient.objects.filter(pk=old.pk).update(replaced_by="p2")
+    Patient.objects.filter(pk=old.pk).update(replaced_by="p2", merged_into=new)
     assert matching.find_patient(make_source(), "MRN-p1") == new
 
 
