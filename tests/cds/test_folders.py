@@ -109,7 +109,8 @@ def test_a_patient_whom_somebody_else_changed_is_read_again(export: Path) -> Non
     patient = Patient.objects.order_by("resource_id")[0]
     held = Observation.objects.filter(patient=patient, part="").order_by("resource_id")[0]
     other = observation(held.code, 0.5 * (held.value or 0), held.unit, resource_id=held.resource_id)
-    record = make_record(identity(patient.resource_id, is_stub=True), observations=[other])
+    stub = identity(patient.resource_id, is_stub=True)
+    record = make_record(patient.resource_id, patient=stub, observations=[other])
     importing.import_record(record, source=make_source(), by=TESTS, now=NOW)
     again = take(export)
     assert again.changed == {patient.pk}
