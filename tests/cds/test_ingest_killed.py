@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-PATIENTS, EACH = 60, 5
+PATIENTS, EACH = 600, 5  # several times as many as are taken together
 
 
 class Population:
