@@ -130,10 +130,10 @@ def test_no_synthetic_picture_tunes_or_measures_a_model(split: str) -> None:
 
 
 def test_balanced_sampling_leaves_risks_unbiased_where_a_modality_is_held_by_sicker_patients() -> None:
-    """Fields are known of 450 patients of whom half have the event, and unknown of 900 who rarely have it."""
+    """Fields are known of 900 patients of whom half have the event, and unknown of 1800 who rarely have it."""
     rng = np.random.default_rng(0)
     examples = []
-    for number in range(1350):
+    for number in range(2700):
         has_fields = number % 3 == 0
         one, two = rng.normal(size=2)
         chance = 1 / (1 + np.exp(-2.5 * one * two)) if has_fields else 0.05
@@ -152,8 +152,8 @@ def test_balanced_sampling_leaves_risks_unbiased_where_a_modality_is_held_by_sic
         folds=2,
         modality_dropout=0.0,
     )
-    bundle = fusion.train(examples[:1050], examples[1050:], config)
-    held = [e for e in examples[:1050] if e.inputs.fields]
+    bundle = fusion.train(examples[:2100], examples[2100:], config)
+    held = [e for e in examples[:2100] if e.inputs.fields]
     with torch.no_grad():
         said = bundle.model.encode(collate([e.inputs for e in held], config, bundle.embedder)).logits[:, 0, 0]
         risk = torch.sigmoid(said + bundle.model.base_logit)
