@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)  # two whole demos, on a machine that may be busy
 ROOT = Path(__file__).parents[2]
 PATIENTS = 44  # fewer hold too few events to learn from
 GROWS = {  # what every run may add to: the queue's memory, the audit trail, heat maps still being drawn
@@ -34,7 +34,7 @@ def run_demo(data_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=800,
         check=False,
     )
 
