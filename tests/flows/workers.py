@@ -70,7 +70,7 @@ def running(tmp_path: Path, *queues: Queue) -> Iterator[Workers]:
         settings.REDIS_URL = kept[2]
 
 
-def wait_until(is_so: Callable[[], bool], *, seconds: float = 30.0) -> None:
+def wait_until(is_so: Callable[[], bool], *, seconds: float = 120.0) -> None:
     """Wait for something that workers do. Fails the test when it does not happen."""
     deadline = time.monotonic() + seconds
     while not is_so():
