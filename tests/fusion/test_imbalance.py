@@ -130,7 +130,7 @@ def test_no_synthetic_picture_tunes_or_measures_a_model(split: str) -> None:
 
 
 def test_balanced_sampling_leaves_risks_unbiased_where_a_modality_is_held_by_sicker_patients() -> None:
-    """Fields are known of 900 patients of whom half have the event, and unknown of 1800 who rarely have it."""
+    """Fields are known of 900 patients, half of whom have the event; unknown of 1800 who rarely have it."""
     rng = np.random.default_rng(0)
     examples = []
     for number in range(2700):
