@@ -34,7 +34,10 @@ def test_sign_in_worklist_panel_overlay_override(enter: Callable[[str], Page], s
     expect(toggle).to_have_attribute("aria-pressed", "false")
     page.keyboard.press("h")
     expect(toggle).to_have_attribute("aria-pressed", "true")
-    shown = canvas.evaluate(GREY_AND_COLOUR)["coloured"]
+    for _ in range(100):  # the heat map is fetched when it is asked for
+        if (shown := canvas.evaluate(GREY_AND_COLOUR)["coloured"]) > 1000:
+            break
+        page.wait_for_timeout(100)
     assert shown > 1000
     page.get_by_test_id("overlay-opacity").fill("0")
     assert canvas.evaluate(GREY_AND_COLOUR)["coloured"] == 0
