@@ -43,7 +43,7 @@ def recorded(kind: RunKind) -> Callable[[Take], Take]:
             known["progress"] = progress
             try:
                 tally = take(where, **known)
-            except Exception as error:
+            except Exception as error:  # whatever it was: its run is noted as failed, and it goes on up
                 said = _in_words(error)
                 sources.end(run, RunState.FAILED, by=by, now=timezone.now(), counts={}, error=said)
                 raise

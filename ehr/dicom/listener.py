@@ -120,7 +120,7 @@ def answer_store(event: evt.Event, take: Callable[[Path, str], Taken]) -> Datase
         written: Any = event.request
         written._dataset_file.flush()
         taken = take(event.dataset_path, event.assoc.requestor.ae_title.strip())
-    except Exception as fault:
+    except Exception as fault:  # disk, database or a defect: the sender is told to try again, and we go on
         logger.exception("a file that was sent could not be taken")
         return _answer(OUT_OF_RESOURCES, f"not stored: {type(fault).__name__}; send it again")
     return _answer(CANNOT_UNDERSTAND, taken.refused) if taken.refused else SUCCESS
