@@ -14,11 +14,12 @@ import pytest
 pytestmark = pytest.mark.timeout(1800)  # two whole demos, on a machine that may be busy
 ROOT = Path(__file__).parents[2]
 PATIENTS = 44  # fewer hold too few events to learn from
-GROWS = {  # what every run may add to: the queue's memory, the audit trail, heat maps still being drawn
+GROWS = {  # what every run may add to: the queue's memory, the audit trail, heat maps, what was read when
     "jobs_outboxmessage",
     "jobs_liveevent",
     "audit_auditevent",
     "risk_heatmap",
+    "patients_ingestrun",
     "django_session",
     "sqlite_sequence",
 }
