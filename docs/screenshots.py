@@ -46,6 +46,7 @@ def main() -> None:
                     "models": models,
                     "new-run": new_run,
                     "run": run,
+                    "monitoring": monitoring,
                     "sources": sources,
                     "source": source,
                     "audit": audit,
@@ -144,6 +145,11 @@ def run(page: Page) -> None:
     page.goto("/models")
     page.locator("#runs a[href^='/models/runs/']").first.click()
     page.get_by_test_id("run-progress").wait_for()
+
+
+def monitoring(page: Page) -> None:
+    """What the active model did in a month."""
+    page.goto("/monitoring?days=30")
 
 
 def sources(page: Page) -> None:

@@ -40,12 +40,13 @@ def page(request: HttpRequest) -> dict[str, Any]:
 
 
 def navigation(request: HttpRequest) -> list[NavigationItem]:
-    """Worklist, Models, Sources and Audit, as far as permissions reach; nothing in an EHR's launch."""
+    """The pages of the menu, as far as permissions reach; nothing in an EHR's launch."""
     if launch.of_session(request) is not None:
         return []
     entries = (
         ("Worklist", "worklist", ("worklist", "panel"), access.can_view_patients),
         ("Models", "models", ("models", "model", "run", "new-run"), access.can_view_models),
+        ("Monitoring", "monitoring", ("monitoring",), access.can_view_models),
         ("Sources", "sources", ("sources", "source"), access.can_manage_sources),
         ("Audit", "audit", ("audit",), access.can_view_audit),
     )

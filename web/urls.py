@@ -11,6 +11,7 @@ from web.views import (
     live,
     model_card,
     models,
+    monitoring,
     panel,
     pixels,
     responses,
@@ -62,5 +63,6 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("sources/<int:source_id>", sources.source, name="source"),
     path("sources/<int:source_id>/set-aside.csv", sources.set_aside, name="source-set-aside"),
     path("sources/<int:source_id>/<str:kind>", sources.act, name="source-act"),
+    path("monitoring", monitoring.monitoring, name="monitoring"),
     path("audit", audit.events, name="audit"),
 ]

@@ -24,6 +24,10 @@ class Budget:
         """Seconds that may still be spent on waiting, 0 or more; the way back is set aside."""
         return max(0.0, self.until - RESERVE_S - time.monotonic())
 
+    def spent_ms(self) -> float:
+        """Milliseconds since the call arrived."""
+        return (settings.HOOKS_BUDGET_S - (self.until - time.monotonic())) * 1000
+
     def check(self) -> None:
         """Raise Unavailable when the time is over: nothing is shown, so nothing may be kept as shown."""
         if time.monotonic() >= self.until:

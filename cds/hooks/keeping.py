@@ -20,9 +20,15 @@ from cds.risk import responding
 
 @transaction.atomic
 def keep_shown(
-    shown: Sequence[Shown], taken: Taken, *, service: Service, caller: Caller, now: datetime
+    shown: Sequence[Shown],
+    taken: Taken,
+    *,
+    service: Service,
+    caller: Caller,
+    took_ms: float,
+    now: datetime,
 ) -> None:
-    """The cards that leave, and who was shown what, in one transaction."""
+    """The cards that leave, and who was shown what, in one transaction. `took_ms`: until they were made."""
     asked, patient = taken.asked, taken.patient
     CardShown.objects.bulk_create(
         CardShown(
@@ -37,6 +43,8 @@ def keep_shown(
             user=asked.context.user,
             indicator=one.card.indicator.value,
             category=one.prediction.category if one.prediction is not None else "",
+            version=service.version,
+            milliseconds=round(took_ms, 1),
             shown_at=now,
         )
         for one in shown

@@ -7,6 +7,7 @@ import uuid
 from django.db import models
 
 from cds.patients.models import Patient, Source
+from cds.registry.models import ModelVersion
 from cds.risk.models import RiskPrediction
 
 
@@ -70,15 +71,20 @@ class CardShown(models.Model):
     user = models.CharField(max_length=90, blank=True)  # [Type]/[id] in the EHR
     indicator = models.CharField(max_length=10, blank=True)
     category = models.CharField(max_length=10, blank=True)  # of the risk it showed
+    version = models.ForeignKey(  # that answered, with a number or without
+        ModelVersion, null=True, on_delete=models.PROTECT, related_name="+", db_index=False
+    )
+    milliseconds = models.FloatField(null=True)  # from the call's arrival until its answer was made
     shown_at = models.DateTimeField()
 
     class Meta:
         indexes = [
+            models.Index(fields=["version", "-shown_at"], name="card_of_version"),
             models.Index(
                 fields=["patient", "user", "-shown_at"],
                 condition=models.Q(indicator__in=["warning", "critical"]),
                 name="card_alerts",
-            )
+            ),
         ]
 
 

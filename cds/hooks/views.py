@@ -46,7 +46,7 @@ def call_service(request: HttpRequest, *, caller: Caller, now: datetime, service
     taken = prefetching.take(read_body(request), service=service, caller=caller, budget=time_left, now=now)
     shown = _cards(service, taken, caller=caller, time_left=time_left, now=now)
     time_left.check()
-    keeping.keep_shown(shown, taken, service=service, caller=caller, now=now)
+    keeping.keep_shown(shown, taken, service=service, caller=caller, took_ms=time_left.spent_ms(), now=now)
     return json_response({"cards": [one.card.to_json() for one in shown]})
 
 

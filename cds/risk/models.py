@@ -61,6 +61,7 @@ class RiskAssessment(LeasedWork):
         indexes = [
             models.Index(fields=["patient", "version", "-as_of"], name="assessment_newest"),
             models.Index(fields=["work_state", "lease_until"], name="assessment_sweep"),
+            models.Index(fields=["version", "-finished_at"], name="assessment_ended"),
         ]
 
     def on_failed(self, *, now: datetime) -> None:
@@ -138,3 +139,6 @@ class Response(models.Model):
     via = models.CharField(max_length=10, default="panel")  # panel | hook
     at = models.DateTimeField()
     until = models.DateTimeField(null=True)  # of a snooze
+
+    class Meta:
+        indexes = [models.Index(fields=["-at"], name="response_newest")]

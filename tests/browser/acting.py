@@ -35,6 +35,7 @@ def build() -> dict[str, str]:
     from tests.web import clinic
 
     made = clinic.build(patients=30)
+    clinic.feedback(made)
     run = clinic.training_run(made.now, by=made.people["admin"], state=WorkState.RUNNING, fraction=0.3)
     return {
         "patient": str(made.patients[0].pk),

@@ -32,6 +32,7 @@ PAGES = [
     ("admin", "/models/{version}/card/purpose.use"),
     ("admin", "/models/runs/{run}"),
     ("admin", "/models/runs/new?outcomes=icu-admission&check=1"),
+    ("admin", "/monitoring"),
     ("admin", "/sources"),
     ("admin", "/sources/{source}"),
     ("admin", "/audit?verify=1"),

@@ -14,12 +14,20 @@ from django.contrib.auth.models import User
 from django.utils import timezone
 
 from cds.audit import recording
+from cds.hooks.models import CardShown, Feedback
 from cds.jobs.models import WorkState
 from cds.patients import access
 from cds.patients.models import Note, Observation, Patient, PatientIdentifier, Source
 from cds.registry.models import ActiveModel, Cohort, ModelVersion, Promotion, Stage, TrainingRun
 from cds.risk import thresholds
-from cds.risk.models import AssessmentStatus, HeatMap, RiskAssessment, RiskPrediction
+from cds.risk.models import (
+    AssessmentStatus,
+    HeatMap,
+    Response,
+    RiskAssessment,
+    RiskPrediction,
+    ShiftReport,
+)
 from cds.studies.models import Series, Study, StudyState
 
 PASSWORD = "correct horse battery"
@@ -518,6 +526,48 @@ def rich_patient(model: ModelVersion, earlier: ModelVersion, now: datetime) -> P
     )
     heat_map(latest, still, now)
     return who
+
+
+def feedback(made: Clinic) -> None:
+    """Three weeks of cards in an EHR and of answers to them, an abstention, and two comparisons of inputs."""
+    score = RiskAssessment.objects.filter(version=made.version, predictions__isnull=False).first()
+    assert score is not None
+    prediction, now = score.predictions.get(), made.now
+    random = np.random.default_rng(3)
+    for number in range(120):
+        at = now - timedelta(hours=4 * number + 1)
+        hook = ("patient-view", "order-sign", "encounter-start")[number % 3]
+        card = CardShown.objects.create(
+            service=f"tessera-{OUTCOME}-{hook}", hook_instance=str(uuid.UUID(int=number)),
+            prediction=prediction, kind="stale" if number % 9 == 0 else "risk", patient=score.patient,
+            outcome=OUTCOME, indicator="warning" if number % 4 == 0 else "info",
+            version=made.version, milliseconds=float(random.gamma(3, 12)), shown_at=at,
+        )  # fmt: skip
+        if number % 3:
+            is_kept = bool(random.random() < 0.6)
+            Feedback.objects.create(
+                card=card, outcome="accepted" if is_kept else "overridden", outcome_at=at, received_at=at,
+                reason_code="" if is_kept else ("cds-not-applicable", "action-completed")[number % 2],
+            )  # fmt: skip
+    RiskAssessment.objects.filter(version=made.version, finished_at=None, work_state=WorkState.DONE).update(
+        finished_at=now - timedelta(minutes=40),
+        milliseconds={"build_inputs": 21.0, "model": 9.0, "store": 3.0},
+    )
+    clinician = made.people["clinician"]
+    for kind, code in (("acknowledged", ""), ("acknowledged", ""), ("overridden", "action-completed")):
+        Response.objects.create(prediction=prediction, kind=kind, reason_code=code, by=clinician, at=now)
+    for ago, band in ((1, "amber"), (7, "steady")):
+        ShiftReport.objects.create(
+            version=made.version,
+            at=now - timedelta(hours=ago),
+            scores=28,
+            inputs=[
+                {"name": "lactate", "label": "Lactate", "kind": "field", "band": band, "psi": 0.16,
+                 "missing_then": 0.2, "missing_now": 0.44},
+                {"name": "heart-rate", "label": "Heart rate", "kind": "channel", "band": "steady",
+                 "psi": 0.02, "missing_then": 0.01, "missing_now": 0.0},
+            ],
+        )  # fmt: skip
 
 
 def now_aware() -> datetime:

@@ -49,6 +49,9 @@ def test_an_unknown_patient_is_imported_and_gets_a_card_that_says_not_yet_known(
     assert RiskAssessment.objects.get(patient=patient).version == version  # a score was asked for
     shown = CardShown.objects.get(pk=card["uuid"])
     assert (shown.kind, shown.prediction) == ("not-yet-known", None)
+    assert shown.version == version
+    assert shown.milliseconds is not None
+    assert 0 < shown.milliseconds < 60_000
     event = AuditEvent.objects.get(action="hook.call")
     assert (event.outcome, event.patient_id) == ("success", patient.pk)
     assert event.detail["user"] == "Practitioner/example"
