@@ -44,6 +44,7 @@ from ehr.fhir.subscriptions import (
     read_notification,
 )
 from ehr.fhir.writing import Done, FhirWriter, Written, identified
+from ehr.json_documents import read_key_set
 from ehr.pseudonyms import Pseudonyms, moved
 from ehr.records import (
     AllergyRecord,
@@ -186,6 +187,7 @@ __all__ = [
     "read_expected",
     "read_fhir_folder",
     "read_header",
+    "read_key_set",
     "read_notification",
     "read_pieces",
     "read_prefetch",

@@ -8,6 +8,10 @@ from urllib.parse import urlsplit
 from ehr.errors import Refused
 
 Origin = tuple[str, str, int]
+# Where clouds tell a machine its secrets, besides link-local addresses: AWS by IPv6, Alibaba, Azure, Oracle.
+METADATA = frozenset(
+    ipaddress.ip_address(one) for one in ("fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192")
+)
 
 
 def origin_of(url: str) -> Origin:
@@ -46,14 +50,18 @@ def check_resolved(host: str, address: str) -> None:
     host     as registered; written as a loopback address (or localhost) it may lead to loopback
     address  what it resolved to, looked at again at the moment of connecting, so that a name that is
              re-bound after it was checked gains nothing
-    raises   Refused for loopback, link-local (169.254.169.254 …), multicast, unspecified and reserved
+    raises   Refused for loopback, link-local (169.254.169.254 …), the metadata addresses of clouds,
+             multicast, unspecified, reserved, and IPv6 tunnels (6to4, Teredo), which hold an IPv4 address
     """
     found = ipaddress.ip_address(address.partition("%")[0])
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    found = mapped or found
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.sixtofour is not None or found.teredo is not None:
+            raise Refused("the address is a tunnel to another one")
+        found = found.ipv4_mapped or found
     if found.is_loopback and _is_loopback(host):
         return
-    if found.is_loopback or found.is_link_local or found.is_multicast or found.is_unspecified:
+    is_this = found.is_unspecified or (found.version == 4 and found.packed[0] == 0)  # 0.0.0.0/8
+    if found.is_loopback or found.is_link_local or found.is_multicast or is_this or found in METADATA:
         raise Refused("the address leads to this machine, or to a network that is not the server's")
     if found.is_reserved:
         raise Refused("the address leads to a reserved network")

@@ -22,6 +22,9 @@ from ehr.addresses import check_resolved
 from ehr.errors import Refused
 
 T = typing.TypeVar("T")
+# Looking up a name cannot be broken off, so it has threads of its own: the end of an event loop waits for its
+# default ones, and a name server that is silent would hold a call long after its time was over.
+_lookups = ThreadPoolExecutor(8, thread_name_prefix="lookup")
 
 
 def run(work: Coroutine[typing.Any, typing.Any, T]) -> T:
@@ -69,7 +72,9 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect. Raises httpcore.ConnectError for a name that leads nowhere we may go."""
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = await asyncio.get_running_loop().run_in_executor(
+                _lookups, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            )
             addresses = [str(one[4][0]) for one in found]
             for address in addresses:
                 check_resolved(host, address)

@@ -13,6 +13,11 @@ from cds.patients import access
 from cds.registry import queries as registry
 from web import launch, streams
 
+EHR_PAGES = (
+    "ehrs", "ehr-client", "new-ehr-client", "edit-ehr-client", "withdraw-ehr-client",
+    "ehr-server", "new-ehr-server", "edit-ehr-server", "withdraw-ehr-server",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class NavigationItem:
@@ -48,6 +53,7 @@ def navigation(request: HttpRequest) -> list[NavigationItem]:
         ("Models", "models", ("models", "model", "run", "new-run"), access.can_view_models),
         ("Monitoring", "monitoring", ("monitoring",), access.can_view_models),
         ("Sources", "sources", ("sources", "source"), access.can_manage_sources),
+        ("EHRs", "ehrs", EHR_PAGES, access.can_manage_clients),
         ("Audit", "audit", ("audit",), access.can_view_audit),
     )
     here = request.resolver_match.url_name if request.resolver_match else ""

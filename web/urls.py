@@ -7,6 +7,7 @@ from django.urls import URLPattern, URLResolver, path
 from web import launch
 from web.views import (
     audit,
+    ehrs,
     entrance,
     live,
     model_card,
@@ -64,5 +65,15 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("sources/<int:source_id>/set-aside.csv", sources.set_aside, name="source-set-aside"),
     path("sources/<int:source_id>/<str:kind>", sources.act, name="source-act"),
     path("monitoring", monitoring.monitoring, name="monitoring"),
+    path("ehrs", ehrs.listing, name="ehrs"),
+    path("ehrs/clients/new", ehrs.edit_client, name="new-ehr-client"),
+    path("ehrs/clients/<uuid:client_id>", ehrs.client, name="ehr-client"),
+    path("ehrs/clients/<uuid:client_id>/edit", ehrs.edit_client, name="edit-ehr-client"),
+    path("ehrs/clients/<uuid:client_id>/withdraw", ehrs.withdraw_client, name="withdraw-ehr-client"),
+    path("ehrs/clients/<uuid:client_id>/keys", ehrs.read_keys, name="ehr-client-keys"),
+    path("ehrs/servers/new", ehrs.edit_server, name="new-ehr-server"),
+    path("ehrs/servers/<uuid:server_id>", ehrs.server, name="ehr-server"),
+    path("ehrs/servers/<uuid:server_id>/edit", ehrs.edit_server, name="edit-ehr-server"),
+    path("ehrs/servers/<uuid:server_id>/withdraw", ehrs.withdraw_server, name="withdraw-ehr-server"),
     path("audit", audit.events, name="audit"),
 ]

@@ -2,8 +2,9 @@
 
 Only ES384 and RS384; the issuer must be registered, the audience must be the very address that was called,
 and a token is good for one call (`spending`). A process keeps what it read of a client for two seconds, and
-reads it anew at once for a key it does not know, so that keys rotate without a restart; no address found in a
-token is ever fetched. Clients: `manage.py hook_client add`.
+reads it anew at once for a key it does not know, so that keys rotate without a restart. Keys are pasted, or
+read from the client's registered JWKS URL (`key_sets`); no address found in a token is ever fetched.
+Clients: `manage.py hook_client add`, or the screen /ehrs.
 
 HOOKS_OPEN serves calls without a token, from loopback to loopback only, for a demo; a warning says so.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,21 +22,23 @@ from urllib.parse import urlsplit
 import orjson
 from django.conf import settings
 from django.http import HttpRequest
-from joserfc import jws, jwt
+from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
 from cds.audit import recording
-from cds.errors import ClinicError, Invalid
-from cds.hooks import spending
+from cds.errors import ClinicError, Unavailable
+from cds.hooks import budget, key_sets, spending
+from cds.hooks.budget import Budget
 from cds.hooks.models import HookClient
 from cds.patients import importing
 from cds.patients.models import Source
 
 logger = logging.getLogger(__name__)
 ALGORITHMS = ["ES384", "RS384"]
-KEY_TYPES = {"EC", "RSA"}
-PRIVATE_PARTS = {"d", "p", "q", "dp", "dq", "qi", "k"}
+MOST_BYTES = 8192
+# Headers that are not understood are passed over, as RFC 7515 (4) wants; critical ones are refused.
+_REGISTRY = jws.JWSRegistry(algorithms=ALGORITHMS, strict_check_header=False)
 SKEW_S = 60  # the official sandbox rounds `iat` up (INTEROP 19)
 LONGEST_LIFE_S = 3600  # so that spent tokens need not be kept for ever; clients are told to use five minutes
 OPEN_SOURCE = "hooks-open"
@@ -68,12 +71,20 @@ def verify(request: HttpRequest, *, now: datetime) -> Caller:
         return Caller(None, source, recording.client(None, request))
     if scheme.lower() != "bearer" or not token:
         raise Unauthorised("a JWT bearer token is required on every call")
-    client, claims = _read_token(token, audience=endpoint(request), now=now)
+    client, claims = _read_token(token, audience=endpoint(request), time_left=budget.of(request), now=now)
     try:
         spending.spend(client, claims, keep_until=spending.expires(claims, SKEW_S), now=now)
     except spending.SpentBefore as error:
         raise Unauthorised(str(error), issuer=client.issuer) from None
+    _note_call(client, now)
     return Caller(client, client.source, recording.client(client, request))
+
+
+def _note_call(client: HookClient, now: datetime) -> None:
+    """When a client called last, to the minute: each process writes it once a minute at most."""
+    if client.last_call_at is None or now - client.last_call_at > timedelta(minutes=1):
+        client.last_call_at = now
+        HookClient.objects.filter(pk=client.pk).update(last_call_at=now)
 
 
 def endpoint(request: HttpRequest) -> str:
@@ -97,48 +108,101 @@ def is_origin_allowed(origin: str) -> bool:
     return any(origin in origins for origins in lists)
 
 
-def check_keys(jwks: Any) -> dict[str, Any]:
-    """A key set that may be registered: public EC P-384 or RSA keys, each with a `kid`. Raises Invalid."""
-    keys = jwks.get("keys") if isinstance(jwks, dict) else None
-    if not isinstance(keys, list) or not keys:
-        raise Invalid('a key set is {"keys": [...]} with at least one key')
-    for key in keys:
-        if not isinstance(key, dict) or key.get("kty") not in KEY_TYPES or not key.get("kid"):
-            raise Invalid("each key needs kty EC or RSA, and a kid")
-        if PRIVATE_PARTS & key.keys():
-            raise Invalid(f"key {key['kid']} holds private parts: register the public key set only")
-    try:
-        KeySet.import_key_set({"keys": keys})
-    except (JoseError, ValueError, KeyError, TypeError) as error:
-        raise Invalid(f"not a usable key set: {type(error).__name__}") from None
-    return {"keys": keys}
-
-
-def _read_token(token: str, *, audience: str, now: datetime) -> tuple[HookClient, dict[str, Any]]:
+def _read_token(
+    token: str, *, audience: str, time_left: Budget, now: datetime
+) -> tuple[HookClient, dict[str, Any]]:
+    if len(token) > MOST_BYTES:
+        raise Unauthorised(f"a token has at most {MOST_BYTES} characters")
     try:
         claimed = jws.extract_compact(token.encode())
-        header, unverified = claimed.headers(), _claims(claimed.payload)
-    except (JoseError, ValueError, RecursionError):
+        header, claims = _object(claimed.headers()), _object(orjson.loads(claimed.payload or b""))
+    except (JoseError, ValueError, TypeError, RecursionError):
         raise Unauthorised("the token is not a signed JWT") from None
-    issuer = unverified.get("iss")
-    issuer = issuer if isinstance(issuer, str) else ""
+    issuer = claims.get("iss")
+    issuer = issuer if isinstance(issuer, str) and "\x00" not in issuer else ""
+    _check_header(header, issuer)
+    kid = header["kid"]
+    known = _known(issuer, kid)
+    if known is None:
+        raise Unauthorised("iss is not a registered client: it must be exactly as registered", issuer=issuer)
+    client = known[0]
+    if client.jwks_url and header.get("jku", client.jwks_url) != client.jwks_url:
+        raise Unauthorised("jku is not the registered JWKS URL: leave it out", issuer=issuer)
+    key = known[1].get(kid) if not client.jwks_url else _key_by_url(known, kid, time_left=time_left, now=now)
+    if key is None:
+        raise Unauthorised(
+            "kid is not among the client's registered keys: sign with one of them, or register the new key",
+            issuer=issuer,
+        )
+    try:
+        is_signed = jws.validate_compact(claimed, key, registry=_REGISTRY)
+    except (JoseError, ValueError) as error:
+        raise Unauthorised(
+            f"the token's header does not fit the registered key of that kid ({type(error).__name__})",
+            issuer=issuer,
+        ) from None
+    if not is_signed:
+        raise Unauthorised("the signature does not verify with the registered key of that kid", issuer=issuer)
+    _check_claims(claims, client, audience=audience, now=now)
+    return client, claims
+
+
+def _check_header(header: dict[str, Any], issuer: str) -> None:
+    """INTEROP 19 and 20. Keys and addresses in it (jwk, x5c, x5u, jku) are never used."""
     if header.get("alg") not in ALGORITHMS:
         raise Unauthorised("alg must be ES384 or RS384", issuer=issuer)
     if header.get("typ") != "JWT":
         raise Unauthorised("typ must be JWT", issuer=issuer)
-    known = _known(issuer, str(header.get("kid") or ""))
-    if known is None:
-        raise Unauthorised("iss is not a registered client", issuer=issuer)
+    if "crit" in header or "b64" in header:
+        raise Unauthorised("no critical header is understood here: leave out crit and b64", issuer=issuer)
+    kid = header.get("kid")
+    if not isinstance(kid, str) or not kid:
+        raise Unauthorised("kid must name one of the client's registered keys", issuer=issuer)
+
+
+def _key_by_url(known: _Known, kid: str, *, time_left: Budget, now: datetime) -> KeySet | None:
+    """The key of a client whose set is kept at an address; the set is read anew where that is due.
+
+    raises  Unauthorised when there is none, with what to change; Unavailable while the set is being read
+    """
     client, keys = known
-    key = keys.get(str(header.get("kid") or ""))
-    if key is None:
-        raise Unauthorised("kid is not among the client's registered keys", issuer=issuer)
-    try:
-        verified = jwt.decode(token, key, algorithms=ALGORITHMS)
-    except (JoseError, ValueError):
-        raise Unauthorised("the signature does not verify", issuer=issuer) from None
-    _check_claims(verified.claims, client, audience=audience, now=now)
-    return client, verified.claims
+    if kid in keys and not key_sets.is_old(client, now, key_sets.BELIEVED_S):
+        if key_sets.is_old(client, now, key_sets.FRESH_S):
+            key_sets.ask(client, now=now)  # goes on beside this call
+        return keys[kid]
+    state = key_sets.ask(client, now=now, wait_s=min(key_sets.WAIT_S, time_left.left() / 2))
+    if state is key_sets.Reading.DONE:
+        forget()
+        again = _known(client.issuer, kid)
+        key = again[1].get(kid) if again is not None else None
+        if key is not None:
+            return key
+    raise _unknown(state, client, is_known=kid in keys)
+
+
+def _unknown(state: key_sets.Reading, client: HookClient, *, is_known: bool) -> ClinicError:
+    """Why there is no key to verify with, and what to do about it."""
+    what = (
+        f"the client's key set was read last more than {key_sets.BELIEVED_S // 3600} h ago"
+        if is_known
+        else "kid is not in the client's key set"
+    )
+    match state:
+        case key_sets.Reading.UNDER_WAY:
+            return Unavailable(f"{what}, which is being read anew: try again")
+        case key_sets.Reading.FAILED:
+            held = HookClient.objects.filter(pk=client.pk).values_list("keys_problem", flat=True).first()
+            why = (
+                f"{what}, and its JWKS URL does not answer as it should ({held}): mend that, or register keys"
+            )
+        case key_sets.Reading.DONE:
+            why = f"{what}, which was just read anew: publish the key at the registered JWKS URL"
+        case _:
+            why = (
+                f"{what}, which is read anew every {key_sets.REFETCH_S} s at most: publish a new key at "
+                "least that long before signing with it"
+            )
+    return Unauthorised(why, issuer=client.issuer)
 
 
 _Known = tuple[HookClient, dict[str, KeySet]]
@@ -176,7 +240,7 @@ def _import_keys(client: HookClient) -> dict[str, KeySet]:
 
 def _check_claims(claims: dict[str, Any], client: HookClient, *, audience: str, now: datetime) -> None:
     issuer, clock = client.issuer, now.timestamp()
-    times = {name: claims.get(name) for name in ("exp", "iat")}
+    times = {name: claims.get(name) for name in ("exp", "iat", *({"nbf"} & claims.keys()))}
     for name, value in times.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**40:
             raise Unauthorised(f"{name} must be a number of seconds since 1970", issuer=issuer)
@@ -186,6 +250,8 @@ def _check_claims(claims: dict[str, Any], client: HookClient, *, audience: str, 
         raise Unauthorised(f"exp lies more than {LONGEST_LIFE_S} s ahead", issuer=issuer)
     if claims["iat"] - SKEW_S > clock:
         raise Unauthorised("iat lies in the future", issuer=issuer)
+    if "nbf" in claims and claims["nbf"] - SKEW_S > clock:
+        raise Unauthorised("nbf lies in the future", issuer=issuer)
     named = claims.get("aud")
     if audience not in (named if isinstance(named, list) else [named]):
         raise Unauthorised(f"aud must be {audience}", issuer=issuer)
@@ -196,8 +262,7 @@ def _check_claims(claims: dict[str, Any], client: HookClient, *, audience: str, 
         raise Unauthorised("jti must be text of 1 to 200 characters", issuer=issuer)
 
 
-def _claims(payload: bytes) -> dict[str, Any]:
-    found = orjson.loads(payload)
+def _object(found: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
-        raise ValueError("claims are an object")
+        raise ValueError("a header, and claims, are objects")
     return found

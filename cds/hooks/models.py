@@ -18,12 +18,21 @@ class HookClient(models.Model):
     name = models.CharField(max_length=120)
     issuer = models.URLField(max_length=300, unique=True)
     tenant = models.CharField(max_length=120, blank=True)
-    jwks = models.JSONField(default=dict)  # public keys only
+    jwks = models.JSONField(default=dict)  # public keys only: pasted, or as read last
+    jwks_url = models.CharField(max_length=500, blank=True)  # where they are read from; "": they were pasted
+    keys_since = models.JSONField(default=dict)  # kid → since when it has been here, ISO 8601
+    keys_read_at = models.DateTimeField(null=True)  # the last time that jwks_url answered
+    keys_tried_at = models.DateTimeField(null=True)  # the last time that it was asked
+    keys_problem = models.CharField(max_length=300, blank=True)  # why it did not answer then
     origins = models.JSONField(default=list)  # web origins its browser may call from (CORS)
     fhir_servers = models.JSONField(default=list)  # base addresses we may read from with a call's token
     source = models.ForeignKey(Source, on_delete=models.PROTECT)  # its patients belong to this source
     is_active = models.BooleanField(default=True)
     created_at = models.DateTimeField()
+    last_call_at = models.DateTimeField(null=True)  # to the minute
+
+    class Meta:
+        permissions = [("manage_clients", "Can register and withdraw the EHRs that call and launch us")]
 
 
 class SpentToken(models.Model):

@@ -12,20 +12,19 @@ from django.db import transaction
 
 import ehr
 from cds.audit import recording
-from cds.errors import Invalid, NotFound
-from cds.hooks import client_auth
-from cds.hooks.client_auth import check_keys
+from cds.errors import Invalid, NotFound, Unavailable
+from cds.hooks import client_auth, key_sets
 from cds.hooks.models import HookClient
 from cds.patients.models import Source
 
 
-@transaction.atomic
 def register(
     name: str,
     *,
     issuer: str,
-    jwks: Any,
     source: Source,
+    jwks: Any = None,
+    jwks_url: str = "",
     origins: Sequence[str] = (),
     fhir_servers: Sequence[str] = (),
     tenant: str = "",
@@ -34,34 +33,34 @@ def register(
 ) -> tuple[HookClient, bool]:
     """Let an EHR call, or replace what is registered for its issuer (so keys rotate). Raises Invalid.
 
-    fhir_servers  base addresses from which we may complete a prefetch with the token of a call
+    jwks, jwks_url  its public keys, or the address they are read from: one of the two. An address that is not
+                    registered yet for this issuer is read at once, before anything is kept
+    fhir_servers    base addresses from which we may complete a prefetch with the token of a call
     """
-    if urlsplit(issuer).scheme not in {"https", "http"} or not urlsplit(issuer).hostname or len(issuer) > 300:
-        raise Invalid("an issuer is a URL, exactly as its tokens say it")
     known = {
-        "name": name,
-        "jwks": check_keys(jwks),
-        "origins": [_checked_origin(origin) for origin in origins],
-        "fhir_servers": [_checked_server(server) for server in fhir_servers],
+        "name": check_name(name),
+        "origins": [check_origin(origin) for origin in origins],
+        "fhir_servers": [check_server(server) for server in fhir_servers],
         "tenant": tenant,
         "source": source,
     }
-    client, is_new = HookClient.objects.update_or_create(
-        issuer=issuer,
-        defaults={**known, "is_active": True},
-        create_defaults={**known, "created_at": now},
-    )
+    held = HookClient.objects.filter(issuer=check_issuer(issuer)).first()
+    known |= _keys(held, jwks, jwks_url, now)
+    with transaction.atomic():
+        client, is_new = HookClient.objects.update_or_create(
+            issuer=issuer,
+            defaults={**known, "is_active": True},
+            create_defaults={**known, "created_at": now},
+        )
+        _record("hook_client.register", client, by=by, now=now)
     client_auth.forget()
-    _record("hook_client.register", client, by=by, now=now)
     return client, is_new
 
 
 @transaction.atomic
 def withdraw(issuer: str, *, by: recording.Actor, now: datetime) -> HookClient:
     """Refuse this EHR from now on; what it sent and was shown stays. Raises NotFound."""
-    client = HookClient.objects.filter(issuer=issuer).first()
-    if client is None:
-        raise NotFound("no client with that issuer")
+    client = get_client(issuer)
     client.is_active = False
     client.save(update_fields=["is_active"])
     client_auth.forget()
@@ -69,8 +68,56 @@ def withdraw(issuer: str, *, by: recording.Actor, now: datetime) -> HookClient:
     return client
 
 
-def _checked_origin(origin: str) -> str:
-    parts = urlsplit(origin)
+def read_keys(issuer: str, *, by: recording.Actor, now: datetime) -> HookClient:
+    """Read a client's key set anew now, whenever it was read last.
+
+    raises  NotFound; Invalid for one whose keys were pasted; Unavailable when they cannot be read, with why
+    """
+    client = get_client(issuer)
+    if not client.jwks_url:
+        raise Invalid("the keys of this client were pasted: register a JWKS URL, or paste the new set")
+    HookClient.objects.filter(pk=client.pk).update(keys_tried_at=now, keys_problem="")
+    done = key_sets.read_anew(client, now=now, by=by)
+    client_auth.forget()
+    client.refresh_from_db()
+    if done is not key_sets.Reading.DONE:
+        raise Unavailable(f"{client.keys_problem}; the keys read before stay in use for now")
+    return client
+
+
+def get_client(issuer: str) -> HookClient:
+    """The client of an issuer, withdrawn ones too. Raises NotFound."""
+    client = HookClient.objects.select_related("source").filter(issuer=issuer).first()
+    if client is None:
+        raise NotFound("no client with that issuer: `manage.py hook_client list` shows those there are")
+    return client
+
+
+def check_name(name: str) -> str:
+    """What people call it. Raises Invalid."""
+    if not name.strip() or len(name) > 120:
+        raise Invalid("a name has 1 to 120 characters")
+    return name.strip()
+
+
+def check_issuer(issuer: str) -> str:
+    """`iss` of its tokens. Raises Invalid."""
+    try:
+        parts = urlsplit(issuer)
+        is_url = parts.scheme in {"https", "http"} and bool(parts.hostname)
+    except ValueError:
+        is_url = False
+    if not is_url or len(issuer) > 300 or not issuer.isprintable() or " " in issuer:
+        raise Invalid("an issuer is a URL, exactly as its tokens say it")
+    return issuer
+
+
+def check_origin(origin: str) -> str:
+    """A web origin. Raises Invalid."""
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        parts = urlsplit("")
     if (
         parts.scheme not in {"https", "http"}
         or not parts.hostname
@@ -80,18 +127,35 @@ def _checked_origin(origin: str) -> str:
     return origin
 
 
-def _checked_server(server: str) -> str:
+def check_server(server: str) -> str:
     """A FHIR server's base address: https, or plain http to this very machine outside production."""
     try:
         ehr.check_base_url(server)
     except ehr.Refused as error:
         raise Invalid(f"{error}: {server!r}") from None
     parts = urlsplit(server)
-    if parts.query or parts.fragment or len(server) > 300:
+    if parts.query or parts.fragment or len(server) > 300 or not server.isprintable() or " " in server:
         raise Invalid(f"a FHIR server is given by its base address alone, not {server!r}")
     if settings.PRODUCTION and parts.scheme != "https":
         raise Invalid("a FHIR server is called by https only")
     return server.rstrip("/")
+
+
+def _keys(held: HookClient | None, jwks: Any, jwks_url: str, now: datetime) -> dict[str, Any]:
+    """The columns about keys. Of an address that is registered already, the keys read last stay."""
+    if (jwks is None) == (not jwks_url):
+        raise Invalid("give either the public key set or its JWKS URL: one of the two")
+    if jwks_url and held is not None and held.jwks_url == jwks_url:
+        return {}
+    found = key_sets.check_keys(jwks) if not jwks_url else key_sets.read(key_sets.check_url(jwks_url))
+    return {
+        "jwks": found,
+        "jwks_url": jwks_url,
+        "keys_since": key_sets.since(found, held, now),
+        "keys_read_at": now if jwks_url else None,
+        "keys_tried_at": now if jwks_url else None,
+        "keys_problem": "",
+    }
 
 
 def _record(action: str, client: HookClient, *, by: recording.Actor, now: datetime) -> None:
@@ -103,6 +167,9 @@ def _record(action: str, client: HookClient, *, by: recording.Actor, now: dateti
         now=now,
         issuer=client.issuer,
         keys=[str(key["kid"]) for key in client.jwks["keys"]],
+        jwks_url=client.jwks_url,
+        origins=list(client.origins),
+        tenant=client.tenant,
         source=client.source.slug,
         fhir_servers=list(client.fhir_servers),
     )

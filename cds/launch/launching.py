@@ -106,6 +106,7 @@ def complete(
     )
     problem = _refresh(server, said, by=by, now=now)
     patient = _patient(server, said.patient, problem)
+    SmartServer.objects.filter(pk=server.pk).update(last_launch_at=now)
     access.grant(user, patient, until=now + timedelta(seconds=settings.SESSION_ABSOLUTE_AGE), by=by, now=now)
     return Launched(
         server=server,

@@ -23,6 +23,7 @@ class SmartServer(models.Model):
     source = models.ForeignKey(Source, on_delete=models.PROTECT)  # its patients belong to this source
     is_active = models.BooleanField(default=True)
     created_at = models.DateTimeField()
+    last_launch_at = models.DateTimeField(null=True)
 
 
 class SmartIdentity(models.Model):

@@ -40,26 +40,17 @@ def register(
     returns    the server, and whether it is new
     raises     Invalid
     """
-    try:
-        ehr.check_base_url(issuer)
-        checked = [_origin(origin) for origin in origins]
-    except ehr.EhrError as error:
-        raise Invalid(
-            f"{error}: the issuer is the EHR's FHIR base address, as its launches name it"
-        ) from error
-    if not client_id.strip() or len(client_id) > 200:
-        raise Invalid("a client id is what the EHR calls us, at most 200 characters")
     known = {
         "name": name,
-        "client_id": client_id.strip(),
+        "client_id": check_client_id(client_id),
         "is_confidential": is_confidential,
-        "origins": checked,
-        "embedders": [_embedder(origin) for origin in embedders],
+        "origins": [check_origin(origin) for origin in origins],
+        "embedders": [check_embedder(origin) for origin in embedders],
         "source": source,
         "is_active": True,
     }
     server, is_new = SmartServer.objects.update_or_create(
-        issuer=issuer.rstrip("/"), defaults=known, create_defaults={**known, "created_at": now}
+        issuer=check_issuer(issuer), defaults=known, create_defaults={**known, "created_at": now}
     )
     _record("smart_server.register", server, by=by, now=now)
     return server, is_new
@@ -117,15 +108,43 @@ def list_embedders() -> list[str]:
     return held
 
 
-def _origin(said: str) -> str:
-    scheme, host, port = ehr.check_base_url(said)
+def check_issuer(issuer: str) -> str:
+    """The EHR's FHIR base address, as it is kept: without a slash at its end. Raises Invalid."""
+    try:
+        ehr.check_base_url(issuer)
+    except ehr.EhrError as error:
+        raise Invalid(
+            f"{error}: the issuer is the EHR's FHIR base address, as its launches name it"
+        ) from error
+    if len(issuer) > 300 or not issuer.isprintable() or " " in issuer:
+        raise Invalid("an issuer is a URL of at most 300 characters")
+    return issuer.rstrip("/")
+
+
+def check_client_id(client_id: str) -> str:
+    """What the EHR calls us. Raises Invalid."""
+    if not client_id.strip() or len(client_id) > 200:
+        raise Invalid("a client id is what the EHR calls us, at most 200 characters")
+    return client_id.strip()
+
+
+def check_origin(said: str) -> str:
+    """Another origin of its sign-in, the port filled in. Raises Invalid."""
+    try:
+        scheme, host, port = ehr.check_base_url(said)
+    except ehr.EhrError as error:
+        raise Invalid(f"{error}: an origin of the sign-in is https://host or https://host:port") from error
     if urlsplit(said).path.strip("/"):
         raise Invalid(f"an origin is scheme, host and port only: {scheme}://{host}")
     return f"{scheme}://{host}:{port}"
 
 
-def _embedder(said: str) -> str:
-    parts = urlsplit(said)
+def check_embedder(said: str) -> str:
+    """A web origin that may show us in a frame. Raises Invalid."""
+    try:
+        parts = urlsplit(said)
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or "*" in said:
         raise Invalid(f"{said[:100]!r} is not a web origin: give scheme://host or scheme://host:port")
     if ";" in said or "," in said or " " in said:

@@ -45,6 +45,7 @@ PERMISSIONS: dict[Role, frozenset[str]] = {
             "registry.edit_card",
             "audit.view_auditevent",
             "patients.manage_sources",
+            "hooks.manage_clients",
             "research.export",
         }
     ),
@@ -155,6 +156,15 @@ def can_manage_sources(user: Viewer) -> bool:
 
 def check_manage_sources(user: Viewer) -> None:
     _check(user, "patients.manage_sources")
+
+
+def can_manage_clients(user: Viewer) -> bool:
+    """See, register and withdraw the EHRs that call us (CDS Hooks) and launch us (SMART)."""
+    return _has(user, "hooks.manage_clients")
+
+
+def check_manage_clients(user: Viewer) -> None:
+    _check(user, "hooks.manage_clients")
 
 
 def can_view_cards(user: Viewer) -> bool:
@@ -276,7 +286,12 @@ def _permission(name: str) -> Permission:
     found = Permission.objects.filter(content_type__app_label=app_label, codename=codename).first()
     if found is not None:
         return found
-    models = {"audit": "auditevent", "registry": "modelversion", "research": "researchexport"}
+    models = {
+        "audit": "auditevent",
+        "registry": "modelversion",
+        "research": "researchexport",
+        "hooks": "hookclient",
+    }
     model = models.get(app_label, "patient")
     kind, _ = ContentType.objects.get_or_create(app_label=app_label, model=model)
     return Permission.objects.create(content_type=kind, codename=codename, name=codename.replace("_", " "))

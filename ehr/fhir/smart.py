@@ -10,7 +10,6 @@ message.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import re
@@ -22,18 +21,15 @@ from typing import Any, cast
 from urllib.parse import urlencode, urlsplit
 
 import httpx
-import orjson
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
 from ehr.addresses import Origin, check_base_url, origin_of
-from ehr.errors import BadResource, Refused, Retriable, TooLarge
+from ehr.errors import BadResource, Refused
 from ehr.fhir.sign_in import ASSERTION_TYPE, Jwk, client_assertion
-from ehr.guarded import guarded_transport, run
+from ehr.json_documents import call_json
 
-MAX_BODY_BYTES = 256 * 1024
-TIMEOUT_S = 3.0
 SKEW_S = 60
 ID_TOKEN_ALGORITHMS = [
     "RS256",
@@ -274,38 +270,7 @@ class SmartApp:
         return self._call("GET", url, None)
 
     def _call(self, method: str, url: str, form: Mapping[str, str] | None) -> dict[str, Any]:
-        return run(self._called(method, url, form))
-
-    async def _called(self, method: str, url: str, form: Mapping[str, str] | None) -> dict[str, Any]:
-        path = urlsplit(url).path
-        try:
-            async with (
-                asyncio.timeout(TIMEOUT_S),
-                httpx.AsyncClient(
-                    transport=self._transport or guarded_transport(),
-                    timeout=TIMEOUT_S,
-                    follow_redirects=False,
-                    trust_env=False,
-                ) as http,
-                http.stream(method, url, data=form, headers={"Accept": "application/json"}) as response,
-            ):
-                body = await _body(response, path)
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            raise Retriable(
-                f"{method} {path}: the server is out of reach ({type(error).__name__})"
-            ) from error
-        said = _object(body)
-        if response.status_code >= 500 or response.status_code == 429:
-            raise Retriable(f"{method} {path}: the server answered {response.status_code}")
-        if response.status_code != 200:
-            reason = str(said.get("error", ""))[:100]
-            raise Refused(
-                f"{method} {path}: the server answered {response.status_code} {reason}".rstrip(),
-                status=response.status_code,
-            )
-        if not said:
-            raise BadResource(f"{method} {path}: the answer is not a JSON object")
-        return said
+        return call_json(method, url, form=form, transport=self._transport)
 
 
 def scopes_for(configuration: SmartConfiguration, *, standalone: bool) -> str:
@@ -335,21 +300,3 @@ def _seconds(value: object) -> float | None:
     """Seconds since 1970; None for anything else."""
     is_time = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**40
     return float(cast(float, value)) if is_time else None
-
-
-async def _body(response: httpx.Response, path: str) -> bytes:
-    pieces, size = [], 0
-    async for piece in response.aiter_bytes():
-        size += len(piece)
-        if size > MAX_BODY_BYTES:
-            raise TooLarge(f"{path}: the answer is larger than {MAX_BODY_BYTES} bytes")
-        pieces.append(piece)
-    return b"".join(pieces)
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        found = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}

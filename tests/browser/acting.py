@@ -47,6 +47,7 @@ def build() -> dict[str, str]:
         "candidate": str(ModelVersion.objects.get(number=3).pk),
         "run": str(run.pk),
         "source": str(source(made)),
+        **clinic.ehrs(made),
     }
 
 

@@ -35,6 +35,13 @@ PAGES = [
     ("admin", "/monitoring"),
     ("admin", "/sources"),
     ("admin", "/sources/{source}"),
+    ("admin", "/ehrs"),
+    ("admin", "/ehrs/clients/new"),
+    ("admin", "/ehrs/clients/{client}"),
+    ("admin", "/ehrs/clients/{client}/edit"),
+    ("admin", "/ehrs/clients/{client}/withdraw"),
+    ("admin", "/ehrs/servers/{server}"),
+    ("admin", "/ehrs/servers/{server}/edit"),
     ("admin", "/audit?verify=1"),
     ("nobody", "/"),
 ]

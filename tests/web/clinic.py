@@ -13,9 +13,12 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.utils import timezone
 
+import ehr
 from cds.audit import recording
-from cds.hooks.models import CardShown, Feedback
+from cds.hooks import registering as hooks
+from cds.hooks.models import CardShown, Feedback, HookClient
 from cds.jobs.models import WorkState
+from cds.launch import registering as launch
 from cds.patients import access
 from cds.patients.models import Note, Observation, Patient, PatientIdentifier, Source
 from cds.registry.models import ActiveModel, Cohort, ModelVersion, Promotion, Stage, TrainingRun
@@ -573,3 +576,37 @@ def feedback(made: Clinic) -> None:
 def now_aware() -> datetime:
     """The moment, with a zone."""
     return timezone.now()
+
+
+def ehrs(made: Clinic) -> dict[str, str]:
+    """One EHR that calls, its keys at an address that has stopped answering; one that launches us."""
+    source, now = made.patients[0].source, made.now
+    client, _ = hooks.register(
+        "Example Hospital EHR",
+        issuer="https://ehr.example.org",
+        jwks=ehr.public_keys([ehr.new_key("EC"), ehr.new_key("EC")]),
+        source=source,
+        origins=["https://ehr.example.org"],
+        fhir_servers=["https://fhir.example.org/r4"],
+        tenant="north",
+        by=BY,
+        now=now - timedelta(days=40),
+    )
+    HookClient.objects.filter(pk=client.pk).update(
+        jwks_url="http://127.0.0.1:1/keys",
+        keys_read_at=now - timedelta(hours=3),
+        keys_tried_at=now - timedelta(minutes=1),
+        keys_problem="the key set could not be read: GET /keys: the server answered 503",
+        last_call_at=now - timedelta(minutes=4),
+    )
+    server, _ = launch.register(
+        "Example Hospital EHR",
+        issuer="https://fhir.example.org/r4",
+        client_id="tessera",
+        source=source,
+        is_confidential=True,
+        origins=["https://login.example.org"],
+        by=BY,
+        now=now - timedelta(days=40),
+    )
+    return {"client": str(client.pk), "server": str(server.pk)}

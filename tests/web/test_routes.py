@@ -10,9 +10,11 @@ from django.test import Client
 from django.urls import URLPattern
 
 from cds.audit.models import AuditEvent
+from cds.hooks.models import HookClient
+from cds.launch.models import SmartServer
 from cds.risk.models import HeatMap, RiskPrediction
 from cds.studies.models import Series
-from tests.web.clinic import Clinic
+from tests.web.clinic import Clinic, ehrs
 from web import urls
 
 ROLES = ("", "clinician", "stranger", "admin", "approver", "nobody")
@@ -59,6 +61,17 @@ GET: dict[str, tuple[int, int, int, int, int, int]] = {
     "/sources/O":           (302, 403, 403, 200, 403, 403),
     "/sources/O/set-aside.csv": (302, 403, 403, 200, 403, 403),
     "/sources/O/pause":     (405, 405, 405, 405, 405, 405),
+    "/ehrs":                (302, 403, 403, 200, 403, 403),
+    "/ehrs/clients/new":    (302, 403, 403, 200, 403, 403),
+    "/ehrs/clients/C":      (302, 403, 403, 200, 403, 403),
+    "/ehrs/clients/U":      (302, 403, 403, 404, 403, 403),
+    "/ehrs/clients/C/edit":     (302, 403, 403, 200, 403, 403),
+    "/ehrs/clients/C/withdraw": (302, 403, 403, 200, 403, 403),
+    "/ehrs/clients/C/keys":     (405, 405, 405, 405, 405, 405),
+    "/ehrs/servers/new":    (302, 403, 403, 200, 403, 403),
+    "/ehrs/servers/L":      (302, 403, 403, 200, 403, 403),
+    "/ehrs/servers/L/edit":     (302, 403, 403, 200, 403, 403),
+    "/ehrs/servers/L/withdraw": (302, 403, 403, 200, 403, 403),
     "/launch":              (200, 200, 200, 200, 200, 200),
     "/launch/callback":     (400, 400, 400, 400, 400, 400),
     "/launch/style.css":    (200, 200, 200, 200, 200, 200),
@@ -83,6 +96,13 @@ POST: dict[str, tuple[int, int, int, int, int, int]] = {
     "/models/runs/R/cancel":   (302, 403, 403, 409, 403, 403),
     "/sources/O/pause":     (302, 403, 403, 302, 403, 403),
     "/sources/O/cheer":     (302, 404, 404, 404, 404, 404),
+    "/ehrs/clients/new":    (302, 403, 403, 400, 403, 403),
+    "/ehrs/clients/C/edit": (302, 403, 403, 400, 403, 403),
+    "/ehrs/clients/C/keys": (302, 403, 403, 302, 403, 403),
+    "/ehrs/clients/U/withdraw": (302, 403, 403, 404, 403, 403),
+    "/ehrs/servers/new":    (302, 403, 403, 400, 403, 403),
+    "/ehrs/servers/L/edit": (302, 403, 403, 400, 403, 403),
+    "/ehrs/servers/U/withdraw": (302, 403, 403, 404, 403, 403),
     "/logout":              (302, 302, 302, 302, 302, 302),
 }  # fmt: skip
 
@@ -100,6 +120,8 @@ def address(pattern: str, ward: Clinic) -> str:
         "V": ward.version.pk,
         "R": ward.version.run_id,
         "O": ward.patients[0].source_id,
+        "C": HookClient.objects.get().pk,
+        "L": SmartServer.objects.get().pk,
     }
     parts = [part.removesuffix(".png") for part in pattern.split("/")]
     made = "/".join(str(letters.get(part, part)) for part in parts)
@@ -110,6 +132,7 @@ def address(pattern: str, ward: Clinic) -> str:
 def test_each_role_gets_exactly_what_it_may(
     role: str, ward: Clinic, sign_in: Callable[[str], Client]
 ) -> None:
+    ehrs(ward)
     place = ROLES.index(role)
     got, wanted = {}, {}
     for table, method in ((GET, "get"), (POST, "post")):
@@ -161,6 +184,12 @@ def _shape(address: str) -> tuple[str, ...]:
         "style.css",
         "card.json",
         "audit",
+        "ehrs",
+        "clients",
+        "servers",
+        "edit",
+        "withdraw",
+        "keys",
     }
     return tuple(part if part in fixed else "*" for part in parts if part)
 

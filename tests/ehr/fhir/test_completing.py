@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -149,13 +152,30 @@ def test_hospital_networks_and_a_registered_loopback_may_be_called() -> None:
 def test_the_address_is_looked_at_again_when_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that was fine when it was registered and leads to this machine now: nothing is connected to."""
 
-    async def rebound(*_: Any, **__: Any) -> list[Any]:
+    def rebound(*_: Any, **__: Any) -> list[Any]:
         return [(0, 0, 0, "", ("10.1.2.3", 443)), (0, 0, 0, "", ("127.0.0.1", 443))]
 
     async def connect(*_: Any, **__: Any) -> Any:
         pytest.fail("connected")
 
-    monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", rebound)
+    monkeypatch.setattr(socket, "getaddrinfo", rebound)
     monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
     found = ehr.complete_prefetch({"patient": "Patient/p1"}, base_url=BASE, within_s=1)
     assert "ConnectError" in found.failed["patient"]
+
+
+def test_a_name_server_that_is_silent_holds_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up cannot be broken off: the call ends all the same, before the name server has answered."""
+    is_over, was_over = threading.Event(), []
+
+    def silent(*_: Any, **__: Any) -> list[Any]:
+        was_over.append(is_over.wait(20))
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    found = ehr.complete_prefetch({"patient": "Patient/p1"}, base_url=BASE, within_s=0.1)
+    is_over.set()
+    assert "in time" in found.failed["patient"]
+    while not was_over:
+        time.sleep(0.01)
+    assert was_over == [True]

@@ -20,14 +20,21 @@ BY = recording.system("hook_client")
 
 
 class Command(BaseCommand):
-    help = "EHRs that may call CDS Hooks. `add` with the same issuer replaces its keys, without a restart."
+    help = "EHRs that may call CDS Hooks. `add` with the same issuer replaces what is registered at once."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         does = parser.add_subparsers(dest="does", required=True)
         add = does.add_parser("add", help="register an EHR, or replace its keys")
         add.add_argument("name", help="what people call it")
         add.add_argument("--issuer", required=True, help="`iss` of its tokens, a URL")
-        add.add_argument("--jwks", required=True, type=Path, metavar="FILE", help="its public key set, JSON")
+        keys = add.add_mutually_exclusive_group(required=True)
+        keys.add_argument("--jwks", type=Path, metavar="FILE", help="its public key set, JSON")
+        keys.add_argument(
+            "--jwks-url",
+            default="",
+            metavar="URL",
+            help="where its key set is read from, so that it can rotate",
+        )
         add.add_argument("--source", required=True, metavar="SLUG", help="the source its patients belong to")
         add.add_argument("--origin", action="append", default=[], help="web origin it may call from (CORS)")
         add.add_argument(
@@ -39,12 +46,14 @@ class Command(BaseCommand):
         )
         add.add_argument("--tenant", default="", help="`tenant` its tokens must carry")
         does.add_parser("list", help="who may call")
+        keys_now = does.add_parser("read-keys", help="read the key set at its JWKS URL now")
+        keys_now.add_argument("--issuer", required=True)
         withdraw = does.add_parser("withdraw", help="refuse an EHR from now on")
         withdraw.add_argument("--issuer", required=True)
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            getattr(self, f"_{options['does']}")(options)
+            getattr(self, f"_{options['does'].replace('-', '_')}")(options)
         except (ClinicError, OSError) as error:
             raise CommandError(str(error)) from None
         except orjson.JSONDecodeError:
@@ -55,7 +64,8 @@ class Command(BaseCommand):
         client, is_new = registering.register(
             options["name"],
             issuer=options["issuer"],
-            jwks=orjson.loads(options["jwks"].read_bytes()),
+            jwks=orjson.loads(options["jwks"].read_bytes()) if options["jwks"] else None,
+            jwks_url=options["jwks_url"],
             source=importing.get_source(options["source"], now=now),
             origins=options["origin"],
             fhir_servers=options["fhir_server"],
@@ -67,12 +77,25 @@ class Command(BaseCommand):
 
     def _list(self, options: dict[str, Any]) -> None:
         for client in HookClient.objects.select_related("source").order_by("name"):
-            kids = ", ".join(key["kid"] for key in client.jwks["keys"])
             state = "active" if client.is_active else "withdrawn"
             self.stdout.write(
-                f"{client.name}  {client.issuer}  source {client.source.slug}  keys {kids}  {state}"
+                f"{client.name}  {client.issuer}  source {client.source.slug}  keys {_kids(client)}  {state}"
             )
+            if client.jwks_url:
+                read = client.keys_read_at
+                self.stdout.write(
+                    f"  keys from {client.jwks_url}, read last {read:%Y-%m-%d %H:%M:%S %Z}"
+                    + (f"; then: {client.keys_problem}" if client.keys_problem else "")
+                )
+
+    def _read_keys(self, options: dict[str, Any]) -> None:
+        client = registering.read_keys(options["issuer"], by=BY, now=timezone.now())
+        self.stdout.write(f"keys of {client.name}: {_kids(client)}")
 
     def _withdraw(self, options: dict[str, Any]) -> None:
         client = registering.withdraw(options["issuer"], by=BY, now=timezone.now())
         self.stdout.write(f"withdrawn: {client.name}")
+
+
+def _kids(client: HookClient) -> str:
+    return ", ".join(key["kid"] for key in client.jwks["keys"])

@@ -1,0 +1,44 @@
+"""What the screen of SMART servers shows. Who may: `cds.patients.access`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from django.db.models import Count, QuerySet
+
+from cds.errors import NotFound
+from cds.launch.models import SmartServer
+from cds.patients import access
+
+
+@dataclass(frozen=True, slots=True)
+class ServerView:
+    """An EHR that may launch us, or might; `people` of it have come."""
+
+    server: SmartServer
+    people: int
+
+
+def list_servers(viewer: access.Viewer) -> list[ServerView]:
+    """Every EHR that was ever registered, those that may launch us first. Raises NotAllowed."""
+    access.check_manage_clients(viewer)
+    return [_view(server) for server in _counted().order_by("-is_active", "name", "issuer")]
+
+
+def get_server(viewer: access.Viewer, server_id: UUID) -> ServerView:
+    """One of them. Raises NotAllowed, NotFound."""
+    access.check_manage_clients(viewer)
+    server = _counted().filter(pk=server_id).first()
+    if server is None:
+        raise NotFound("no such SMART server")
+    return _view(server)
+
+
+def _counted() -> QuerySet[SmartServer]:
+    return SmartServer.objects.select_related("source").annotate(people=Count("identities"))
+
+
+def _view(server: SmartServer) -> ServerView:
+    people: int = server.people  # type: ignore[attr-defined]
+    return ServerView(server, people)
