@@ -120,8 +120,8 @@ def address(pattern: str, ward: Clinic) -> str:
         "V": ward.version.pk,
         "R": ward.version.run_id,
         "O": ward.patients[0].source_id,
-        "C": HookClient.objects.get().pk,
-        "L": SmartServer.objects.get().pk,
+        "C": getattr(HookClient.objects.first(), "pk", ""),
+        "L": getattr(SmartServer.objects.first(), "pk", ""),
     }
     parts = [part.removesuffix(".png") for part in pattern.split("/")]
     made = "/".join(str(letters.get(part, part)) for part in parts)
