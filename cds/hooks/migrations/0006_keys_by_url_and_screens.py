@@ -22,7 +22,7 @@ def let_admins_manage(apps, schema_editor):
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('hooks', '0003_hooks_of_every_kind'),
+        ('hooks', '0005_versions_of_earlier_cards'),
         ('auth', '0012_alter_user_first_name_max_length'),
         ('contenttypes', '0002_remove_content_type_name'),
     ]
