@@ -14,7 +14,7 @@ import fusion
 from cds import features
 from cds.jobs import leases
 from cds.jobs.models import WorkState
-from cds.risk import measuring, queries, scoring
+from cds.risk import evidence, measuring, scoring
 from cds.studies import clips, receiving
 from cds.studies.models import Measurement, Outline, Series
 from tests.cds.registry import ward
@@ -164,15 +164,15 @@ def test_the_panel_shows_the_newest_beside_the_one_before(register: Any) -> None
     patient = make_patient()
     measuring.measure(image(patient, 0.4, days=30), now=NOW)
     measuring.measure(image(patient, 0.6, spacing_row_mm=None, spacing_column_mm=None), now=NOW)
-    rows = {row.name: row for row in queries._measurements(patient, None)}
+    rows = {row.name: row for row in evidence.measurements(patient, None)}
     ratio = rows["cardiothoracic_ratio"]
     assert (ratio.value, ratio.earlier) == (pytest.approx(0.6, abs=0.03), pytest.approx(0.4, abs=0.03))
     assert ratio.reference == (None, 0.5)
     assert rows["lung_area"].value is None
     assert rows["lung_area"].why
-    before = queries._measurements(patient, NOW - timedelta(days=1))
+    before = evidence.measurements(patient, NOW - timedelta(days=1))
     assert {row.name: row.value for row in before}["cardiothoracic_ratio"] == pytest.approx(0.4, abs=0.03)
-    assert queries._measurements(make_patient("p2"), None) == ()
+    assert evidence.measurements(make_patient("p2"), None) == ()
 
 
 @pytest.mark.parametrize(
