@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cds.hooks.cards import Known
+from cds.hooks.order_cards import Known
 from cds.hooks.ordering import Imaging
 from cds.patients.models import Patient
 from cds.registry import queries as registry_queries

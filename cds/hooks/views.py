@@ -13,7 +13,18 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 
 from cds.errors import NotFound
-from cds.hooks import alerting, budget, cards, keeping, offering, ordering, prefetching, studies_known
+from cds.hooks import (
+    alerting,
+    budget,
+    cards,
+    keeping,
+    linking,
+    offering,
+    order_cards,
+    ordering,
+    prefetching,
+    studies_known,
+)
 from cds.hooks.budget import Budget
 from cds.hooks.client_auth import Caller
 from cds.hooks.contexts import WITH_ORDERS
@@ -100,11 +111,12 @@ def _cards(
             else alerting.Alert()
         ),
         may_suggest=service.hook in SUGGESTING,
+        may_launch=linking.may_launch(caller, taken.asked.access),
     )
     if service.hook not in WITH_ORDERS:
         return [cards.card_for(standing, setting)]
     return [
-        cards.order_card(
+        order_cards.order_card(
             standing,
             setting,
             study,

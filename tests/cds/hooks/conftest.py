@@ -17,7 +17,7 @@ from joserfc import jwt
 from joserfc.jwk import ECKey
 
 from cds.audit import recording
-from cds.hooks import client_auth, offering, registering
+from cds.hooks import client_auth, linking, offering, registering
 from cds.hooks.models import HookClient
 from cds.patients import importing
 from cds.patients.models import Patient
@@ -36,6 +36,7 @@ def _nothing_kept_from_another_test() -> None:
     """Processes keep for two seconds what they read of clients and of active models."""
     client_auth.forget()
     offering.forget()
+    linking.forget()
 
 
 @pytest.fixture

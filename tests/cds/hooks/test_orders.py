@@ -10,8 +10,8 @@ from fhir.resources.R4B.servicerequest import ServiceRequest
 
 from cds.hooks import cards, ordering, studies_known
 from cds.hooks.alerting import Alert
-from cds.hooks.cards import Known, order_card
 from cds.hooks.contexts import Context
+from cds.hooks.order_cards import Known, order_card
 from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
 from cds.risk.assessing import DataState

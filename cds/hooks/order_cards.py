@@ -1,0 +1,77 @@
+"""The card about an imaging study being ordered: what the risk knows already, what the study would add."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from cds.hooks import ordering, wording
+from cds.hooks.cards import CardKind, Said, Setting, Shown, said_of, shown_as
+from cds.risk.assessing import Standing
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a version knows of a kind of imaging study for one patient.
+
+    is_read     the model takes such studies;  is_used  the score shown used one, taken at `taken_at`
+    with_all    AUROC on held-out patients with every input;  without  leaving this kind out; None: not known
+    """
+
+    is_read: bool
+    is_used: bool = False
+    is_pending: bool = False
+    taken_at: datetime | None = None
+    with_all: float | None = None
+    without: float | None = None
+
+
+def order_card(standing: Standing, setting: Setting, study: ordering.Imaging, known: Known) -> Shown:
+    """The card about an imaging study being ordered: what the risk knows already, what it would add."""
+    said = said_of(standing, setting)
+    number = said.prediction
+    risk = (
+        f"risk {wording.percent(number.risk)} ({wording.interval(number)})"
+        if number is not None
+        else "no risk yet"
+    )
+    lines = list(said.lines)
+    if number is not None and said.kind is CardKind.STALE:
+        risk = f"risk was {wording.percent(number.risk)}, stale"
+    if not known.is_read:
+        head = "would not change the risk"
+        kind = wording.escape(study.label)
+        tell = [f"**The model does not read this kind of study:** {kind} adds nothing to it."]
+    elif known.is_used:
+        head, when = "the risk already uses one", ""
+        if known.taken_at is not None:
+            age = wording.age_in_words(setting.now - known.taken_at)
+            head, when = f"{head}, {age} old", f" of {wording.moment(known.taken_at)} ({age} ago)"
+        tell = [
+            f"**Known already:** the score uses the latest of its kind{when}.",
+            "A new one replaces it in the next score, as soon as it is here.",
+        ]
+    elif known.is_pending:
+        head = "one is here and still being read"
+        tell = ["**Known soon:** one is here and being read; the next score uses it."]
+    else:
+        head = "the risk was computed without one"
+        tell = [
+            "**It would add what the score does without.** The next score uses it, as soon as it is here."
+        ]
+    if known.is_read and known.without is not None and known.with_all is not None:
+        tell.append(
+            f"On patients held out, AUROC was {known.with_all:.2f} with every input and {known.without:.2f} "
+            "without this one."
+        )
+    indicator = said.indicator
+    summary = (
+        f"{study.label}: {head}; {risk} {wording.event(number)}"
+        if number
+        else f"{study.label}: {head}; {risk}"
+    )
+    return shown_as(
+        Said(CardKind.ORDER, summary, [*tell, *lines], number, indicator, said.suggestions),
+        standing,
+        setting,
+    )
