@@ -34,6 +34,11 @@ def few(test: Callable[..., Any]) -> Callable[..., Any]:
     return many(test, share=0.05)
 
 
+def partly(test: Callable[..., Any]) -> Callable[..., Any]:
+    """A fifth: for what takes several calls."""
+    return many(test, share=0.2)
+
+
 @contextmanager
 def forgotten() -> Iterator[None]:
     """What an example writes to the database is gone after it."""
