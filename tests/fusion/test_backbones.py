@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 import fusion
 from fusion.backbones import image_version, text_version
 from fusion.backbones.image import ImageBackbone
+from fusion.backbones.resizing import squared
 from fusion.embedding import WIDTHS
 from fusion.encoders.base import Projection
 
@@ -103,6 +104,25 @@ def test_vgg_and_inception_use_the_names_of_published_checkpoints() -> None:
 def test_frames_that_are_none_are_refused(values: np.ndarray) -> None:
     with pytest.raises(fusion.BadInput):
         fusion.load_backbone("small_cnn").embed(values.astype(np.float32), 32)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 301, 517), (1, 3, 64, 40), (1, 1, 20, 30), (1, 1, 1, 7)])
+def test_pictures_are_made_square_as_torch_makes_them(shape: tuple[int, ...]) -> None:
+    frames = torch.rand(shape)
+    told = torch.nn.functional.interpolate(
+        frames, size=(48, 48), mode="bilinear", antialias=True, align_corners=False
+    )
+    assert squared(frames, 48).numpy() == pytest.approx(told.numpy(), abs=1e-6)
+
+
+def test_values_outside_0_to_1_are_cut_and_those_not_finite_refused() -> None:
+    small = fusion.load_backbone("small_cnn")
+    values = np.array([[[-3.0, 0.0, -0.0], [0.5, 1.0, 7.0], [0.2, 0.3, 1.0000001]]], np.float32)
+    assert (small.prepare(values, 32) == small.prepare(np.clip(values, 0, 1), 32)).all()
+    for wrong in (np.nan, -np.nan, np.inf, -np.inf):
+        values[0, 1, 1] = wrong
+        with pytest.raises(fusion.BadInput, match="not finite"):
+            small.prepare(values, 32)
 
 
 def test_randomised_is_another_network_of_the_same_shape() -> None:
