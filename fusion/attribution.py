@@ -10,7 +10,7 @@ weighted as in the Shapley value, parts are revealed one by one in a few permuta
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -39,46 +39,93 @@ class Shares:
     logit: Array
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Part:
+    """One present modality whose tokens are to share its value.
+
+    tokens  its prepared Tokens, of one patient
+    speak   prepared Tokens of U patients → its evidence [U, R]
+    """
+
+    place: int
+    tokens: Tokens
+    speak: Speak
+
+
 def shapley(evidence: Tensor, present: Tensor, worth: Worth) -> Shares:
     """One patient: evidence [M, R], present [M] → each modality's Shapley value."""
+    return valued(evidence, present, worth, ())[0]
+
+
+def valued(
+    evidence: Tensor, present: Tensor, worth: Worth, parts: Sequence[Part]
+) -> tuple[Shares, list[Array]]:
+    """One patient, evidence [M, R], present [M]: Shapley values, and Owen values of the tokens of each part.
+
+    Owen values are points, float64 [L, R], zero where a token is unknown. `worth` is asked once for all.
+    """
     here = torch.nonzero(present).squeeze(1).tolist()
     masks = _masks(here, len(present))
-    logits = worth(evidence.expand(len(masks), -1, -1), torch.from_numpy(masks))
+    questions = [_revealing(part, evidence, here, len(present)) for part in parts]
+    given = torch.cat([evidence.expand(len(masks), -1, -1), *(q.given for q in questions)])
+    logits = worth(given, torch.from_numpy(np.concatenate([masks, *(q.asked for q in questions)])))
+    risks = sigmoid(logits)
     shares = np.zeros((2, len(present), evidence.shape[1]))
     if here:
-        shares[:, here] = gains(len(here)) @ np.stack([sigmoid(logits), logits])
-    return Shares(*shares)
+        shares[:, here] = gains(len(here)) @ np.stack([risks[: len(masks)], logits[: len(masks)]])
+    ends = len(masks) + np.cumsum([len(q.asked) for q in questions], dtype=int)
+    points = [q.points(risks[end - len(q.asked) : end]) for q, end in zip(questions, ends, strict=True)]
+    return Shares(*shares), points
 
 
-def owen(place: int, tokens: Tokens, speak: Speak, evidence: Tensor, present: Tensor, worth: Worth) -> Array:
-    """One patient, one present modality: points of each of its tokens, float64 [L, R] (zero where unknown).
+@dataclass(frozen=True, eq=False, slots=True)
+class _Revealing:
+    """One modality's tokens, revealed one by one beside every subset of the other modalities.
 
-    tokens  that modality's prepared Tokens, of one patient
-    speak   prepared Tokens of U patients → that modality's evidence [U, R]
+    given    float32 [N, M, R] and asked bool [N, M]: every subset of the others without this modality, then
+             each with each way of revealing it
+    places   which of its `tokens` are known;  orders, back: as `_revealed` tells
+    weights  float64 [subsets], of Shapley
     """
-    parts = torch.nonzero(tokens.known[0]).squeeze(1).tolist()
-    orders, steps, back = _revealed(len(parts))
-    revealed = np.zeros((len(steps), tokens.known.shape[1]), bool)
-    revealed[:, parts] = steps
-    alike = tokens.rows(torch.zeros(len(revealed), dtype=torch.long))
-    said = speak(alike.hiding(torch.from_numpy(revealed)))
-    others = [m for m in torch.nonzero(present).squeeze(1).tolist() if m != place]
-    masks = _masks(others, len(present))
+
+    given: Tensor
+    asked: NDArray[np.bool_]
+    tokens: int
+    places: NDArray[np.int64]
+    orders: NDArray[np.int64]
+    back: NDArray[np.int64]
+    weights: Array
+
+    def points(self, risks: Array) -> Array:
+        """Risks of what was asked, float64 [N, R] → points of each token, float64 [tokens, R]."""
+        subsets = len(self.weights)
+        without = risks[:subsets, None, None]
+        worths = risks[subsets:].reshape(subsets, -1, risks.shape[1])[
+            :, self.back
+        ]  # [subset, order, step, R]
+        steps = np.diff(worths, axis=2, prepend=np.broadcast_to(without, worths[:, :, :1].shape))
+        shares = np.einsum("s,sotr->otr", self.weights, steps) / len(self.orders)
+        total = np.zeros((self.tokens, risks.shape[1]))
+        np.add.at(total, self.places[self.orders], shares)
+        return total
+
+
+def _revealing(part: Part, evidence: Tensor, here: Sequence[int], modalities: int) -> _Revealing:
+    place, known = part.place, part.tokens.known
+    places = np.flatnonzero(known[0].numpy())
+    orders, steps, back = _revealed(len(places))
+    revealed = np.zeros((len(steps), known.shape[1]), bool)
+    revealed[:, places] = steps
+    alike = part.tokens.rows(torch.zeros(len(revealed), dtype=torch.long))
+    said = part.speak(alike.hiding(torch.from_numpy(revealed)))
+    masks = _masks([m for m in here if m != place], modalities)
     together = masks.copy()
     together[:, place] = True
-    # One batch: every subset of the others without this modality, then each with each way of revealing it.
     given = evidence.repeat(len(masks) * (1 + len(revealed)), 1, 1)
     given[len(masks) :, place] = said.repeat(len(masks), 1)
     asked = np.concatenate([masks, together.repeat(len(revealed), axis=0)])
-    risks = sigmoid(worth(given, torch.from_numpy(asked)))
-    without = risks[: len(masks), None, None]
-    worths = risks[len(masks) :].reshape(len(masks), len(revealed), -1)[:, back]  # [subset, order, step, R]
-    gains = np.diff(worths, axis=2, prepend=np.broadcast_to(without, worths[:, :, :1].shape))
-    weights = np.array([weight(size, len(others) + 1) for size in masks.sum(axis=1).tolist()])
-    shares = np.einsum("s,sotr->otr", weights, gains) / len(orders)
-    total = np.zeros((tokens.known.shape[1], evidence.shape[1]))
-    np.add.at(total, np.array(parts)[orders], shares)
-    return total
+    weights = np.array([weight(size, len(here)) for size in masks.sum(axis=1).tolist()])
+    return _Revealing(given, asked, known.shape[1], places, orders, back, weights)
 
 
 @lru_cache(maxsize=128)
@@ -96,7 +143,7 @@ def _revealed(parts: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray
     return orders, flat[first], np.asarray(back).reshape(orders.shape)
 
 
-def _masks(players: list[int], modalities: int) -> NDArray[np.bool_]:
+def _masks(players: Sequence[int], modalities: int) -> NDArray[np.bool_]:
     """bool [2^k, M]: every subset of the players; row s holds the bits of s."""
     masks = np.zeros((2 ** len(players), modalities), bool)
     masks[:, players] = subsets(len(players))

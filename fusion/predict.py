@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusion.attribution import owen, shapley
+from fusion.attribution import Part, Shares, valued
 from fusion.backbones import kept_slices, split_sentences
 from fusion.batch import Batch, Tokens, collate, is_plausible, shown_notes
 from fusion.bundle import Bundle
@@ -99,8 +99,7 @@ def _one(
     pending = tuple(m for m in config.modalities if m in patient.pending)
     shares, drivers = None, [list[Driver]() for _ in config.outcomes]
     if explain and present:
-        shares = shapley(evidence.logits[i], is_present, partial(calibrated, bundle))
-        drivers = _drivers(bundle, patient, batch, evidence, i)
+        shares, drivers = _explained(bundle, patient, batch, evidence, i)
     weights, frames = _frames(bundle, patient, batch, evidence, present, i)
     volume = patient.volumes[0] if Modality.VOLUME in present else None
     also = (
@@ -192,34 +191,28 @@ def _frames(
     return told, where
 
 
-def _drivers(
+def _explained(
     bundle: Bundle, patient: PatientInputs, batch: Batch, evidence: Evidence, i: int
-) -> list[list[Driver]]:
-    """For each outcome its drivers, largest first."""
-    config = bundle.config
-    found: list[list[Driver]] = [[] for _ in config.outcomes]
+) -> tuple[Shares, list[list[Driver]]]:
+    """What each modality adds, and for each outcome its drivers, largest first."""
+    config, parts = bundle.config, []
     one = torch.tensor([i])
     for place, modality in enumerate(config.modalities):
         if modality in PIXELS or not bool(evidence.present[i, place]):
             continue
-        encoder = bundle.model.encoder(modality)
-        tokens = encoder.prepare(batch.tokens[modality].rows(one))
-        points = owen(
-            place,
-            tokens,
-            partial(_speak, bundle, place),
-            evidence.logits[i],
-            evidence.present[i],
-            partial(calibrated, bundle),
-        )
-        known = np.flatnonzero(tokens.known[0].numpy())
-        described = _described(bundle, patient, modality, known.tolist())
-        for r, held in enumerate(found):
-            held += [
-                replace(driver, points=value)
-                for driver, value in zip(described, points[known, r].tolist(), strict=True)
-            ]
-    return [sorted(held, key=lambda driver: -abs(driver.points)) for held in found]
+        tokens = bundle.model.encoder(modality).prepare(batch.tokens[modality].rows(one))
+        parts.append(Part(place, tokens, partial(_speak, bundle, place)))
+    shares, points = valued(evidence.logits[i], evidence.present[i], partial(calibrated, bundle), parts)
+    drivers: list[Driver] = []
+    said: list[list[float]] = []  # points of each driver, one an outcome
+    for part, found in zip(parts, points, strict=True):
+        known = np.flatnonzero(part.tokens.known[0].numpy())
+        drivers += _described(bundle, patient, config.modalities[part.place], known.tolist())
+        said += found[known].tolist()
+    return shares, [
+        [drivers[at].worth(said[at][r]) for at in sorted(range(len(said)), key=lambda at: -abs(said[at][r]))]
+        for r in range(len(config.outcomes))
+    ]
 
 
 def _speak(bundle: Bundle, place: int, tokens: Tokens) -> Tensor:

@@ -36,6 +36,13 @@ class Driver:
     text: str = ""  # the sentence, for notes
     key: str = ""  # note or pixel key
 
+    def worth(self, points: float) -> Driver:
+        """The same with so many points; `dataclasses.replace` takes three times as long."""
+        return Driver(
+            self.modality, self.name, self.label, points,
+            self.value, self.unit, self.hours_before, self.text, self.key,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class OutcomePrediction:

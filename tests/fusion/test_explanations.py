@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import fusion
 from fusion import Modality
-from fusion.attribution import _orders, owen, shapley
+from fusion.attribution import Part, _orders, shapley, valued
 from fusion.batch import Tokens
 from fusion.wording import summarise_risk
 from tests.fusion import simulated
@@ -192,7 +192,7 @@ def test_an_answer_draws_nothing_and_leaves_no_trace(bundle: fusion.Bundle) -> N
 
 
 def test_parts_are_valued_as_when_revealed_one_by_one() -> None:
-    """`owen` asks for many coalitions in one batch, by an order it keeps: here each is asked alone."""
+    """`valued` asks for many coalitions in one batch, by an order it keeps: here each is asked alone."""
     place, others, parts = 0, 2, 5  # five of six tokens are known: more than every order is tried for
     rng = np.random.default_rng(7)
     weight = torch.from_numpy(rng.normal(size=6)).float()
@@ -206,7 +206,8 @@ def test_parts_are_valued_as_when_revealed_one_by_one() -> None:
     def worth(given: torch.Tensor, here: torch.Tensor) -> np.ndarray:
         return (given[..., 0] * here).sum(1, keepdim=True).double().numpy()
 
-    found = owen(place, tokens, speak, evidence, present, worth)[:, 0]
+    _, (points,) = valued(evidence, present, worth, [Part(place, tokens, speak)])
+    found = points[:, 0]
     known = [0, 1, 3, 4, 5]
     expected, orders = np.zeros(6), _orders(parts)
     for order in orders:
