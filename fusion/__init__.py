@@ -29,7 +29,15 @@ if _find_spec("torch") is not None:  # without it, on a small machine, `fusion.e
         VolumeKind,
     )
     from fusion.embedding import volume_backbone_name
-    from fusion.errors import BadInput, BundleMismatch, Cancelled, FusionError, NotEnoughData, UnknownEncoder
+    from fusion.errors import (
+        BadInput,
+        BlankPixels,
+        BundleMismatch,
+        Cancelled,
+        FusionError,
+        NotEnoughData,
+        UnknownEncoder,
+    )
     from fusion.evaluate import Report, evaluate
     from fusion.explain import ImageExplanation, explain_image, frames_explained
     from fusion.heat_maps import HeatMapMethod
@@ -46,6 +54,7 @@ if _find_spec("torch") is not None:  # without it, on a small machine, `fusion.e
 __all__ = [
     "BadInput",
     "Band",
+    "BlankPixels",
     "Bundle",
     "BundleMismatch",
     "Cancelled",

@@ -37,7 +37,7 @@ from fusion.conformal import Interval
 from fusion.errors import BadInput, BundleMismatch, FusionError
 from fusion.inputs import FloatArray, Frames, Modality, NoteInput, PatientInputs, PixelInput, SeriesPoint
 from fusion.prediction import Contribution
-from fusion.preparing import resized
+from fusion.preparing import check_pixels, resized
 from fusion.rows import build_rows
 from fusion.runtime import open_session
 from fusion.scope import Scope, screen
@@ -222,7 +222,9 @@ class _Embeddings:
     def _frames(self, pixels: PixelInput, modality: Modality, size: int) -> FloatArray:
         config = self._model.config
         backbone = config.image_backbone if modality == Modality.IMAGE else config.cine_backbone
-        frames = resized(pixels.read().values, size, backbone=backbone)
+        values = pixels.read().values
+        check_pixels(values, modality, pixels.key)
+        frames = resized(values, size, backbone=backbone)
         files = self._model.about["backbones"][modality.value]["files"]
         kept = files.get(str(frames.shape[1]))
         if kept is None:

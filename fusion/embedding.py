@@ -20,6 +20,7 @@ from fusion.backbones import (
 from fusion.config import FusionConfig, VolumeKind
 from fusion.errors import BadInput
 from fusion.inputs import FloatArray, Modality, NoteInput, PixelInput
+from fusion.preparing import check_pixels
 from fusion.widths import WIDTHS, volume_width, width_of
 
 __all__ = ["WIDTHS", "Embedder", "backbone_versions", "volume_backbone_name", "width_of"]
@@ -105,14 +106,14 @@ class Embedder:
         """float32 [T, D]."""
         held = pixels.embeddings.get(self.versions[Modality.IMAGE])
         if held is None:
-            held = self._pixels(pixels, self.image_backbone, self._config.image_size)
+            held = self._pixels(pixels, Modality.IMAGE, self.image_backbone, self._config.image_size)
         return _of_width(held, self.image_width)
 
     def cine(self, pixels: PixelInput) -> FloatArray:
         """float32 [T, D]."""
         held = pixels.embeddings.get(self.versions[Modality.CINE])
         if held is None:
-            held = self._pixels(pixels, self.cine_backbone, self._config.cine_size)
+            held = self._pixels(pixels, Modality.CINE, self.cine_backbone, self._config.cine_size)
         return _of_width(held, self.cine_width)
 
     def volume(self, pixels: PixelInput) -> FloatArray:
@@ -122,8 +123,9 @@ class Embedder:
         if held is None:
             held = self._made.get((pixels.key, version, size))
         if held is None:
-            made = self.volume_backbone.embed(pixels.read(), size)
-            held = self._keep((pixels.key, version, size), made)
+            frames = pixels.read()
+            check_pixels(frames.values, Modality.VOLUME, pixels.key)
+            held = self._keep((pixels.key, version, size), self.volume_backbone.embed(frames, size))
         return _of_width(held, self.volume_width)
 
     def note(self, note: NoteInput) -> FloatArray:
@@ -136,10 +138,16 @@ class Embedder:
             held = self._keep((note.key, version, 0), self.text_backbone.embed(note.text))
         return _of_width(held, self.text_width)
 
-    def _pixels(self, pixels: PixelInput, backbone: ImageBackbone, size: int) -> FloatArray:
+    def _pixels(
+        self, pixels: PixelInput, modality: Modality, backbone: ImageBackbone, size: int
+    ) -> FloatArray:
         key = (pixels.key, backbone.version, size)
         held = self._made.get(key)
-        return held if held is not None else self._keep(key, backbone.embed(pixels.read().values, size))
+        if held is None:
+            values = pixels.read().values
+            check_pixels(values, modality, pixels.key)
+            held = self._keep(key, backbone.embed(values, size))
+        return held
 
     def _keep(self, key: tuple[str, str, int], made: FloatArray) -> FloatArray:
         if len(self._made) >= KEPT:

@@ -2,6 +2,7 @@
 
     FusionError
     ├── BadInput          shapes, ranges or names of the inputs do not fit the model
+    │   └── BlankPixels   a picture, clip or volume that shows nothing: every pixel is the same
     ├── NotEnoughData     a run cannot be trained or calibrated on what it was given, and what is missing
     ├── BundleMismatch    a bundle's files, digests, versions or declared inputs do not fit
     ├── ExportMismatch    an ONNX copy does not answer as the original does; it was not kept
@@ -18,6 +19,10 @@ class FusionError(Exception):
 
 class BadInput(FusionError, ValueError):
     """Inputs do not fit the model."""
+
+
+class BlankPixels(BadInput):
+    """Pixels that show nothing."""
 
 
 class NotEnoughData(FusionError):

@@ -5,9 +5,26 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from fusion.errors import BadInput
+from fusion.errors import BadInput, BlankPixels
 from fusion.harmonise import HARMONISED, harmonise
-from fusion.inputs import FloatArray
+from fusion.inputs import FloatArray, Modality
+
+PIXELS = "float32 [T, H, W] or [T, 3, H, W], intensities in [0, 1] (no unit), is expected"
+
+
+def check_pixels(values: FloatArray, modality: Modality, key: str) -> None:
+    """Refuse pixels that no encoder can read, by their name: another shape, not finite, or all the same.
+
+    Raises BadInput, and BlankPixels where every pixel is the same.
+    """
+    name = f"{modality.value} {key!r}"
+    if values.ndim not in (3, 4) or 0 in values.shape or (values.ndim == 4 and values.shape[1] not in (1, 3)):
+        raise BadInput(f"{name}: pixels of shape {list(values.shape)} where {PIXELS}")
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise BadInput(f"{name}: pixels that are not finite where {PIXELS}")
+    if low == high:
+        raise BlankPixels(f"{name}: every pixel is the same where {PIXELS}; leave it out")
 
 
 def resized(values: FloatArray, size: int, *, backbone: str = "") -> FloatArray:

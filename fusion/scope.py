@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fusion.config import FusionConfig
-from fusion.errors import BadInput
+from fusion.errors import BadInput, BlankPixels
 from fusion.inputs import FloatArray, Modality, PatientInputs, PixelInput
 from fusion.rows import Embeddings, is_plausible
 
@@ -44,6 +44,7 @@ FOLDS = 4  # for scores of pictures whose patient was left out
 COMPONENTS = 64  # of the classifier's inputs
 STRENGTH = 0.05  # inverse penalty of the classifier (scikit-learn's C)
 UNLIKE = "it does not look like the pictures the model was trained on"
+BLANK = "it is blank: every pixel is the same"
 
 
 def _cut_up(picture: FloatArray) -> FloatArray:
@@ -231,7 +232,10 @@ def screen(
     if scope.image is not None and Modality.IMAGE in config.modalities:
         looked_at = inputs.images[: config.max_images]
         for pixels in looked_at:
-            (why,) = scope.image.reasons(embedder.image(pixels)[:1])
+            try:
+                (why,) = scope.image.reasons(embedder.image(pixels)[:1])
+            except BlankPixels:
+                why = BLANK
             if why:
                 left_out[pixels.key] = why
     kept = replace(inputs, images=tuple(p for p in inputs.images if p.key not in left_out))

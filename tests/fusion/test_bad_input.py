@@ -37,6 +37,29 @@ def test_an_embedding_of_another_width_names_both(bundle: fusion.Bundle) -> None
         fusion.predict(bundle, [_image(np.zeros(7, np.float32))])
 
 
+@pytest.mark.parametrize(
+    ("values", "words", "kind"),
+    [
+        (np.zeros((1, 32, 32)), "every pixel is the same", fusion.BlankPixels),
+        (np.full((1, 32, 32), np.nan), "not finite", fusion.BadInput),
+        (np.full((1, 2, 32, 32), 0.5), r"of shape \[1, 2, 32, 32\]", fusion.BadInput),
+        (np.ones((32, 32)), r"of shape \[32, 32\]", fusion.BadInput),
+    ],
+)
+def test_pixels_that_cannot_be_read_are_named_with_what_was_expected(
+    bundle: fusion.Bundle, values: np.ndarray, words: str, kind: type[fusion.BadInput]
+) -> None:
+    frames = fusion.Frames(values.astype(np.float32), np.zeros(1, np.float32))
+    pixels = fusion.PixelInput("p7", lambda: frames, frames.times_ms)
+    expected = rf"'p7': .*{words}.*float32 \[T, H, W\] .*intensities in \[0, 1\] \(no unit\)"
+    for patient, name in (
+        (fusion.PatientInputs(key="a", images=(pixels,)), "image"),
+        (fusion.PatientInputs(key="a", cines=(pixels,)), "cine"),
+    ):
+        with pytest.raises(kind, match=f"{name} {expected}"):
+            fusion.predict(bundle, [patient])
+
+
 def test_nothing_present_is_an_abstention_and_cannot_be_trained_on(bundle: fusion.Bundle) -> None:
     (prediction,) = fusion.predict(bundle, [fusion.PatientInputs(key="a")])
     assert prediction.out_of_scope

@@ -168,10 +168,11 @@ def test_a_picture_that_lowers_the_estimate_is_explained_by_where_it_does(traine
         with_it, without = look.logits(torch.cat([look.prepared, blurred(look.prepared)])).tolist()
         assert found.sanity["direction"] == ("raises" if with_it >= without else "lowers")
         lowered += found.sanity["direction"] == "lowers"
+    nearly = np.full((1, 64, 64), 0.5, np.float32)
+    nearly[0, 0, 0] += 1e-3
     blank = fusion.PixelInput(
-        "blank", lambda: fusion.Frames(np.full((1, 64, 64), 0.5, np.float32), np.zeros(1, np.float32)),
-        np.zeros(1, np.float32),
-    )  # fmt: skip
+        "blank", lambda: fusion.Frames(nearly, np.zeros(1, np.float32)), np.zeros(1, np.float32)
+    )
     found = fusion.explain_image(bundle, fusion.PatientInputs(key="b", images=(blank,)), blank, outcome="icu")
     assert found.sanity["passed"] is False, "a picture with nothing in it has no map to be trusted"
     assert found.sanity["why"]

@@ -133,7 +133,9 @@ def test_such_a_picture_is_left_out_and_the_rest_still_counts(trained: fusion.Bu
 def test_with_nothing_left_the_model_abstains_and_says_why(trained: fusion.Bundle) -> None:
     blank = PatientInputs(key="b", images=(pixels("blank", np.zeros((1, 48, 48), np.float32)),))
     (said,) = fusion.predict(trained, [blank])
-    assert "cannot be judged" in said.out_of_scope
+    assert said.out_of_scope == (
+        "the picture cannot be judged (it is blank: every pixel is the same) and nothing else is known"
+    )
     assert said.present == ()
 
 
