@@ -89,9 +89,12 @@ def test_a_study_is_encoded_scored_and_explained(version: ModelVersion) -> None:
     assert next(iter(held.frame_weights.values()))["weights"]
     assert scoring.explain(held.pk) == 1
     assert scoring.explain(held.pk) == 0
-    values = queries.heat_map_values(HeatMap.objects.get())
+    drawn = HeatMap.objects.get()
+    values = queries.heat_map_values(drawn)
     assert values.ndim == 2
     assert 0.0 <= float(values.min()) <= float(values.max()) <= 1.0
+    beside = {"deletion", "insertion", "random_deletion", "random_insertion", "correlation", "passed", "why"}
+    assert beside <= set(drawn.sanity)
 
 
 def test_a_rescore_after_a_new_lab_value_never_reads_pixels(
