@@ -107,14 +107,14 @@ class Embedder:
         held = pixels.embeddings.get(self.versions[Modality.IMAGE])
         if held is None:
             held = self._pixels(pixels, Modality.IMAGE, self.image_backbone, self._config.image_size)
-        return _of_width(held, self.image_width)
+        return _of_width(held, self.image_width, Modality.IMAGE)
 
     def cine(self, pixels: PixelInput) -> FloatArray:
         """float32 [T, D]."""
         held = pixels.embeddings.get(self.versions[Modality.CINE])
         if held is None:
             held = self._pixels(pixels, Modality.CINE, self.cine_backbone, self._config.cine_size)
-        return _of_width(held, self.cine_width)
+        return _of_width(held, self.cine_width, Modality.CINE)
 
     def volume(self, pixels: PixelInput) -> FloatArray:
         """float32 [S, D]: a token a slice of the grid, or one of all voxels."""
@@ -126,7 +126,7 @@ class Embedder:
             frames = pixels.read()
             check_pixels(frames.values, Modality.VOLUME, pixels.key)
             held = self._keep((pixels.key, version, size), self.volume_backbone.embed(frames, size))
-        return _of_width(held, self.volume_width)
+        return _of_width(held, self.volume_width, Modality.VOLUME)
 
     def note(self, note: NoteInput) -> FloatArray:
         """float32 [L, D]."""
@@ -136,7 +136,7 @@ class Embedder:
             held = self._made.get((note.key, version, 0))
         if held is None:
             held = self._keep((note.key, version, 0), self.text_backbone.embed(note.text))
-        return _of_width(held, self.text_width)
+        return _of_width(held, self.text_width, Modality.TEXT)
 
     def _pixels(
         self, pixels: PixelInput, modality: Modality, backbone: ImageBackbone, size: int
@@ -181,9 +181,11 @@ def _volume_backbone(config: FusionConfig) -> VolumeBackbone:
     return VolumeBackbone(volume_backbone_name(config), weights=_weights(config, config.volume_backbone))
 
 
-def _of_width(held: FloatArray, width: int) -> FloatArray:
+def _of_width(held: FloatArray, width: int, modality: Modality) -> FloatArray:
     if held.ndim != 2 or held.shape[1] != width:
-        raise BadInput(f"an embedding has shape {list(held.shape)} where the model expects [n, {width}]")
+        raise BadInput(
+            f"{modality.value}: embedding of shape {list(held.shape)} where float32 [n, {width}] is expected"
+        )
     return held
 
 
