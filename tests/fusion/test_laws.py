@@ -122,8 +122,9 @@ def test_a_field_that_is_missing_is_not_a_field_that_is_zero(
         dataclasses.replace(patient, fields={**patient.fields, "f0": value})
         for value in (None, float("nan"), 0.0)
     ]
-    absent, not_a_number, zero = (row[0] for row in risks(bundle, *asked))
-    assert absent == pytest.approx(not_a_number, abs=1e-12)
+    # Each asked alone: rows of one batch may differ by float32 rounding, as processors take them in fours.
+    absent, not_a_number, zero = (float(risks(bundle, one)[0, 0]) for one in asked)
+    assert absent == not_a_number
     assert absent != pytest.approx(zero, abs=1e-6)
     assert fusion.predict(bundle, asked[:1], explain=False)[0].missing_fields == ("f0",)
 
