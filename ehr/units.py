@@ -14,6 +14,7 @@ import threading
 from functools import cache, lru_cache
 from typing import Any
 
+from ehr import conversions
 from ehr.errors import BadUnit
 from ehr.quantities import Quantity, find_quantity, molar_mass
 
@@ -52,6 +53,7 @@ _SPECIAL = {
     ("haemoglobin-a1c", "mmol/mol"): (0.09148, 2.152),
     ("albumin-creatinine-ratio", "mg/mmol"): (1000 / molar_mass("C4H7N3O"), 0.0),  # per mmol of creatinine
 }
+PLAIN_NUMBERS = ("1", "[pH]")
 _CONDITIONS = ("FEU", "DDU")  # annotations that change the meaning of a value
 _REGISTRY_LOCK = threading.Lock()
 
@@ -106,10 +108,10 @@ def _conversion(key: str, unit: str) -> tuple[float, float]:
     for condition in _CONDITIONS:  # a D-dimer in FEU is about twice the one in DDU: never mix
         if condition in sent and condition not in quantity.unit:
             raise BadUnit(f"unit {unit!r} does not belong to {quantity.key} ({quantity.unit})")
-    plain, target = _without_annotations(sent), _without_annotations(quantity.unit)
+    plain, target = without_annotations(sent), without_annotations(quantity.unit)
     if plain == target:
         return 1.0, 0.0
-    if target in ("1", "[pH]"):
+    if target in PLAIN_NUMBERS:
         if plain == "1":
             return 1.0, 0.0
         raise BadUnit(f"{quantity.key} is a plain number, not in {unit!r}")
@@ -119,7 +121,8 @@ def _conversion(key: str, unit: str) -> tuple[float, float]:
         return _SPECIAL[key, plain]
     if key == "haemoglobin-a1c" and plain != "1":
         raise BadUnit(f"unit {unit!r} is neither % (NGSP) nor mmol/mol (IFCC), the units of {quantity.key}")
-    return _by_pint(quantity, plain, target, unit)
+    known = conversions.conversions().get((key, plain, target))
+    return known or by_library(quantity, plain, target, unit)
 
 
 def _ucum_spelling(quantity: Quantity, unit: str) -> str:
@@ -138,12 +141,13 @@ def _ucum_spelling(quantity: Quantity, unit: str) -> str:
     return sent
 
 
-def _without_annotations(unit: str) -> str:
+def without_annotations(unit: str) -> str:
     """UCUM without its {annotations}, which carry no dimension (UCUM §6); "1" when nothing is left."""
     return re.sub(r"(?<![\w\])])\{[^}]*\}|[/.]?\{[^}]*\}", "", unit) or "1"
 
 
-def _by_pint(quantity: Quantity, plain: str, target: str, unit: str) -> tuple[float, float]:
+def by_library(quantity: Quantity, plain: str, target: str, unit: str) -> tuple[float, float]:
+    """(slope, offset) from `plain` to `target`, sent as `unit`. Raises BadUnit."""
     registry = _registry()
     if re.search(r"\d{4}", plain) or not plain.isascii():
         raise BadUnit(f"unit {unit!r} is not UCUM")

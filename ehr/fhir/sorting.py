@@ -32,7 +32,7 @@ from ehr.records import SetAside
 
 MAX_FILE_BYTES = 256 * 2**20  # one JSON document, unpacked
 MAX_LINE_BYTES = 32 * 2**20  # one NDJSON line
-BUCKET_BYTES = 8 * 2**20
+BUCKET_BYTES = 3 * 2**20  # some thousand resources: what is written in one transaction
 MAX_BUCKETS = 1024
 HELD_BYTES = 64 * 2**20  # what all buckets together hold before they write
 NOBODY = ""  # the lines that name no patient, or several
@@ -78,6 +78,11 @@ def list_fhir_files(folder: Path) -> list[Path]:
         return [folder]
     files = (path for path in folder.rglob("*") if path.name.endswith(SUFFIXES) and path.is_file())
     return sorted(files, key=_reading_order)
+
+
+def estimate_size(folder: Path) -> int:
+    """Bytes of FHIR in `folder` (or the one file), unpacked; of packed files about as many."""
+    return sum(_unpacked_size(path) for path in list_fhir_files(folder)) if folder.exists() else 0
 
 
 def sort_folder(folder: Path, scratch: Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> SortedFolder:
@@ -139,10 +144,11 @@ def parse_document(content: bytes) -> Json:
 
 @cache
 def reader_fingerprint() -> str:
-    """SHA-256 hex of the code of this room: what an older reader said of a file may no longer hold."""
+    """SHA-256 hex of the code and tables of this room: what an older reader said may no longer hold."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
+    for path in sorted(Path(__file__).parents[1].rglob("*")):
+        if path.suffix in (".py", ".tsv"):
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehr import BadUnit, EhrError, canonical_unit, same_quantity, to_canonical
+from ehr import BadUnit, EhrError, canonical_unit, conversions, same_quantity, to_canonical
 from ehr.quantities import BY_LOINC, QUANTITIES, find_quantity, molar_mass
-from ehr.units import _pint_unit, _registry, _without_annotations
+from ehr.units import VENDOR_UNITS, _pint_unit, _registry, by_library, without_annotations
 
 # LOINC, sent value and unit → expected in the canonical unit. Checked against the usual conversion tables
 # (AMA Manual of Style, SI conversion; NGSP master equation).
@@ -151,7 +151,7 @@ def test_molar_masses_are_those_of_the_books() -> None:
 
 @pytest.mark.parametrize("key", sorted(QUANTITIES))
 def test_every_canonical_unit_is_one_that_ucum_knows(key: str) -> None:
-    unit = _without_annotations(QUANTITIES[key].unit)
+    unit = without_annotations(QUANTITIES[key].unit)
     if unit not in ("1", "[pH]"):  # [pH] is UCUM; the library has no definition of it
         _pint_unit(_registry(), unit)
 
@@ -183,3 +183,30 @@ def test_only_ehr_errors_escape(key: str, value: float, unit: str) -> None:
         return
     assert math.isfinite(got)
     assert canonical == canonical_unit(key)
+
+
+# -- the table of conversions that were worked out beforehand -------------------------------------------
+def test_the_table_says_what_the_library_says() -> None:
+    some: dict[tuple[str, bool], tuple[str, str, str]] = {}  # two units a quantity, one of them in moles
+    for row in conversions.conversions():
+        assert row[2] == without_annotations(QUANTITIES[row[0]].unit), f"{row}: write the table anew"
+        some[row[0], "mol" in row[1] or "eq" in row[1]] = row
+    assert len(some) > 140
+    for key, unit, target in some.values():
+        ends = by_library(QUANTITIES[key], unit, target, unit)
+        assert ends == pytest.approx(conversions.conversions()[key, unit, target], rel=1e-12, abs=1e-12), key
+
+
+def test_the_table_holds_what_hospitals_send() -> None:
+    known = conversions.conversions()
+    assert ("creatinine", "umol/L", "mg/dL") in known
+    assert ("temperature", "[degF]", "Cel") in known
+    assert ("potassium", "meq/L", "mmol/L") in known
+    units = {unit for _, unit, _ in known}
+    targets = {without_annotations(one.unit) for one in QUANTITIES.values()}
+    assert {without_annotations(unit) for unit in VENDOR_UNITS.values()} <= units | targets
+
+
+def test_what_is_not_in_the_table_is_asked_of_the_library() -> None:
+    assert ("glucose", "kg/m3", "mg/dL") not in conversions.conversions()
+    assert to_canonical("glucose", 1.0, "kg/m3") == (100.0, "mg/dL")
