@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ehr.codes import Code, Loinc, OtherCode, RxNorm, Snomed, parse_coding
@@ -20,13 +21,15 @@ Json = Mapping[str, Any]
 
 MAX_ID = 128  # FHIR allows 64 characters; some servers hand out longer ones (docs/oddities.md)
 MAX_CODE = 80
+MAX_KEPT = 300  # of a display or a system
+_Coding = tuple[str, str, str]  # code, system, display
 
 
 def get_object(parent: Json, name: str, element: str) -> Json | None:
     """The object `parent[name]`; None when absent."""
     value = parent.get(name)
-    if value is None:
-        return None
+    if value is None or type(value) is dict:
+        return value
     if not isinstance(value, Mapping):
         raise BadResource(f"{element}.{name} must be an object")
     return value
@@ -37,10 +40,13 @@ def get_list(parent: Json, name: str, element: str) -> list[Json]:
     value = parent.get(name)
     if value is None:
         return []
-    if isinstance(value, Mapping):
-        return [value]
-    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+    if type(value) is not list:
+        if isinstance(value, Mapping):
+            return [value]
         raise BadResource(f"{element}.{name} must be a list of objects")
+    for item in value:
+        if type(item) is not dict and not isinstance(item, Mapping):
+            raise BadResource(f"{element}.{name} must be a list of objects")
     return value
 
 
@@ -51,7 +57,7 @@ def get_text(parent: Json, name: str, element: str) -> str:
         return ""
     if not isinstance(value, str):
         raise BadResource(f"{element}.{name} must be a string")
-    return storable(value)
+    return value if value.isascii() and "\0" not in value else storable(value)
 
 
 def get_texts(parent: Json, name: str, element: str) -> list[str]:
@@ -126,12 +132,19 @@ def get_concepts(parent: Json, name: str, element: str) -> list[Concept]:
 
 def read_concept(value: Json, element: str) -> Concept | None:
     """Read a CodeableConcept. First LOINC of a known quantity, LOINC, SNOMED CT or RxNorm, then as sent."""
-    codes = []
-    for coding in get_list(value, "coding", element):
-        code = read_coding(coding, f"{element}.coding")
+    codings = tuple(_texts_of(coding, f"{element}.coding") for coding in get_list(value, "coding", element))
+    text = get_text(value, "text", element)
+    is_usual = len(text) <= MAX_KEPT and len(codings) <= 10
+    return _concept(codings, text) if is_usual else _concept.__wrapped__(codings, text)
+
+
+@lru_cache(maxsize=5_000)  # a hospital says the same few thousand things over and over
+def _concept(codings: tuple[_Coding, ...], text: str) -> Concept | None:
+    codes: list[Code] = []
+    for coding in codings:
+        code = _code(coding)
         if code is not None and code not in codes:
             codes.append(code)
-    text = get_text(value, "text", element)
     if not codes:
         if not text.strip():
             return None
@@ -142,12 +155,21 @@ def read_concept(value: Json, element: str) -> Concept | None:
 
 def read_coding(value: Json, element: str) -> Code | None:
     """Read a Coding; None when it has no code."""
+    return _code(_texts_of(value, element))
+
+
+def _texts_of(value: Json, element: str) -> _Coding:
     code, system = get_text(value, "code", element).strip(), get_text(value, "system", element)
     if len(code) > MAX_CODE:
         raise BadResource(f"{element}.code is longer than {MAX_CODE} characters")
     # zero-width spaces stand inside some displays, so that long names may wrap (docs/oddities.md)
-    display = get_text(value, "display", element).replace("\u200b", "")[:300]
-    return parse_coding({"code": code, "system": system[:300], "display": display})
+    display = get_text(value, "display", element).replace("\u200b", "")[:MAX_KEPT]
+    return code, system[:MAX_KEPT], display
+
+
+def _code(coding: _Coding) -> Code | None:
+    code, system, display = coding
+    return parse_coding({"code": code, "system": system, "display": display})
 
 
 def _rank(code: Code) -> int:

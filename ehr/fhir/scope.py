@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import orjson
 
@@ -17,6 +18,7 @@ from ehr.errors import BadResource
 from ehr.fhir.elements import MAX_ID, Json, get_list, get_object, get_text
 
 _REFERENCE = re.compile(r"(?:.*/)?([A-Z][A-Za-z]{2,40})/([^/\s?#]+)(?:/_history/[^/\s?#]+)?", re.DOTALL)
+_NO_ID = re.compile(r"[\s/?#\0]")
 _URN = re.compile(r"urn:(?:uuid|oid):(\S+)")
 MAX_REMEMBERED = 100_000
 MAX_REMEMBERED_BINARY = 256 * 2**20  # characters of base64 in all
@@ -68,17 +70,21 @@ class Scope:
         """(resource type or "", id) that `reference` means; ("", "") when it cannot be told."""
         if reference in self.by_url:
             return str(self.by_url[reference].get("resourceType")), self.ids[reference]
-        match = _REFERENCE.fullmatch(reference)
-        if match and len(match[2]) <= MAX_ID:
-            return match[1], match[2]
-        return self.outer.id_of(reference) if self.outer else ("", "")
+        parts = _parts_of(reference) if len(reference) <= 500 else _parts_of.__wrapped__(reference)
+        return parts or (self.outer.id_of(reference) if self.outer else ("", ""))
+
+
+@lru_cache(maxsize=10_000)  # a patient's resources all name the same patient and few encounters
+def _parts_of(reference: str) -> tuple[str, str] | None:
+    match = _REFERENCE.fullmatch(reference)
+    return (match[1], match[2]) if match and len(match[2]) <= MAX_ID else None
 
 
 def identify(resource: Json, full_url: str = "") -> str:
     """The id of a resource: its own, else the one in its fullUrl, else a digest of its content."""
     own = resource.get("id")
     if own is not None:
-        if not isinstance(own, str) or not 0 < len(own) <= MAX_ID or re.search(r"[\s/?#\0]", own):
+        if not isinstance(own, str) or not 0 < len(own) <= MAX_ID or _NO_ID.search(own):
             raise BadResource(f"{resource.get('resourceType')}.id is not a FHIR id")
         return own
     match = _URN.fullmatch(full_url) or re.fullmatch(r".*/([^/\s?#]+)", full_url)
