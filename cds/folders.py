@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -29,14 +28,15 @@ from django.db import connection
 
 import ehr
 from cds.audit import recording
-from cds.patients import importing
+from cds.jobs import children
+from cds.patients import importing, importing_facts, remembering
 from cds.patients.models import Source
 from cds.taking import Progress, Tally, silent, take_record, take_records
 
 AT_ONCE = 200  # pieces whose digests are looked up together
 RESOURCES_AT_ONCE = 5000  # read, and where nobody has met their patients written, together
 MOST_PROCESSES = 4
-WORTH_A_PROCESS = 32 * 2**20  # bytes: a process of its own takes seconds to start
+WORTH_A_PROCESS = 16 * 2**20  # bytes: a process of its own takes seconds to start
 
 
 def take_folder(
@@ -54,63 +54,66 @@ def take_folder(
     raises     BadResource when there is no such folder
     """
     tally = Tally()
-    with _scratch() as scratch, importing.durable_at_the_end():
+    with (
+        _scratch() as scratch,
+        importing.durable_at_the_end(),
+        _pool(processes or _how_many(folder)) as pool,  # its processes start while we sort
+    ):
         laid_out = ehr.sort_folder(folder, scratch)
         tally.ignored.update(laid_out.ignored)
         tally.merge(_take_pieces(ehr.read_pieces(laid_out, None), source, by, now))
         size = sum(bucket.size for bucket in laid_out.buckets)
         done = 0
-        for bucket, taken in _take_buckets(laid_out, source, by, now, processes or _how_many(size)):
+        for bucket, taken in _take_buckets(laid_out, source, by, now, pool):
             tally.merge(taken)
             done += bucket.size
             progress("Records (kB)", done // 1000, size // 1000)
     return tally
 
 
-def _how_many(size: int) -> int:
+def _how_many(folder: Path) -> int:
     """SQLite takes one writer at a time; a worker of Celery's must not have children."""
     if connection.vendor != "postgresql" or multiprocessing.current_process().daemon:
         return 1
-    return max(1, min(os.cpu_count() or 1, MOST_PROCESSES, size // WORTH_A_PROCESS))
+    return max(1, min(os.cpu_count() or 1, MOST_PROCESSES, ehr.estimate_size(folder) // WORTH_A_PROCESS))
 
 
-def _take_buckets(
-    laid_out: ehr.SortedFolder, source: Source, by: recording.Actor, now: datetime, processes: int
-) -> Iterator[tuple[ehr.Bucket, Tally]]:
-    for bucket in laid_out.buckets:
-        if processes < 2 or bucket.documents:  # Bundles may be about one patient: the later one counts
-            yield bucket, _take_pieces(ehr.read_pieces(laid_out, bucket), source, by, now)
+@contextmanager
+def _pool(processes: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes that have begun already; None where this one does it all."""
     if processes < 2:
+        yield None
         return
-    handed = replace(laid_out, buckets=(), set_aside=())
     pool = ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_process
+        processes, mp_context=multiprocessing.get_context("spawn"), initializer=children.begin
     )
     try:
-        waiting = {
-            pool.submit(_take_bucket, handed, bucket, source.pk, by, now): bucket
-            for bucket in laid_out.buckets
-            if not bucket.documents
-        }
-        for done in as_completed(waiting):
-            yield waiting[done], done.result()
+        pool.submit(os.getpid)  # any call starts them all
+        yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin_process() -> None:
-    """Django in a process of its own, which ends when the one that started it is gone."""
-    import django
-
-    django.setup()
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+def _take_buckets(
+    laid_out: ehr.SortedFolder,
+    source: Source,
+    by: recording.Actor,
+    now: datetime,
+    pool: ProcessPoolExecutor | None,
+) -> Iterator[tuple[ehr.Bucket, Tally]]:
+    for bucket in laid_out.buckets:
+        if pool is None or bucket.documents:  # Bundles may be about one patient: the later one counts
+            yield bucket, _take_pieces(ehr.read_pieces(laid_out, bucket), source, by, now)
+    if pool is None:
+        return
+    handed = replace(laid_out, buckets=(), set_aside=())
+    waiting = {
+        pool.submit(_take_bucket, handed, bucket, source.pk, by, now): bucket
+        for bucket in laid_out.buckets
+        if not bucket.documents
+    }
+    for done in as_completed(waiting):
+        yield waiting[done], done.result()
 
 
 def _take_bucket(
@@ -124,7 +127,7 @@ def _take_bucket(
 def _take_pieces(pieces: Iterable[ehr.Piece], source: Source, by: recording.Actor, now: datetime) -> Tally:
     tally, waiting = Tally(), iter(pieces)
     while group := list(islice(waiting, AT_ONCE)):
-        known = importing.find_known(source, [piece.digest for piece in group if piece.digest])
+        known = remembering.find_known(source, [piece.digest for piece in group if piece.digest])
         changed: set[UUID] = set()  # by this group: what was known of them no longer holds
         unread: list[ehr.Piece] = []
         for piece in group:
@@ -162,7 +165,8 @@ def _read_pieces(
         if size >= RESOURCES_AT_ONCE:
             _take_read(held, source, by, now, taken)
             held, size = [], 0
-    _take_read(held, source, by, now, taken)
+    if held:
+        _take_read(held, source, by, now, taken)
     tally.merge(taken)
     return taken.changed
 
@@ -189,12 +193,12 @@ def _take_read(
         said = _said(read, imported, refused)
         if said is not None:
             known.append(said)
-    importing.remember_pieces(known)
+    remembering.remember_pieces(known)
 
 
 def _said(
     read: _Read, imported: Sequence[importing.Imported | None], refused: set[tuple[str, str]]
-) -> importing.Known | None:
+) -> remembering.Known | None:
     """What a piece said, when the same again would say the same; None when something was set aside."""
     taken = [one for one in imported if one is not None]
     whole = len(taken) == len(imported) > 0 and not any(one.refused for one in taken)
@@ -208,13 +212,13 @@ def _said(
     if any((found.resource_type, found.resource_id) in refused for found in studies):
         return None
     if studies:
-        by_type["ImagingStudy"] = Counter({importing.UNCHANGED: len(studies)})
+        by_type["ImagingStudy"] = Counter({importing_facts.UNCHANGED: len(studies)})
     revisions = {one.patient.pk: one.patient.revision for one in taken}
-    return importing.Known(read.digest, revisions, by_type, dict(read.tally.ignored))
+    return remembering.Known(read.digest, revisions, by_type, dict(read.tally.ignored))
 
 
 def _unchanged(states: Mapping[str, int]) -> dict[str, int]:
-    return {importing.UNCHANGED: sum(states.values()) - states.get(importing.REMOVED, 0)}
+    return {importing_facts.UNCHANGED: sum(states.values()) - states.get(importing_facts.REMOVED, 0)}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from django.db import DataError, IntegrityError
 import ehr
 from cds.audit import recording
 from cds.errors import ClinicError, Conflict
-from cds.patients import importing, importing_new
+from cds.patients import importing, importing_facts, importing_new
 from cds.patients.models import Patient, Source
 from cds.studies import receiving
 from cds.studies.models import Study
@@ -51,7 +51,7 @@ class Tally:
     def add(self, by_type: Mapping[str, Mapping[str, int]]) -> None:
         """Count what an import did; what it set aside comes by `refuse`."""
         for name, states in by_type.items():
-            done = {state: count for state, count in states.items() if state != importing.SET_ASIDE}
+            done = {state: count for state, count in states.items() if state != importing_facts.SET_ASIDE}
             self.resources.setdefault(name, Counter()).update(done)
 
     def refuse(self, items: Iterable[ehr.SetAside]) -> None:
@@ -59,7 +59,7 @@ class Tally:
         for item in items:
             self.refused.append(item)
             if item.kind != "DICOM":
-                self.resources.setdefault(item.kind or "file", Counter())[importing.SET_ASIDE] += 1
+                self.resources.setdefault(item.kind or "file", Counter())[importing_facts.SET_ASIDE] += 1
 
     def merge(self, other: Tally) -> None:
         """Take over what another run counted."""
@@ -172,4 +172,4 @@ def _announce(
         importing.keep_set_aside(source, [refused], now=now)
         tally.refuse([refused])
         return
-    tally.add({found.resource_type: {importing.UNCHANGED if held else importing.NEW: 1}})
+    tally.add({found.resource_type: {importing_facts.UNCHANGED if held else importing_facts.NEW: 1}})

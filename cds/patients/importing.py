@@ -7,27 +7,33 @@ scores knows there is something new. What cannot be kept is set aside with its r
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 from django.db import IntegrityError, connection, transaction
-from django.db.models import F, Q
+from django.db.models import F
 
 import ehr
 from cds.audit import recording
 from cds.errors import Invalid
 from cds.jobs import Job, outbox
-from cds.patients import bulk_writing, code_map, merging, rows
+from cds.patients import code_map, importing_facts, merging, remembering, rows
+from cds.patients.importing_facts import (
+    CHANGED,
+    NEW,
+    REMOVED,
+    SET_ASIDE,
+    UNCHANGED,
+    ResourceStates,
+    import_facts,
+    remove_retracted,
+    resources_of,
+)
 from cds.patients.models import (
     Encounter,
-    Fact,
-    ImportedRecord,
     Note,
     Patient,
     PatientIdentifier,
@@ -37,11 +43,7 @@ from cds.patients.models import (
 )
 
 AT_ONCE = 500  # ids asked for in one query
-LOOK_UP_BY_ID = (
-    300  # a record with fewer facts of a kind looks them up by id; a larger one reads all the patient's
-)
 IN_HOSPITAL = (ehr.EncounterKind.INPATIENT.value, ehr.EncounterKind.INTENSIVE_CARE.value)
-NEW, CHANGED, UNCHANGED, REMOVED, SET_ASIDE = "new", "changed", "unchanged", "removed", "set_aside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +83,6 @@ def get_source(
     return source
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What a piece of a folder said when it was read.
-
-    digest     `ehr.Piece.digest`
-    revisions  patient -> revision of their record once the piece was imported
-    by_type    resource type -> state -> how many, when the same is read again
-    ignored    resources that say nothing Tessera reads, by type
-    """
-
-    digest: str
-    revisions: Mapping[UUID, int]
-    by_type: Mapping[str, Mapping[str, int]]
-    ignored: Mapping[str, int]
-
-
 def import_record(
     record: ehr.PatientRecord, *, source: Source, by: recording.Actor, now: datetime
 ) -> Imported:
@@ -118,7 +104,7 @@ def import_record(
     identity_digest = "" if identity.is_stub else rows.identity_digest(identity)
     digest = rows.record_digest(record, facts, identity_digest)
 
-    known = _known_unchanged(source, identity.resource_id, digest)
+    known = remembering.find_unchanged(source, identity.resource_id, digest)
     if known is None:
         return _write_record(record, facts, refused, identity_digest, digest, source=source, by=by, now=now)
     tally = ResourceStates()
@@ -154,13 +140,13 @@ def _write_record(
     of_home = columns if home == patient else set[str]()
     new_notes: tuple[str, ...] = ()
     for kind, kept in zip(rows.KINDS, facts, strict=True):
-        written = _import_facts(home, kind.model, kept, tally, is_new=created and home == patient, now=now)
+        written = import_facts(home, kind.model, kept, tally, is_new=created and home == patient, now=now)
         if kind.model is Note:
             new_notes = tuple(str(row.columns["text_digest"]) for row in written)
         if kind.model is Encounter and (written or merged or home.unit_id is None):
             _assign_unit(home, source, of_home, written if created and home == patient else None)
     if not created:
-        _remove_retracted(home, record.retracted, tally)
+        remove_retracted(home, record.retracted, tally)
         merging.note_owner(patient, {key[:2] for kept in facts for key in kept}, home=home)
     aside = [*record.set_aside, *refused, *crossed]
     keep_set_aside(source, aside, now=now)
@@ -193,56 +179,8 @@ def _write_record(
         )
     if new_notes:
         outbox.enqueue(Job.ENCODE_NOTES, now=now, patient_id=str(home.pk))
-    _remember(patient, digest, is_new=created)
+    remembering.remember(patient, digest, is_new=created)
     return Imported(home, created, changed, counts, by_type, new_notes, refused, tuple(merged))
-
-
-def find_known(source: Source, digests: Iterable[str]) -> dict[str, Known]:
-    """Of these pieces, those that were read before and whose patients nobody has changed since."""
-    asked = {_piece_key(digest): digest for digest in digests}
-    held = ImportedRecord.objects.filter(
-        digest__in=list(asked), revision=F("patient__revision"), patient__source=source
-    )
-    revisions: dict[str, dict[UUID, int]] = {}
-    said: dict[str, Mapping[str, Any]] = {}
-    for key, patient_id, revision, told in held.values_list("digest", "patient_id", "revision", "said"):
-        digest = asked[key]
-        revisions.setdefault(digest, {})[patient_id] = revision
-        said[digest] = told
-    return {
-        digest: Known(digest, whose, said[digest]["by_type"], said[digest]["ignored"])
-        for digest, whose in revisions.items()
-        if said[digest].get("patients") == len(whose)
-    }
-
-
-def _piece_key(digest: str) -> str:
-    """The digest a piece is remembered by: another table of local codes reads it otherwise."""
-    table = code_map.site_map().digest
-    return hashlib.sha256(f"{digest} {table}".encode()).hexdigest() if table else digest
-
-
-def remember_pieces(pieces: Iterable[Known]) -> None:
-    """Keep what these pieces said, for `find_known`."""
-    ImportedRecord.objects.bulk_create(
-        [
-            ImportedRecord(
-                patient_id=patient_id,
-                digest=_piece_key(piece.digest),
-                revision=revision,
-                said={
-                    "patients": len(piece.revisions),
-                    "by_type": piece.by_type,
-                    "ignored": piece.ignored,
-                },
-            )
-            for piece in pieces
-            for patient_id, revision in piece.revisions.items()
-        ],
-        update_conflicts=True,
-        unique_fields=["patient", "digest"],
-        update_fields=["revision", "said"],
-    )
 
 
 @contextmanager
@@ -297,7 +235,7 @@ def remove_resources(
     for patient_id, theirs in whose.items():
         with transaction.atomic():
             patient = Patient.objects.select_for_update().get(pk=patient_id)
-            _remove_retracted(patient, sorted(theirs), tally)
+            remove_retracted(patient, sorted(theirs), tally)
             touch(patient, now)
             recording.record(
                 by=by,
@@ -327,7 +265,7 @@ def keep_set_aside(source: Source, items: Iterable[ehr.SetAside], *, now: dateti
     if not wanted:
         return 0
     held = SetAside.objects.filter(source=source)
-    if len(wanted) <= LOOK_UP_BY_ID:
+    if len(wanted) <= importing_facts.LOOK_UP_BY_ID:
         held = held.filter(where__in={where for where, *_ in wanted})
     again = {
         key: pk for pk, *parts in held.values_list("pk", "where", "kind", "identity", "reason")
@@ -351,60 +289,6 @@ def keep_set_aside(source: Source, items: Iterable[ehr.SetAside], *, now: dateti
         ignore_conflicts=True,
     )
     return len(wanted)
-
-
-class ResourceStates:
-    """The state of each resource, over all its parts and kinds of fact."""
-
-    def __init__(self) -> None:
-        self._states: dict[tuple[str, str], set[str]] = {}
-
-    def add(self, resource_type: str, resource_id: str, state: str) -> None:
-        self._states.setdefault((resource_type, resource_id), set()).add(state)
-
-    def counts(self) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
-        """Totals, and per type: a resource of which only parts are new or removed has changed."""
-        by_type: dict[str, Counter[str]] = {}
-        for (resource_type, _), states in self._states.items():
-            state = next(iter(states)) if len(states) == 1 else CHANGED
-            by_type.setdefault(resource_type, Counter())[state] += 1
-        total: Counter[str] = Counter()
-        for one in by_type.values():
-            total.update(one)
-        return dict(total), {name: dict(one) for name, one in sorted(by_type.items())}
-
-
-def resources_of(
-    facts: Sequence[dict[rows.Key, rows.Row]], identity: ehr.PatientIdentity
-) -> set[tuple[str, str]]:
-    """(type, id) of every resource that is kept in these rows, the Patient among them unless a stub."""
-    named = set() if identity.is_stub else {("Patient", identity.resource_id)}
-    return named | {key[:2] for kept in facts for key in kept}
-
-
-def _known_unchanged(source: Source, resource_id: str, digest: str) -> Patient | None:
-    """The patient, when this very record was imported before and nothing has changed since."""
-    known = (
-        ImportedRecord.objects.filter(
-            digest=digest,
-            patient__source=source,
-            patient__resource_id=resource_id,
-            revision=F("patient__revision"),
-        )
-        .select_related("patient")
-        .first()
-    )
-    return known.patient if known else None
-
-
-def _remember(patient: Patient, digest: str, *, is_new: bool) -> None:
-    if is_new:
-        ImportedRecord.objects.create(patient=patient, digest=digest, revision=patient.revision)
-        return
-    patient.imported_records.filter(revision__lt=patient.revision).exclude(digest=digest).delete()
-    ImportedRecord.objects.update_or_create(
-        patient=patient, digest=digest, defaults={"revision": patient.revision}
-    )
 
 
 def _locked_patient(source: Source, resource_id: str, now: datetime) -> tuple[Patient, bool]:
@@ -440,73 +324,6 @@ def _import_identity(
         [PatientIdentifier(patient=patient, system=system, value=value) for system, value in wanted - held]
     )
     return NEW if was_stub else CHANGED
-
-
-def _import_facts(
-    patient: Patient,
-    model: type[Fact],
-    kept: dict[rows.Key, rows.Row],
-    tally: ResourceStates,
-    *,
-    is_new: bool,
-    now: datetime,
-) -> list[rows.Row]:
-    """Write what is new or changed, remove parts a resource no longer has; returns the rows written."""
-    if not kept:
-        return []
-    resources = {key[:2] for key in kept}
-    held = {} if is_new else _held(patient, model, resources)
-    written = [row for key, row in kept.items() if held.get(key) != row.digest]
-    for key, row in kept.items():
-        digest = held.get(key)
-        tally.add(key[0], key[1], NEW if digest is None else UNCHANGED if digest == row.digest else CHANGED)
-    for key in held.keys() - kept.keys():
-        if key[:2] in resources:
-            model._default_manager.filter(patient=patient, **_identity(key)).delete()
-            tally.add(key[0], key[1], REMOVED)
-    rows.date_endings(written, now)
-    if written and is_new:
-        bulk_writing.insert_facts(model, [(patient, row) for row in written])
-    elif written:
-        columns = [*written[0].columns, "digest"]
-        model._default_manager.bulk_create(
-            [
-                model(patient=patient, **_identity(row.key), **row.columns, digest=row.digest)
-                for row in written
-            ],
-            batch_size=500,
-            update_conflicts=True,
-            unique_fields=list(Fact.IDENTITY),
-            update_fields=columns,
-        )
-    return written
-
-
-def _held(patient: Patient, model: type[Fact], resources: set[tuple[str, str]]) -> dict[rows.Key, str]:
-    held = model._default_manager.filter(patient=patient)
-    if len(resources) <= LOOK_UP_BY_ID:
-        held = held.filter(resource_id__in={resource_id for _, resource_id in resources})
-    return {
-        (kind, number, part): digest
-        for kind, number, part, digest in held.values_list("resource_type", "resource_id", "part", "digest")
-    }
-
-
-def _identity(key: rows.Key) -> dict[str, str]:
-    return {"resource_type": key[0], "resource_id": key[1], "part": key[2]}
-
-
-def _remove_retracted(patient: Patient, retracted: Iterable[tuple[str, str]], tally: ResourceStates) -> None:
-    gone = Q()
-    for resource_type, resource_id in retracted:
-        gone |= Q(resource_type=resource_type, resource_id=resource_id)
-    if not gone:
-        return
-    for kind in rows.KINDS:
-        held = kind.model._default_manager.filter(gone, patient=patient)
-        for resource_type, resource_id in held.values_list("resource_type", "resource_id").distinct():
-            tally.add(resource_type, resource_id, REMOVED)
-        held.delete()
 
 
 def _assign_unit(

@@ -16,7 +16,8 @@ import ehr
 from cds.audit import recording
 from cds.jobs import Job, outbox
 from cds.patients import bulk_writing, code_map, importing, rows
-from cds.patients.importing import NEW, SET_ASIDE, Imported, ResourceStates
+from cds.patients.importing import Imported
+from cds.patients.importing_facts import NEW, SET_ASIDE, ResourceStates, resources_of
 from cds.patients.models import (
     Encounter,
     Fact,
@@ -70,7 +71,7 @@ def import_new(
     """
     drafts = [_draft(record, source, now) for record in records]
     for draft in drafts:
-        for resource_type, resource_id in importing.resources_of(draft.facts, draft.record.patient):
+        for resource_type, resource_id in resources_of(draft.facts, draft.record.patient):
             draft.states.add(resource_type, resource_id, NEW)
         for one in (*draft.record.set_aside, *draft.refused):
             draft.states.add(one.kind, one.identity or one.where, SET_ASIDE)

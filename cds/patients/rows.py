@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import orjson
@@ -244,9 +245,10 @@ def _fit(columns: Columns, fact: ehr.Fact, model: type[models.Model]) -> str:
         return "its id is longer than the 128 characters we can keep"
     for name, limit in _limits(model):
         value = columns.get(name)
-        if not isinstance(value, str):
+        if not value or not isinstance(value, str):
             continue
-        value = _clean(value)
+        if "\0" in value:
+            value = _clean(value)
         if len(value) > limit:
             if name not in _MAY_BE_CUT:
                 return f"{name} is longer than {limit} characters"
@@ -259,17 +261,17 @@ def _fit(columns: Columns, fact: ehr.Fact, model: type[models.Model]) -> str:
     return ""
 
 
-_LIMITS: dict[type[models.Model], tuple[tuple[str, int], ...]] = {}
+_OF_THE_KEY = frozenset({"resource_type", "resource_id", "part", "digest"})
 
 
-def _limits(model: type[models.Model]) -> Iterator[tuple[str, int]]:
-    if model not in _LIMITS:
-        _LIMITS[model] = tuple(
-            (field.name, field.max_length)
-            for field in model._meta.concrete_fields
-            if isinstance(field, models.CharField) and field.max_length
-        )
-    yield from _LIMITS[model]
+@cache
+def _limits(model: type[models.Model]) -> tuple[tuple[str, int], ...]:
+    """(name, longest text) of the columns that `_fit` looks at: the key has its own limits."""
+    return tuple(
+        (field.name, field.max_length)
+        for field in model._meta.concrete_fields
+        if isinstance(field, models.CharField) and field.max_length and field.name not in _OF_THE_KEY
+    )
 
 
 def _clean(text: str) -> str:

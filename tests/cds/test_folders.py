@@ -91,6 +91,17 @@ def test_what_was_read_before_is_not_read_again(export: Path, monkeypatch: pytes
     assert all(set(states) == {"unchanged"} for states in again.resources.values())
 
 
+def test_a_known_folder_costs_as_many_queries_however_many_patients(
+    tmp_path: Path, django_assert_max_num_queries: Any
+) -> None:
+    for patients in (2, 6):
+        export = tmp_path / str(patients)
+        bulk_files.write_export(export, resources=100 * patients)
+        take(export)
+        with django_assert_max_num_queries(4):
+            assert take(export).patients == patients
+
+
 def test_only_the_patient_with_a_changed_line_is_read(export: Path) -> None:
     take(export)
     path = export / "Observation-00001.ndjson"
@@ -165,17 +176,18 @@ def test_what_a_killed_run_left_is_removed(export: Path, settings: Any, tmp_path
     assert list((settings.DATA_DIR / "sorting").iterdir()) == []
 
 
+# Like manage.py, and unlike a test, it sets Django up in its own process only.
 SCRIPT = """
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-import django
-django.setup()
-from django.core.management import call_command
-from cds import folders
-from cds.audit import recording
-from cds.patients import importing
 if __name__ == "__main__":
+    import django
+    django.setup()
+    from django.core.management import call_command
+    from cds import folders
+    from cds.audit import recording
+    from cds.patients import importing
     call_command("migrate", verbosity=0)
     known = {"source": importing.get_source("x", now=datetime.now(UTC)), "by": recording.system("x")}
     for _ in range(2):
