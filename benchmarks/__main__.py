@@ -48,9 +48,10 @@ def main() -> None:
 
 
 def _measure(name: str) -> None:
-    table = importlib.import_module(f"benchmarks.{name}").run()
-    table.notes.append(f"{datetime.now(UTC):%Y-%m-%d}; {measuring.machine()}.")
-    said = table.to_markdown()
+    said = importlib.import_module(f"benchmarks.{name}").run()
+    if isinstance(said, measuring.Table):
+        said.notes.append(f"{datetime.now(UTC):%Y-%m-%d}; {measuring.machine()}.")
+        said = said.to_markdown()
     print(said)
     keep(name, said)
 
