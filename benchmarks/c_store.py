@@ -1,7 +1,8 @@
-"""Receiving DICOM: durable instances a second by C-STORE; beside a node that only writes and syncs.
+"""Receiving DICOM: durable instances a second by C-STORE; beside the disk alone and another receiver.
 
-Senders are dcmtk's storescu (pynetdicom where it is not installed). The peer is dcmtk's storescp, which syncs
-nothing and looks into nothing, in a network of its own since it would listen on every interface.
+Senders are dcmtk's storescu (pynetdicom where it is not installed, which brings programs of the same names).
+The peer is dcmtk's storescp, which syncs nothing and looks into nothing, in a network of its own since it
+would listen on every interface.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +24,7 @@ INSTANCES = 240
 SLICES = 300
 GOALS = {1: 120.0, 4: 200.0}  # associations → instances a second
 QUERYABLE_S = 5.0
+QUIET_S = 10.0
 
 
 def run() -> measuring.Table:
@@ -33,54 +36,122 @@ def run() -> measuring.Table:
         for associations, goal in GOALS.items():
             files = write_slices(folder / f"files-{associations}", INSTANCES, seed=associations)
             size = sum(path.stat().st_size for path in files) / 1e6
-            if (seconds := _peer(folder, files, associations)) is not None:
-                what = "peer: dcmtk's storescp, nothing synced"
-                table.add(what, associations, len(files) / seconds, size / seconds, "", "")
-            for what, serve in (("limit: write and fsync only", _bare), ("ours: checked, durable", _ours)):
-                with serve(folder / f"{what[:4]}-{associations}") as port:
-                    seconds = send(files, associations, port)
-                speed = len(files) / seconds
-                told = (f"{goal:g}", "yes" if speed >= goal else "**no**") if serve is _ours else ("", "")
-                table.add(what, associations, speed, size / seconds, *told)
+            seconds = _disk(folder / f"disk-{associations}", files[0].read_bytes(), associations)
+            table.add("limit: the disk alone, write and fsync", associations, *_speed(files, size, seconds))
+            if (told := _peer(folder, files, associations)) is not None:
+                table.add("peer: dcmtk's storescp, nothing synced", associations, *_speed(files, size, told))
+            with _bare(folder / f"bare-{associations}") as port:
+                seconds = send(files, associations, port)
+            table.add("ours, not looked into: only synced", associations, *_speed(files, size, seconds))
+            for database, url in _databases().items():
+                mine = write_slices(folder / f"{database}-{associations}-files", INSTANCES, seed=associations)
+                place = folder / f"{database}-{associations}"
+                with _ours(place, url) as port:
+                    began = time.perf_counter()
+                    seconds = send(mine, associations, port)
+                    _settle(place)
+                    settled = time.perf_counter() - began
+                met = "yes" if len(mine) / seconds >= goal else "**no**"
+                speed = _speed(mine, size, seconds)[:2]
+                what = f"**ours: checked and durable when answered**, {database}"
+                table.add(what, associations, *speed, f"{goal:g}", met)
+                what = f"ours, until the last row is written, {database}"
+                table.add(what, associations, *_speed(mine, size, settled))
+                shutil.rmtree(folder / f"{database}-{associations}-files")
             shutil.rmtree(folder / f"files-{associations}")
-        seconds = _last_to_queryable(folder / "ct")
-        met = "yes" if seconds <= QUERYABLE_S else "**no**"
-        what = f"CT of {SLICES} slices: last answer to queryable, s"
-        table.add(what, 1, f"{seconds:.1f} s", "", f"{QUERYABLE_S:g} s", met)
-    database = "PostgreSQL" if os.environ.get("BENCHMARK_DATABASE_URL") else "SQLite"
-    sender = "dcmtk's storescu" if shutil.which("storescu") else "pynetdicom"
+        for database, url in _databases().items():
+            seconds = _last_to_queryable(folder / f"ct-{database}", url, announced=True)
+            met = "yes" if seconds <= QUERYABLE_S else "**no**"
+            what = f"CT of {SLICES} slices, announced: last answer to queryable, {database}"
+            table.add(what, 1, f"{seconds:.1f} s", "", f"{QUERYABLE_S:g} s", met)
+        seconds = _last_to_queryable(folder / "unannounced", "", announced=False)
+        what = f"the same, not announced: after {QUIET_S:g} s of quiet, SQLite"
+        table.add(what, 1, f"{seconds:.1f} s", "", "", "")
+    sender = "dcmtk's storescu" if _dcmtk("storescu") else "pynetdicom"
     table.notes.append(
         f"{INSTANCES} simulated 512 x 512 slices of 16 bits, 0.5 MB each; sent by {sender} from other "
-        f"processes on the same two cores; {database}. Set BENCHMARK_DATABASE_URL for PostgreSQL."
+        f"processes on the same two cores. Set BENCHMARK_DATABASE_URL to measure on PostgreSQL as well."
     )
-    table.notes.append("The CT's number of instances was announced; it is decoded to one volume in between.")
+    table.notes.append("The CT is decoded to one volume in between.")
     return table
 
 
+def _speed(files: list[Path], megabytes: float, seconds: float) -> tuple[float | str, ...]:
+    return len(files) / seconds, megabytes / seconds, "", ""
+
+
+def _dcmtk(name: str) -> str | None:
+    """A program of dcmtk; pynetdicom's of the same name are scripts, and another peer."""
+    for folder in os.get_exec_path():
+        path = Path(folder) / name
+        if path.is_file() and os.access(path, os.X_OK) and path.open("rb").read(2) != b"#!":
+            return str(path)
+    return None
+
+
+def _disk(folder: Path, content: bytes, threads: int) -> float:
+    """Seconds to write as many files, synced with their names, from as many threads."""
+    folder.mkdir()
+
+    def keep(number: int) -> None:
+        path = folder / f"{number}.dcm"
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        descriptor = os.open(folder, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(keep, range(INSTANCES)))
+    seconds = time.perf_counter() - began
+    shutil.rmtree(folder)
+    return seconds
+
+
+def _settle(folder: Path) -> None:
+    """Until no file waits in the inbox for its row."""
+    inbox, until = folder / "studies" / ".inbox", time.monotonic() + 120
+    while any(inbox.rglob("*.dcm")):
+        if time.monotonic() > until:
+            raise RuntimeError("files wait for their rows")
+        time.sleep(0.02)
+
+
 @contextmanager
-def _ours(folder: Path) -> Iterator[int]:
-    environment = _environment(folder)
+def _ours(folder: Path, url: str, *, quiet_s: float = 3600) -> Iterator[int]:
+    environment = _environment(folder, url)
     manage, port = [sys.executable, "manage.py"], scratch.free_port()
     subprocess.run([*manage, "migrate", "-v", "0"], cwd=scratch.ROOT, env=environment, check=True)
-    with _process([*manage, "receive_dicom", "--port", str(port), "--quiet", "3600"], environment):
+    asked = [*manage, "receive_dicom", "--port", str(port), "--quiet", str(quiet_s)]
+    with _process(asked, environment):
         yield port
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _databases() -> dict[str, str]:
+    """What to measure on: name → DATABASE_URL."""
+    url = os.environ.get("BENCHMARK_DATABASE_URL", "")
+    return {"SQLite": ""} | ({"PostgreSQL": url} if url else {})
+
+
+def _environment(folder: Path, url: str) -> dict[str, str]:
     unset = ("DATABASE_URL", "REDIS_URL", "STUDY_STORE")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
-    if url := os.environ.get("BENCHMARK_DATABASE_URL"):
+    if url:
         environment["DATABASE_URL"] = url
     return environment | {"TESSERA_DATA_DIR": str(folder), "LOG_LEVEL": "WARNING"}
 
 
-def _last_to_queryable(folder: Path) -> float:
+def _last_to_queryable(folder: Path, url: str, *, announced: bool) -> float:
     """Seconds from the last slice's answer until the volume can be asked for."""
     files = write_slices(folder / "files", SLICES, seed=9)
-    with _ours(folder) as port:
+    with _ours(folder, url, quiet_s=3600 if announced else QUIET_S) as port:
         tool = [sys.executable, "-m", "benchmarks.c_store"]
-        environment = _environment(folder)
-        subprocess.run([*tool, "announce", str(files[0])], cwd=scratch.ROOT, env=environment, check=True)
+        environment = _environment(folder, url)
+        if announced:
+            subprocess.run([*tool, "announce", str(files[0])], cwd=scratch.ROOT, env=environment, check=True)
         with _process([*tool, "wait", str(files[0])], environment) as waiting:
             send(files, 1, port)
             began = time.perf_counter()
@@ -154,7 +225,7 @@ def _process(command: list[str], environment: dict[str, str]) -> Iterator[subpro
 
 def _peer(folder: Path, files: list[Path], associations: int) -> float | None:
     """Seconds that dcmtk's storescp takes; None where it cannot be started apart from other networks."""
-    if not shutil.which("storescp") or os.geteuid() != 0:
+    if _dcmtk("storescp") is None or os.geteuid() != 0:
         return None
     kept = folder / f"peer-{associations}"
     kept.mkdir()
@@ -167,14 +238,14 @@ def _peer(folder: Path, files: list[Path], associations: int) -> float | None:
 
 
 def _serve_peer(kept: str, associations: str, files: str) -> None:
-    server = subprocess.Popen(["storescp", "--fork", "-aet", "TESSERA", "-od", kept, "11112"])
+    server = subprocess.Popen([str(_dcmtk("storescp")), "--fork", "-aet", "TESSERA", "-od", kept, "11112"])
     time.sleep(0.5)
     print(send(sorted(Path(files).glob("*.dcm")), int(associations), 11112))
     server.kill()
 
 
 def write_slices(folder: Path, count: int, *, seed: int) -> list[Path]:
-    """Slices of one CT with other UIDs and other pixels each."""
+    """Slices of one CT with other UIDs and other pixels each; new UIDs every time."""
     import numpy as np
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -208,12 +279,12 @@ def write_slices(folder: Path, count: int, *, seed: int) -> list[Path]:
 def send(files: list[Path], associations: int, port: int) -> float:
     """Seconds until every file was answered with success."""
     began = time.perf_counter()
-    senders = []
+    senders, storescu = [], _dcmtk("storescu")
     for place in range(associations):
         mine = [str(path) for path in files[place::associations]]
         ours = [sys.executable, "-m", "benchmarks.c_store", "send", str(port), *mine]
-        theirs = ["storescu", "-aec", "TESSERA", "127.0.0.1", str(port), *mine]
-        senders.append(subprocess.Popen(theirs if shutil.which("storescu") else ours, cwd=scratch.ROOT))
+        theirs = [storescu or "", "-aec", "TESSERA", "127.0.0.1", str(port), *mine]
+        senders.append(subprocess.Popen(theirs if storescu else ours, cwd=scratch.ROOT))
     codes = [sender.wait(300) for sender in senders]
     seconds = time.perf_counter() - began
     if any(codes):
@@ -241,16 +312,17 @@ def _serve_bare(port: str, folder: str) -> None:
 
     kept = Path(folder) / "kept"
     kept.mkdir(parents=True, exist_ok=True)
-    tempfile.tempdir = str(kept)
+    names = os.open(kept, os.O_RDONLY)
 
     def take(path: Path, calling: str) -> ehr.Taken:
         place = kept / f"{path.stem}.kept"
         os.rename(path, place)
         with place.open("rb") as file:
             os.fsync(file.fileno())
+        os.fsync(names)
         return ehr.Taken()
 
-    with ehr.StorageListener("TESSERA", int(port), take=take):
+    with ehr.StorageListener("TESSERA", int(port), take=take, into=kept):
         print("listens", flush=True)
         time.sleep(600)
 

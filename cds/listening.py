@@ -13,7 +13,6 @@ import logging
 import os
 import queue
 import shutil
-import tempfile
 import threading
 import time
 import uuid
@@ -36,12 +35,13 @@ from cds.errors import ClinicError
 from cds.patients import sources
 from cds.patients.models import Source
 from cds.risk import assessing
-from cds.studies import receiving
+from cds.studies import arriving, receiving
 from cds.studies.models import Study, StudyState
 
 logger = logging.getLogger(__name__)
 QUIET_S = 10.0
-BATCH = 64  # rows in one transaction
+BATCH = 128  # rows in one transaction
+GATHER_S = 0.25  # how long the first of them waits for more
 MOST_WAITING = 512  # files without a row; more are told to come again
 SETTLE_S = 30.0  # how long a file waits for the row of another with its UID
 CHECKERS = 2  # threads that look files up
@@ -59,10 +59,10 @@ class Arrivals:
         self.aside = self._root / "set-aside"
         self._paused = sources.is_paused(source)
         self._lock = threading.Lock()
-        self._waiting: dict[Path, receiving.Arrived] = {}
+        self._waiting: dict[Path, arriving.Arrived] = {}
         self._uids: dict[str, int] = {}  # SOP Instance UIDs of files without a row
         self._settled = threading.Condition(self._lock)
-        self._queue: queue.Queue[receiving.Arrived | None] = queue.Queue()
+        self._queue: queue.Queue[arriving.Arrived | None] = queue.Queue()
         self._syncers = ThreadPoolExecutor(8, thread_name_prefix="sync")
         self._checkers = ThreadPoolExecutor(CHECKERS, thread_name_prefix="check")
         self._recorder = threading.Thread(target=self._record_all, name="recorder")
@@ -75,7 +75,6 @@ class Arrivals:
         self.incoming.mkdir(parents=True)
         self.aside.mkdir(exist_ok=True)
         self._owned = _owned(self.inbox)
-        tempfile.tempdir = str(self.incoming)  # where pynetdicom writes what comes
         for left in sorted(self._root.glob(f"{self._source.slug}.*")):
             if (owned := _owned(left)) is not None:  # whoever had it is gone
                 self._recover(left)
@@ -89,7 +88,6 @@ class Arrivals:
     ) -> None:
         self._queue.put(None)
         self._recorder.join()
-        tempfile.tempdir = None
         for _ in range(CHECKERS):
             self._checkers.submit(_hang_up)
         self._checkers.shutdown()
@@ -109,7 +107,7 @@ class Arrivals:
         if len(self._waiting) >= MOST_WAITING:
             raise OSError("too many files wait for the database")
         kept = self.inbox / f"{uuid.uuid4().hex}.dcm"
-        os.rename(path, kept)  # pynetdicom removes what it finds under the name it gave
+        os.rename(path, kept)  # what is left under its first name is removed
         keep = False
         try:
             synced = self._syncers.submit(_sync, kept)
@@ -118,7 +116,7 @@ class Arrivals:
             except ehr.Permanent as fault:
                 synced.result()
                 return self._refuse(f"C-STORE from {calling}", str(fault))
-            arrived = receiving.Arrived(kept, found, f"C-STORE from {calling}")
+            arrived = arriving.Arrived(kept, found, f"C-STORE from {calling}")
             self._wait_for(found.header.sop_uid)
             looked: Future[receiving.Received | None] = self._checkers.submit(self._look, arrived)
             synced.result()
@@ -159,9 +157,9 @@ class Arrivals:
         with self._settled:
             return self._settled.wait_for(lambda: not self._waiting, timeout_s)
 
-    def _look(self, arrived: receiving.Arrived) -> receiving.Received | None:
+    def _look(self, arrived: arriving.Arrived) -> receiving.Received | None:
         with _connected():
-            return receiving.known_as(arrived, source=self._source, now=timezone.now())
+            return arriving.known_as(arrived, source=self._source, now=timezone.now())
 
     def _refuse(self, where: str, reason: str) -> ehr.Taken:
         def keep() -> None:
@@ -177,7 +175,7 @@ class Arrivals:
             if not self._settled.wait_for(lambda: uid not in self._uids, SETTLE_S):
                 raise OSError("the database has been away for too long")
 
-    def _add(self, arrived: receiving.Arrived) -> None:
+    def _add(self, arrived: arriving.Arrived) -> None:
         uid = arrived.found.header.sop_uid
         with self._lock:
             self._waiting[arrived.path] = arrived
@@ -188,16 +186,7 @@ class Arrivals:
         """The recorder: whatever waits, in one transaction; tried again until the database takes it."""
         ending = False
         while not ending:
-            first = self._queue.get()
-            batch = [] if first is None else [first]
-            ending = first is None
-            while len(batch) < BATCH and not ending:
-                try:
-                    more = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                ending = more is None
-                batch += [] if more is None else [more]
+            batch, ending = self._gather()
             if batch and not self._record(batch, timezone.now()):
                 if ending:
                     break  # they lie in the inbox; the next process records them
@@ -206,11 +195,27 @@ class Arrivals:
                     self._queue.put(one)
         connections.close_all()
 
-    def _record(self, batch: list[receiving.Arrived], now: datetime) -> bool:
+    def _gather(self) -> tuple[list[arriving.Arrived], bool]:
+        """What comes within `GATHER_S` of the first, and whether this is the end."""
+        batch: list[arriving.Arrived] = []
+        until: float | None = None  # nothing waits: for as long as it takes
+        while len(batch) < BATCH:
+            try:
+                left = None if until is None else max(0.0, until - time.monotonic())
+                more = self._queue.get(timeout=left)
+            except queue.Empty:
+                break
+            if more is None:
+                return batch, True
+            batch.append(more)
+            until = until or time.monotonic() + GATHER_S
+        return batch, False
+
+    def _record(self, batch: list[arriving.Arrived], now: datetime) -> bool:
         try:
             with _connected():
                 _flush_at_commit()
-                done = receiving.record_arrivals(batch, source=self._source, by=self._by, now=now)
+                done = arriving.record_arrivals(batch, source=self._source, by=self._by, now=now)
                 studies = {one.study.pk: one.study for one in done if one.study is not None}
                 whole = [pk for pk, study in studies.items() if study.missing() == 0]
         except (DatabaseError, OSError):
@@ -240,7 +245,7 @@ class Arrivals:
         left = []
         for path in sorted(inbox.glob("*.dcm")):
             try:
-                left.append(receiving.Arrived(path, receiving.inspect(path), "C-STORE, found in the inbox"))
+                left.append(arriving.Arrived(path, receiving.inspect(path), "C-STORE, found in the inbox"))
             except ehr.Permanent:
                 path.unlink()
         for place in range(0, len(left), BATCH):
@@ -286,11 +291,13 @@ def _connected() -> Iterator[None]:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """The file and its name are on the disk."""
+    for what in (path, path.parent):
+        descriptor = os.open(what, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _hang_up() -> None:

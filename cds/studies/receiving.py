@@ -2,8 +2,7 @@
 
     announce      we learn that a Study exists (FHIR ImagingStudy, QIDO-RS)
     receive_file  one DICOM file: durable first, then a row; the same again changes nothing
-    inspect, known_as, record_arrivals
-                  the same in three steps, for files that lie durably in an inbox (`cds.listening`)
+                  (`arriving` takes many at once, from an inbox)
     complete      every Series with new files becomes one Clip; the Encoding is asked for
     link_patient  studies that came before their patient find it
 
@@ -14,14 +13,11 @@ stays `announced` until all its files are decoded, so whoever completes next fin
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from django.conf import settings
-from django.db import DataError, IntegrityError, transaction
+from django.db import transaction
 
 import ehr
 from cds.audit import recording
@@ -33,46 +29,15 @@ from cds.patients.models import MovedResource, Patient, Source
 from cds.studies import clips, matching
 from cds.studies.clips import frame, load_clip, png, times_ms
 from cds.studies.decoding import Completed, complete, request_encoding
-from cds.studies.models import Instance, Series, Study, StudyState
+from cds.studies.instances import Outcome, Received, Refused, find_instance, note, rows_for, seen_again, store
+from cds.studies.models import Instance, Study, StudyState
 
-FRONTAL = frozenset({"PA", "AP", "AP PORTABLE"})
 TRANSITIONS: dict[StudyState, frozenset[StudyState]] = {
     StudyState.ANNOUNCED: frozenset({StudyState.STORED, StudyState.FAILED}),
     StudyState.STORED: frozenset({StudyState.ENCODED, StudyState.FAILED, StudyState.ANNOUNCED}),
     StudyState.ENCODED: frozenset({StudyState.FAILED, StudyState.ANNOUNCED}),
     StudyState.FAILED: frozenset({StudyState.STORED, StudyState.ANNOUNCED}),
 }
-
-
-class Outcome(StrEnum):
-    """What became of a file."""
-
-    NEW = "new"
-    DUPLICATE = "duplicate"
-    SET_ASIDE = "set-aside"
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """What `receive_file` did. `reason` says in words why a file was set aside, or how it was known."""
-
-    study: Study | None
-    instance: Instance | None
-    outcome: Outcome
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A file that lies durably in an inbox, inspected. `where` is what to call it when it is set aside."""
-
-    path: Path
-    found: ehr.Inspected
-    where: str
-
-
-class _Refused(Exception):
-    """This file contradicts what we hold; it is set aside."""
 
 
 @transaction.atomic
@@ -113,7 +78,7 @@ def announce(
         study.patient, study.expected = whose or study.patient, expected
         study.save(update_fields=["patient", "expected"])
     if created or linked:
-        _record("study.announce" if created else "study.link", study, by=by, now=now)
+        note("study.announce" if created else "study.link", study, by=by, now=now)
     return study
 
 
@@ -131,19 +96,19 @@ def receive_file(
     try:
         found = inspect(path)
         header, identity = found.header, found.header.sop_uid
-        known = _find_instance(header.sop_uid)
+        known = find_instance(header.sop_uid)
         if known is None:
-            study, series = _rows_for(header, source=source, by=by, now=now)
+            study, series = rows_for(header, source=source, by=by, now=now)
             relative, _, _ = clips.keep_file(path, f"{study.pk}/{series.pk}")
-            instance = _store(relative, found, study, series, by=by, now=now)
+            instance = store(relative, found, study, series, by=by, now=now)
             if instance is not None:
                 return Received(instance.series.study, instance, Outcome.NEW)
             if not Instance.objects.filter(path=relative).exists():
                 clips.remove(relative)
-            known = _find_instance(header.sop_uid)
+            known = find_instance(header.sop_uid)
             assert known is not None  # somebody stored it between our look and our insert
-        return _seen_again(known, path, found)
-    except (ehr.Permanent, _Refused) as error:
+        return seen_again(known, path, found)
+    except (ehr.Permanent, Refused) as error:
         return set_aside(called, identity, str(error), source=source, now=now)
 
 
@@ -162,55 +127,6 @@ def set_aside(where: str, identity: str, reason: str, *, source: Source, now: da
     return Received(None, None, Outcome.SET_ASIDE, reason)
 
 
-def known_as(arrived: Arrived, *, source: Source, now: datetime) -> Received | None:
-    """What a file is that we hold already: a duplicate, or set aside; None when it is new to us."""
-    known = _find_instance(arrived.found.header.sop_uid)
-    if known is None:
-        return None
-    try:
-        return _seen_again(known, arrived.path, arrived.found)
-    except (ehr.Permanent, _Refused) as error:
-        identity = arrived.found.header.sop_uid
-        return set_aside(arrived.where, identity, str(error), source=source, now=now)
-
-
-def record_arrivals(
-    arrivals: list[Arrived], *, source: Source, by: recording.Actor, now: datetime
-) -> list[Received]:
-    """The rows of files in an inbox, in one transaction; then the files go to their places.
-
-    A new file has its row first and its place after: whoever finds it still in the inbox (we were killed in
-    between) calls this again, and it goes to the place that its row names. What is not new stays there.
-    """
-    with transaction.atomic():
-        done = [_record_arrival(one, source=source, by=by, now=now) for one in arrivals]
-    for one, received in zip(arrivals, done, strict=True):
-        if (instance := received.instance) is None or instance.sha256 != one.found.sha256:
-            continue
-        if received.outcome is Outcome.NEW or not clips.path_of(instance.path).exists():
-            clips.place(one.path, instance.path)
-    return done
-
-
-def _record_arrival(arrived: Arrived, *, source: Source, by: recording.Actor, now: datetime) -> Received:
-    header = arrived.found.header
-    try:
-        with transaction.atomic():
-            known = _find_instance(header.sop_uid)
-            if known is None:
-                study, series = _rows_for(header, source=source, by=by, now=now)
-                relative = f"{study.pk}/{series.pk}/{arrived.found.sha256}.dcm"
-                instance = _store(relative, arrived.found, study, series, by=by, now=now)
-                if instance is not None:
-                    return Received(instance.series.study, instance, Outcome.NEW)
-                known = _find_instance(header.sop_uid)
-                assert known is not None  # somebody stored it between our look and our insert
-            return _seen_again(known, arrived.path, arrived.found)
-    except (ehr.Permanent, _Refused, DataError) as error:
-        reason = str(error) if not isinstance(error, DataError) else "a value of it does not fit its column"
-        return set_aside(arrived.where, header.sop_uid, reason, source=source, now=now)
-
-
 def link_patient(patient: Patient, *, now: datetime, by: recording.Actor | None = None) -> int:
     """Give a patient the studies that came before their record did; returns how many."""
     linked = 0
@@ -222,7 +138,7 @@ def link_patient(patient: Patient, *, now: datetime, by: recording.Actor | None 
                 continue
             study.patient = patient
             study.save(update_fields=["patient"])
-            _record("study.link", study, by=by or recording.system("studies"), now=now)
+            note("study.link", study, by=by or recording.system("studies"), now=now)
             linked += 1
         if linked:
             importing.touch(patient, now)
@@ -244,7 +160,7 @@ def follow_mergers(patients: Iterable[Patient], *, now: datetime, by: recording.
             study.save(update_fields=["patient"])
             if home != patient:
                 back.get_or_create(patient=patient, resource_type=STUDY, resource_id=study.study_uid)
-            _record("study.link", study, by=by, now=now)
+            note("study.link", study, by=by, now=now)
             moved += 1
         if home == patient:
             back.delete()
@@ -263,160 +179,8 @@ def mark_encoded(study: Study, *, failures: list[str], now: datetime) -> Study:
     return held
 
 
-def _find_instance(sop_uid: str) -> Instance | None:
-    return Instance.objects.select_related("series__study").filter(sop_uid=sop_uid).first()
-
-
-@transaction.atomic
-def _rows_for(
-    header: ehr.InstanceHeader, *, source: Source, by: recording.Actor, now: datetime
-) -> tuple[Study, Series]:
-    """The Study and Series of an instance, made when new. Raises _Refused when they contradict the file."""
-    patient_id, issuer = header.patient_id[:128], header.issuer_of_patient_id[:128]
-    held, created = Study.objects.select_for_update(of=("self",)), False
-    study = held.select_related("source").filter(study_uid=header.study_uid).first()
-    if study is None:
-        study, created = held.get_or_create(
-            study_uid=header.study_uid,
-            defaults={
-                "source": source,
-                "patient": matching.find_patient(source, patient_id, issuer),
-                "dicom_patient_id": patient_id,
-                "issuer_of_patient_id": issuer,
-                "description": header.study_description[:200],
-                "started_at": header.started_at,
-                "received_at": now,
-            },
-        )
-    if created:
-        _record("study.announce", study, by=by, now=now)
-    else:
-        _agree(study, header, patient_id, issuer, by=by, now=now)
-    series, _ = Series.objects.get_or_create(
-        series_uid=header.series_uid,
-        defaults={
-            "study": study,
-            "imaging_modality": header.modality[:16],
-            "body_part": header.body_part[:64],
-            "view": header.view_position[:32],
-            "laterality": header.laterality[:4],
-            "description": header.series_description[:200],
-        },
-    )
-    if series.study_id != study.pk:
-        raise _Refused("its Series UID belongs to another Study")
-    return study, series
-
-
-def _agree(
-    study: Study,
-    header: ehr.InstanceHeader,
-    patient_id: str,
-    issuer: str,
-    *,
-    by: recording.Actor,
-    now: datetime,
-) -> None:
-    """A further file must be about the same patient; it may fill in what an announcement left open."""
-    if study.dicom_patient_id and patient_id and study.dicom_patient_id != patient_id:
-        raise _Refused("its PatientID differs from the one of its Study")
-    was = (study.dicom_patient_id, study.issuer_of_patient_id, study.description, study.started_at)
-    if study.patient_id is not None and was[:2] == (patient_id, issuer):
-        found = None  # as the files before it: nobody else can be meant
-    else:
-        found = matching.find_patient(study.source, patient_id, issuer)
-    if found is not None and study.patient_id not in (None, found.pk):
-        raise _Refused("its PatientID leads to another patient than its Study")
-    linked = study.patient_id is None and found is not None
-    if linked:
-        study.patient = found
-    study.dicom_patient_id = study.dicom_patient_id or patient_id
-    study.issuer_of_patient_id = study.issuer_of_patient_id or issuer
-    study.description = study.description or header.study_description[:200]
-    study.started_at = study.started_at or header.started_at
-    if linked or was != (
-        study.dicom_patient_id,
-        study.issuer_of_patient_id,
-        study.description,
-        study.started_at,
-    ):
-        study.save()
-    if linked:
-        _record("study.link", study, by=by, now=now)
-
-
-def _store(
-    relative: str,
-    found: ehr.Inspected,
-    study: Study,
-    series: Series,
-    *,
-    by: recording.Actor,
-    now: datetime,
-) -> Instance | None:
-    """The row of a file; None when somebody else was first with this UID."""
-    header = found.header
-    try:
-        with transaction.atomic():
-            held = Study.objects.select_for_update().get(pk=study.pk)
-            instance = Instance.objects.create(
-                series=series,
-                sop_uid=header.sop_uid,
-                sop_class_uid=header.sop_class_uid,
-                transfer_syntax_uid=header.transfer_syntax_uid[:64],
-                number=header.instance_number,
-                bytes=found.bytes,
-                sha256=found.sha256,
-                pixel_digest=found.pixel_digest,
-                path=relative,
-            )
-            if header.view_position in FRONTAL and series.view not in FRONTAL:
-                series.view = header.view_position  # the Clip of several views shows a frontal one
-                series.save(update_fields=["view"])
-            if held.state != StudyState.ANNOUNCED:
-                held.state = StudyState.ANNOUNCED
-                held.save(update_fields=["state"])
-            instance.series.study = held
-            _record("instance.receive", held, by=by, now=now, instance=header.sop_uid, bytes=found.bytes)
-            return instance
-    except IntegrityError:
-        return None
-
-
-def _seen_again(known: Instance, path: Path, found: ehr.Inspected) -> Received:
-    """A SOP Instance UID we hold. Raises _Refused when it comes with other pixels or from elsewhere."""
-    study, header = known.series.study, found.header
-    if header.series_uid != known.series.series_uid or header.study_uid != study.study_uid:
-        raise _Refused("its SOP Instance UID is held in another Series")
-    if found.pixel_digest == known.pixel_digest:
-        return Received(study, known, Outcome.DUPLICATE, "same pixels")
-    if header.transfer_syntax_uid != known.transfer_syntax_uid and _same_values(path, known):
-        return Received(study, known, Outcome.DUPLICATE, "same pixels in another transfer syntax")
-    raise _Refused("its SOP Instance UID is held with other pixels")
-
-
-def _same_values(path: Path, known: Instance) -> bool:
-    try:
-        return ehr.value_digest(path) == ehr.value_digest(clips.path_of(known.path))
-    except ehr.Permanent:
-        return False  # one of the two cannot be decoded, so sameness cannot be shown
-
-
-def _record(action: str, study: Study, *, by: recording.Actor, now: datetime, **detail: Any) -> None:
-    recording.record(
-        by=by,
-        action=action,
-        object_type="Study",
-        object_id=study.pk,
-        patient_id=study.patient_id,
-        now=now,
-        **detail,
-    )
-
-
 __all__ = [
     "TRANSITIONS",
-    "Arrived",
     "Completed",
     "Outcome",
     "Received",
@@ -424,13 +188,11 @@ __all__ = [
     "complete",
     "frame",
     "inspect",
-    "known_as",
     "link_patient",
     "load_clip",
     "mark_encoded",
     "png",
     "receive_file",
-    "record_arrivals",
     "request_encoding",
     "set_aside",
     "times_ms",

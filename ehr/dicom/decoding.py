@@ -28,8 +28,10 @@ from pydicom.dataset import Dataset
 
 from ehr.dicom import dataset, guard, pixels, selecting
 from ehr.errors import BadInstance, Permanent
+from ehr.records import InstanceHeader
 
 FULL = 65535
+HEADER_FIELDS = dataclasses.fields(InstanceHeader)
 Frames = NDArray[np.uint16] | NDArray[np.uint8]
 
 
@@ -94,7 +96,8 @@ def _header(source: Path | bytes, asked: dict[str, Any], limits: guard.Limits) -
 
 
 def _plain(opened: dataset.Opened, asked: dict[str, Any]) -> dict[str, Any]:
-    header = dataclasses.asdict(dataset.read_header(opened, ZoneInfo(asked["tz"])))
+    found = dataset.read_header(opened, ZoneInfo(asked["tz"]))
+    header = {one.name: getattr(found, one.name) for one in HEADER_FIELDS}
     started_at = header["started_at"]
     return {**header, "started_at": started_at.isoformat() if started_at else None}
 
@@ -188,7 +191,13 @@ def read_clip(
         times, source_of_times = selecting.times_of(first, inside)
         if inside > 1 and times is None:
             notes.append("no frame timing in the file")
-        rendered = _render(readable[chosen.order[0]], places, max_side, limits, notes)
+        if times is None:
+            frames_of = selecting.order_frames(first, inside)
+        else:
+            frames_of = selecting.Chosen(list(range(inside)))
+        notes += frames_of.notes
+        inner = [frames_of.order[place] for place in places]
+        rendered = _render(readable[chosen.order[0]], inner, max_side, limits, notes)
     else:
         times, source_of_times = chosen.times_ms, "TriggerTime"
         rendered, kept = [], []
@@ -203,7 +212,9 @@ def read_clip(
         places = kept
     slice_mm = chosen.slice_mm
     if len(chosen.order) == 1 and inside > 1 and not times:
-        slice_mm = selecting.slice_step_of(first)
+        slice_mm = frames_of.slice_mm
+        if slice_mm is None and not frames_of.notes:
+            slice_mm = selecting.slice_step_of(first)
     if slice_mm is not None and len(places) > 1:
         steps = {after - before for before, after in pairwise(places)}
         if max(steps) - min(steps) > 1 or (refused and len(steps) > 1):
@@ -217,7 +228,8 @@ def read_clip(
         raise BadInstance("the frames differ in size")
     frames = quantise(rendered)
     made_of = [
-        (chosen.order[0], place) if len(chosen.order) == 1 else (chosen.order[place], 0) for place in places
+        (chosen.order[0], frames_of.order[place]) if len(chosen.order) == 1 else (chosen.order[place], 0)
+        for place in places
     ]
     spacing, spacing_source = selecting.spacing_of(first)
     if spacing is not None:

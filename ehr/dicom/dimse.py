@@ -6,10 +6,8 @@ says what to change, and on whose side.
 
 from __future__ import annotations
 
-import ssl
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -17,49 +15,23 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
-from pynetdicom import AE, evt
+from pynetdicom import evt
 from pynetdicom.association import Association
-from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
-from pynetdicom.presentation import build_context, build_role
+from pynetdicom.presentation import build_role
 
 from ehr.dicom import guard
+from ehr.dicom.calling import BUSY, SYNTAXES, Caller, in_words, name_of
 from ehr.dicom.listener import Taken, answer_store
-from ehr.dicom.node import PDU_BYTES, VERIFICATION, Node, check_title, drop_half, guard_connection
-from ehr.errors import BadInstance, EhrError, Refused, Retriable, TooLarge
+from ehr.dicom.node import VERIFICATION, check_title
+from ehr.errors import BadInstance, Refused, TooLarge
 
 FIND, MOVE, GET = (f"1.2.840.10008.5.1.4.1.2.2.{last}" for last in (1, 2, 3))  # Study Root
-SYNTAXES = (  # what is asked for, commonest first
-    "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.70",
-    "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.80",
-    "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81", "1.2.840.10008.1.2.1.99",
-    "1.2.840.10008.1.2.2",
+LASTS = (
+    "1", "1.1", "1.2", "2", "2.1", "3.1", "4", "4.1", "6.1", "7", "7.2", "7.3", "7.4", "12.1",
+    "12.2", "20", "128", "77.1.1", "77.1.4", "88.33", "66.4",
 )  # fmt: skip
-USUAL = tuple(
-    f"1.2.840.10008.5.1.4.1.1.{last}"
-    for last in (
-        "1",
-        "1.1",
-        "1.2",
-        "2",
-        "2.1",
-        "3.1",
-        "4",
-        "4.1",
-        "6.1",
-        "7",
-        "7.2",
-        "7.3",
-        "7.4",
-        "12.1",
-        "12.2",
-        "20",
-        "128",
-        "77.1.1",
-        "77.1.4",
-        "88.33",
-        "66.4",
-    )
-)  # storage classes, for nodes that do not tell: CR, DX, MG, CT, US, MR, SC, XA, RF, NM, PET, VL, SR, SEG
+USUAL = tuple(f"1.2.840.10008.5.1.4.1.1.{last}" for last in LASTS)
+# Storage classes, for nodes that do not tell: CR, DX, MG, CT, US, MR, SC, XA, RF, NM, PET, VL, SR, SEG.
 CONTEXTS = 128  # presentation contexts of one association, PS3.8 9.3.2.2
 WANTED = ("StudyInstanceUID", "StudyDate", "StudyTime", "TimezoneOffsetFromUTC", "ModalitiesInStudy",
           "StudyDescription", "PatientID", "IssuerOfPatientID", "AccessionNumber",
@@ -67,15 +39,6 @@ WANTED = ("StudyInstanceUID", "StudyDate", "StudyTime", "TimezoneOffsetFromUTC",
 ROUND = 100  # a number of matches that this divides may be where the peer stopped counting
 EARLIEST = date(1970, 1, 1)
 MOST_MATCHES = 100_000
-STATUS = {
-    0x0110: "it failed inside", 0x0112: "it does not know that instance", 0x0117: "the UID is invalid",
-    0x0122: "it does not support that SOP Class", 0x0124: "it is not authorised: allow our AE title there",
-    0x0211: "it does not support this operation", 0xA700: "it is out of resources",
-    0xA701: "it is out of resources: it cannot count the matches",
-    0xA702: "it is out of resources: it could not send", 0xA801: "it does not know the move destination",
-    0xA900: "the query does not fit its model", 0xFE00: "it was cancelled",
-}  # fmt: skip
-BUSY = frozenset({0x0110, 0xA700, 0xA701, 0xA702, 0xFE00})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,32 +62,8 @@ class Moved:
     failed_uids: list[str] = field(default_factory=list)
 
 
-class DimseClient:
-    """A DICOM node that we call.
-
-    title       our AE title, which the peer may want to know
-    tls         a client context; needed when the node's address says so
-    timeout_s   to connect, to agree, and for each answer
-    patience_s  between two messages while the peer moves a Study
-    raises      Retriable (nobody there, hung up, out of resources), Refused (title, operation or syntax not
-                accepted), each with what to change
-    """
-
-    def __init__(
-        self,
-        node: Node,
-        *,
-        title: str = "TESSERA",
-        tls: ssl.SSLContext | None = None,
-        timeout_s: float = 30.0,
-        patience_s: float = 300.0,
-        limits: guard.Limits = guard.DEFAULT,
-    ) -> None:
-        check_title(title)
-        if node.tls and tls is None:
-            tls = ssl.create_default_context()
-        self.node, self.title = node, title
-        self._tls, self._timeout, self._patience, self._limits = tls, timeout_s, patience_s, limits
+class DimseClient(Caller):
+    """Questions to a DICOM node, and files for it: each call an association of its own (see `Caller`)."""
 
     def echo(self) -> None:
         """Ask whether it is there and would talk to us (C-ECHO)."""
@@ -181,7 +120,7 @@ class DimseClient:
 
         def store(event: evt.Event) -> Dataset | int:
             try:
-                return answer_store(event, lambda path, _: take(path))
+                return answer_store(event, take)
             finally:
                 event.request._dataset_file.close()  # type: ignore[union-attr]
                 Path(event.dataset_path).unlink(missing_ok=True)
@@ -220,7 +159,7 @@ class DimseClient:
             }
             for path, kind, uid, syntax in files:
                 if (kind, syntax) not in taken:
-                    words = f"{self.node.title} does not take {_named(kind)} in {_named(syntax)}"
+                    words = f"{self.node.title} does not take {name_of(kind)} in {name_of(syntax)}"
                     sent.append(Sent(path, uid, accepted=False, words=words))
                     continue
                 try:
@@ -231,7 +170,7 @@ class DimseClient:
                     raise self._gone("C-STORE")
                 code, said = int(status.Status), str(status.get("ErrorComment", "") or "")
                 accepted = code == 0 or code in (0x0001, 0xB000, 0xB006, 0xB007)
-                words = "" if code == 0 else _words(code, said)
+                words = "" if code == 0 else in_words(code, said)
                 again = not accepted and (code in BUSY or 0xA700 <= code <= 0xA7FF)
                 sent.append(Sent(path, uid, accepted, again, words))
         return sent
@@ -331,87 +270,12 @@ class DimseClient:
                 if code in (0xFF00, 0x0000):
                     continue
                 if code == 0xB000 or (code in (0xA702, 0xC000) and done.failed):
-                    done.words = _words(code, str(status.get("ErrorComment", "") or ""))
+                    done.words = in_words(code, str(status.get("ErrorComment", "") or ""))
                     continue
                 self._check(status, what)
         except RuntimeError as error:
             raise self._gone(what) from error
         return done
-
-    @contextmanager
-    def _associated(
-        self,
-        contexts: Sequence[tuple[str, list[str]]],
-        roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
-        handlers: Sequence[tuple[Any, Any]] = (),
-        *,
-        patience: bool = False,
-    ) -> Iterator[Association]:
-        ours = AE(self.title)
-        ours.acse_timeout = ours.connection_timeout = self._timeout
-        ours.network_timeout = ours.dimse_timeout = self._patience if patience else self._timeout
-        requested = [build_context(kind, syntaxes) for kind, syntaxes in contexts]
-        peer = ours.associate(
-            self.node.host,
-            self.node.port,
-            contexts=requested,
-            ae_title=self.node.title,
-            max_pdu=PDU_BYTES,
-            ext_neg=list(roles),
-            tls_args=(self._tls, self.node.host) if self._tls is not None else None,
-            evt_handlers=[
-                (evt.EVT_CONN_OPEN, lambda event: guard_connection(event.assoc, self._limits.file_bytes)),
-                (evt.EVT_CONN_CLOSE, lambda event: drop_half(event.assoc)),
-                *handlers,
-            ],
-        )
-        try:
-            if not peer.is_established:
-                raise self._why_not(peer, requested[0].abstract_syntax)
-            yield peer
-            if peer.is_established:
-                peer.release()
-        finally:
-            if peer.is_established:
-                peer.abort()
-
-    def _why_not(self, peer: Association, first: Any) -> EhrError:
-        if peer.is_rejected:
-            answer: Any = peer.acceptor.primitive
-            source, reason = getattr(answer, "result_source", 0), getattr(answer, "diagnostic", 0)
-            why = {
-                (1, 3): f"does not know our AE title {self.title}: have it added there",
-                (1, 7): f"is not called {self.node.title}: ask what its AE title is",
-                (1, 2): "does not know the DICOM application context",
-            }.get((source, reason))
-            if why is not None:
-                return Refused(f"the node at {self.node.host}:{self.node.port} {why}")
-            if source == 3:
-                return Retriable(f"{self.node} has too many connections now")
-            return Refused(
-                f"{self.node} refused the association without a reason: are both AE titles right "
-                f"({self.title} calls {self.node.title})?"
-            )
-        if peer.rejected_contexts and not peer.accepted_contexts:
-            return Refused(f"{self.node} does not offer {_named(first)} to {self.title}")
-        secured = "over TLS " if self._tls is not None else ""
-        return Retriable(
-            f"no association with {self.node} {secured}within {self._timeout:g} s: is it running, are host "
-            f"and port right, does it {'' if secured else 'not '}speak TLS, and may we call it?"
-        )
-
-    def _gone(self, what: str) -> Retriable:
-        return Retriable(f"{self.node} hung up or was silent too long during {what}; try again")
-
-    def _check(self, status: Dataset, what: str) -> None:
-        if not status:
-            raise self._gone(what)
-        code = int(status.Status)
-        if code:
-            words = (
-                f"{self.node} answered {what} with {_words(code, str(status.get('ErrorComment', '') or ''))}"
-            )
-            raise Retriable(words) if code in BUSY else Refused(words)
 
 
 def _identifier(study_uid: str) -> Dataset:
@@ -425,16 +289,6 @@ def _many(value: Any) -> list[Any]:
     if held is None or held == "":
         return []
     return list(held) if not isinstance(held, str) else [held]
-
-
-def _words(code: int, comment: str) -> str:
-    known = STATUS.get(code) or ("it is out of resources" if 0xA700 <= code <= 0xA7FF else "")
-    said = f' ("{comment[:64]}")' if comment else ""
-    return f"status 0x{code:04X}{': ' + known if known else ''}{said}"
-
-
-def _named(uid: Any) -> str:
-    return str(UID(str(uid)).name)
 
 
 def _meta(path: Path) -> tuple[str, str, str]:

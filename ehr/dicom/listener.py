@@ -13,25 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 from pydicom.dataset import Dataset
 from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
 from ehr.dicom import guard
-from ehr.dicom.node import (
-    PDU_BYTES,
-    VERIFICATION,
-    answer_at_once,
-    check_title,
-    drop_half,
-    guard_connection,
-)
+from ehr.dicom.intake import COMMENT, OUT_OF_RESOURCES, SUCCESS, Answer, Intake
+from ehr.dicom.node import PDU_BYTES, VERIFICATION, check_title
 from ehr.errors import Refused
 
 logger = logging.getLogger(__name__)
-SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
-COMMENT = 64  # characters of an Error Comment (LO)
+CANNOT_UNDERSTAND = 0xC000
 IDLE_S = 60.0
 
 
@@ -49,6 +43,7 @@ class StorageListener:
     allowed    AE titles that may call; empty: any, for loopback only (raises Refused elsewhere)
     take       (file, calling AE title) → Taken, once it is durable; in the thread of that association. A
                fault is answered "out of resources", so that the sender tries again
+    into       folder of the files while they come; None: `tempfile.gettempdir()`
     tls        a server context, for DICOM over TLS (PS3.15 annex B)
     most       associations at once; more are told to come back later
     limits     a file that grows beyond `file_bytes` while it comes ends its association
@@ -62,6 +57,7 @@ class StorageListener:
         take: Callable[[Path, str], Taken],
         host: str = "127.0.0.1",
         allowed: Sequence[str] = (),
+        into: Path | None = None,
         tls: ssl.SSLContext | None = None,
         most: int = 6,
         limits: guard.Limits = guard.DEFAULT,
@@ -70,7 +66,9 @@ class StorageListener:
             check_title(one)
         if not allowed and host not in ("127.0.0.1", "::1", "localhost"):
             raise Refused("name the AE titles that may call: open to everybody we listen on loopback only")
-        self._take = take
+        self._take, self._into, self._limits = take, into, limits
+        self._intakes: WeakSet[Intake] = WeakSet()
+        self._closed = False
         node = AE(title)
         node.supported_contexts = AllStoragePresentationContexts
         for context in node.supported_contexts:
@@ -82,13 +80,7 @@ class StorageListener:
         node.maximum_pdu_size = PDU_BYTES
         node.network_timeout = node.dimse_timeout = IDLE_S
         node.acse_timeout = 30.0
-        handlers: list[Any] = [
-            (evt.EVT_C_STORE, self._store),
-            (evt.EVT_CONN_OPEN, lambda event: guard_connection(event.assoc, limits.file_bytes)),
-            (evt.EVT_CONN_CLOSE, lambda event: drop_half(event.assoc)),
-            (evt.EVT_PDU_RECV, lambda event: answer_at_once(event.assoc)),
-            (evt.EVT_REJECTED, self._rejected),
-        ]
+        handlers: list[Any] = [(evt.EVT_CONN_OPEN, self._opened), (evt.EVT_REJECTED, self._rejected)]
         server = node.start_server((host, port), block=False, evt_handlers=handlers, ssl_context=tls)
         assert server is not None  # it is when it does not block
         self._server = server
@@ -103,36 +95,55 @@ class StorageListener:
         self.close()
 
     def close(self) -> None:
-        """Take no more calls; associations that are open are aborted, and their senders will send again."""
+        """Take no more calls; associations that are open end, and their senders will send again."""
+        if self._closed:
+            return
+        self._closed = True
         self._server.shutdown()
+        for intake in list(self._intakes):
+            intake.hang_up()
 
-    def _store(self, event: evt.Event) -> Dataset | int:
-        return answer_store(event, self._take)
+    def _opened(self, event: evt.Event) -> None:
+        limit, idle = self._limits.file_bytes, IDLE_S
+        intake = Intake(event.assoc, self._answer, into=self._into, file_bytes=limit, idle_s=idle)
+        intake.begin()
+        self._intakes.add(intake)
+
+    def _answer(self, path: Path, calling: str) -> Answer:
+        return decide(lambda: self._take(path, calling))
 
     def _rejected(self, event: evt.Event) -> None:
         asked = event.assoc.requestor.ae_title.strip()
         logger.warning("an association was refused: calling AE title %r, called by %r", asked, _called(event))
 
 
-def answer_store(event: evt.Event, take: Callable[[Path, str], Taken]) -> Dataset | int:
-    """What a C-STORE request is answered with, once `take` has decided about its file."""
-    try:
-        written: Any = event.request
+def answer_store(event: evt.Event, take: Callable[[Path], Taken]) -> Dataset | int:
+    """What a C-STORE request within a C-GET is answered with, once `take` has decided about its file."""
+    written: Any = event.request
+
+    def decided() -> Taken:
         written._dataset_file.flush()
-        taken = take(event.dataset_path, event.assoc.requestor.ae_title.strip())
+        return take(event.dataset_path)
+
+    status, comment = decide(decided)
+    if status == SUCCESS:
+        return SUCCESS
+    answer = Dataset()
+    answer.Status = status
+    answer.ErrorComment = comment.encode("ascii", "replace").decode()[:COMMENT]
+    return answer
+
+
+def decide(take: Callable[[], Taken]) -> Answer:
+    """The status and the words that `take` leads to."""
+    try:
+        taken = take()
     except Exception as fault:  # disk, database or a defect: the sender is told to try again, and we go on
         logger.exception("a file that was sent could not be taken")
-        return _answer(OUT_OF_RESOURCES, f"not stored: {type(fault).__name__}; send it again")
-    return _answer(CANNOT_UNDERSTAND, taken.refused) if taken.refused else SUCCESS
+        return OUT_OF_RESOURCES, f"not stored: {type(fault).__name__}; send it again"
+    return (CANNOT_UNDERSTAND, taken.refused) if taken.refused else (SUCCESS, "")
 
 
 def _called(event: evt.Event) -> str:
     primitive = event.assoc.requestor.primitive
     return str(getattr(primitive, "called_ae_title", "") or "").strip()
-
-
-def _answer(status: int, comment: str) -> Dataset:
-    answer = Dataset()
-    answer.Status = status
-    answer.ErrorComment = comment.encode("ascii", "replace").decode()[:COMMENT]
-    return answer

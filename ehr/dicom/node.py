@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,13 +116,19 @@ def drop_half(association: Association) -> None:
 
 def answer_at_once(association: Association) -> None:
     """Neither our answers nor our acknowledgements wait for more: a peer that lets small packets wait for
-    those (Nagle) would lose 40 ms a message. The kernel forgets the second option, so it is set again."""
+    those (Nagle) would lose 40 ms a message."""
     found = getattr(association.dul.socket, "socket", None)
     if found is None:
         return
     try:
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if hasattr(socket, "TCP_QUICKACK"):  # Linux
-            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
     except OSError:
         return  # it has been closed
+    acknowledge_at_once(found)
+
+
+def acknowledge_at_once(connection: socket.socket) -> None:
+    """What came is acknowledged without waiting for more. The kernel forgets this, so it is set again."""
+    if hasattr(socket, "TCP_QUICKACK"):  # Linux
+        with suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

@@ -18,8 +18,9 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
+from pydicom.pixels.processing import apply_color_lut, apply_voi
 
+from ehr.dicom import cells, guard
 from ehr.dicom.dataset import Opened, get, items, number, text, whole
 from ehr.errors import BadInstance
 
@@ -144,8 +145,8 @@ class Renderer:
     def _modality(self, stored: Array, index: int) -> NDArray[np.float32]:
         if items(self.dataset, "ModalityLUTSequence"):
             try:
-                return np.asarray(apply_modality_lut(stored, self.dataset), dtype=np.float32)
-            except (ValueError, AttributeError, KeyError, IndexError):
+                return look_up(stored, self.dataset, items(self.dataset, "ModalityLUTSequence")[0])
+            except (ValueError, AttributeError, KeyError, IndexError, TypeError):
                 self._note("damaged modality LUT ignored")
         place = self._functional(index, "PixelValueTransformationSequence") or self.dataset
         slope, intercept = number(place, "RescaleSlope"), number(place, "RescaleIntercept")
@@ -208,6 +209,17 @@ def apply_window(values: NDArray[np.float32], centre: float, width: float, shape
     return _floats(np.clip(scaled, 0, 1))
 
 
+def look_up(stored: Array, dataset: Dataset, table: Dataset) -> NDArray[np.float32]:
+    """Values by a look-up table, PS3.3 C.11.1.1: beyond its ends they take those; any depth up to 16 bits."""
+    entries, first = int(table.LUTDescriptor[0]) or 2**16, int(table.LUTDescriptor[1])
+    held = table.LUTData
+    if isinstance(held, bytes):
+        big = str(dataset.file_meta.TransferSyntaxUID) == guard.EXPLICIT_BIG
+        held = np.frombuffer(held, "u1" if len(held) == entries else ">u2" if big else "<u2")
+    values = np.asarray(held, dtype=np.float32)[:entries]
+    return _floats(values[np.clip(stored.astype(np.int64) - first, 0, entries - 1)])
+
+
 def fitted(rows: int, columns: int, max_side: int) -> tuple[int, int]:
     """Rows and columns after shrinking so that the longer side is at most `max_side`; never enlarged."""
     scale = min(1.0, max_side / max(rows, columns))
@@ -260,6 +272,17 @@ def reduced(dataset: Dataset, indices: list[int], max_side: int) -> list[Array] 
 
 def decode(dataset: Dataset, indices: list[int]) -> Iterator[tuple[Array, dict[str, Any]]]:
     """Decoded frames and what describes them. Raises BadInstance with the reason in words."""
+    if cells.is_packed(dataset):
+        yield from cells.unpack(dataset, indices)
+    elif cells.is_raised(dataset):
+        high = whole(dataset, "HighBit") or 0
+        for values, about in _decode(cells.with_whole_cells(dataset), indices):
+            yield cells.settle(values, dataset, high), about
+    else:
+        yield from _decode(dataset, indices)
+
+
+def _decode(dataset: Dataset, indices: list[int]) -> Iterator[tuple[Array, dict[str, Any]]]:
     uid = dataset.file_meta.TransferSyntaxUID
     if str(uid) in PROGRESSIVE:
         yield from _grey_jpeg(dataset, indices)

@@ -32,6 +32,12 @@ REPEATED = (  # by results made from an instance: whose it is, which it is, and 
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionOrganizationSequence",
     "DimensionIndexSequence", "DimensionOrganizationType",
 )  # fmt: skip
+VOLUMES = frozenset({"CT", "MR", "PT"})
+PLANE = (  # what tells where a frame of an enhanced instance lies, and how large its pixels are
+    ("PlanePositionSequence", "ImagePositionPatient"),
+    ("PlaneOrientationSequence", "ImageOrientationPatient"),
+    ("PixelMeasuresSequence", "PixelSpacing"),
+)
 CENTIMETRES = 3  # PhysicalUnitsXDirection, PS3.3 C.8.5.5.1.15
 
 
@@ -84,6 +90,34 @@ def choose(headers: list[Dataset]) -> Chosen:
         if len(kept) == len(everyone)
         else [f"{len(everyone) - len(kept)} instances of another size left out"]
     )
+    return _stacked(headers, kept, notes) or Chosen(sorted(kept, key=by_number), notes=notes)
+
+
+def order_frames(data: Dataset, frames: int) -> Chosen:
+    """The frames of one enhanced CT, MR or PET instance as slices, by position and orientation of each
+    (PS3.3 C.7.6.16.2.3 and .4); as they come where these are not told or several lie at one place."""
+    groups = get(data, "PerFrameFunctionalGroupsSequence") or []
+    as_they_come = Chosen(list(range(frames)))
+    if frames < 2 or len(groups) != frames or text(data, "Modality").upper() not in VOLUMES:
+        return as_they_come
+    shared = items(data, "SharedFunctionalGroupsSequence")[:1]
+    slices = []
+    for group in groups:
+        slice_ = Dataset()
+        for sequence, keyword in PLANE:
+            found = [item for place in (group, *shared) for item in items(place, sequence)]
+            value = numbers(found[0], keyword) if found else []
+            if value:
+                setattr(slice_, keyword, value)
+        slices.append(slice_)
+    found = _stacked(slices, as_they_come.order, [])
+    if found is None and all(_depth(one) is not None for one in slices):
+        as_they_come.notes.append("several frames lie at one place: no volume")
+    return found or as_they_come
+
+
+def _stacked(headers: list[Dataset], kept: list[int], notes: list[str]) -> Chosen | None:
+    """By TriggerTime at one position, else along the normal; None when the positions do not tell."""
     depths = {place: _depth(headers[place]) for place in kept}
     known = [depth for depth in depths.values() if depth is not None]
     if len(known) == len(kept) and len(kept) > 1:
@@ -102,7 +136,7 @@ def choose(headers: list[Dataset]) -> Chosen:
             if discord := _discord(headers, order):
                 return Chosen(order, notes=[*notes, discord])
             return Chosen(order, slice_mm=step, notes=notes)
-    return Chosen(sorted(kept, key=by_number), notes=notes)
+    return None
 
 
 def _others(total: int, shown: str) -> str:
@@ -170,7 +204,7 @@ def repeated(data: Dataset) -> dict[str, Any]:
 
 def slice_step_of(data: Dataset) -> float | None:
     """Step between the frames of one enhanced CT or MR instance, mm: SpacingBetweenSlices (0018,0088)."""
-    if text(data, "Modality").upper() not in ("CT", "MR", "PT"):
+    if text(data, "Modality").upper() not in VOLUMES:
         return None
     for group in items(data, "SharedFunctionalGroupsSequence"):
         for measure in items(group, "PixelMeasuresSequence"):
@@ -214,10 +248,19 @@ def remarks_of(data: Dataset) -> list[str]:
     notes = []
     if text(data, "BurnedInAnnotation").upper() == "YES":
         notes.append("burned-in annotation")
-    if any(element.tag.group & 0xFF01 == 0x6000 and element.tag.element == 0x3000 for element in data):
+    if _has_overlay(data):
         notes.append("overlay ignored")
     if text(data, "LossyImageCompression") == "01":
         notes.append("lossy compression")
     if get(data, "ImagerPixelSpacing") and not get(data, "PixelSpacing"):
         notes.append("spacing at the detector, not corrected for magnification")
     return notes
+
+
+def _has_overlay(data: Dataset) -> bool:
+    """Of its own (60xx,3000), or in unused bits of the pixel data, as before 2004 (60xx,0102 above 0)."""
+    for tag in data.keys():  # noqa: SIM118 (tags: nothing is converted)
+        group, element = tag >> 16, tag & 0xFFFF
+        if group & 0xFF01 == 0x6000 and (element == 0x3000 or (element == 0x0102 and data[tag].value)):
+            return True
+    return False

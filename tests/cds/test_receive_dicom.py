@@ -59,7 +59,10 @@ def arrivals(settings: Any, tmp_path: Path) -> listening.Arrivals:
 
 @contextmanager
 def node(arrivals: listening.Arrivals, **kwargs: Any) -> Iterator[StorageListener]:
-    with arrivals, StorageListener("TESSERA", 0, take=arrivals.take, **kwargs) as found:
+    with (
+        arrivals,
+        StorageListener("TESSERA", 0, take=arrivals.take, into=arrivals.incoming, **kwargs) as found,
+    ):
         yield found
 
 
@@ -135,7 +138,7 @@ def test_the_database_was_away_and_the_next_process_records_what_was_answered(
         raise OperationalError("gone")
 
     with monkeypatch.context() as broken:
-        broken.setattr("cds.studies.receiving.record_arrivals", away)
+        broken.setattr("cds.studies.arriving.record_arrivals", away)
         with node(arrivals) as listener:
             (answer,) = send(listener.port, write_radiograph(tmp_path / "a.dcm"))
     assert answer.Status == 0, "it lies durably in the inbox"
