@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks import dicom_pictures, measuring
 
-TIMES = 5
+TIMES = 12
 WITHIN = 1.1
 OURS = ("raw", "RLE", "JPEG-LS", "JPEG 2000")  # what pydicom can write
 DCMCJPEG = {"JPEG baseline, 8 bits": "+eb", "JPEG extended, 12 bits": "+ee", "JPEG lossless": "+e1"}
@@ -34,7 +34,8 @@ def run() -> measuring.Table:
             table.add(syntax, alone, apart, clip, met)
     table.notes.append(
         f"A simulated radiograph of {dicom_pictures.SIDE} x {dicom_pictures.SIDE}, 12 bits; best of {TIMES}. "
-        "In the child: opened, checked, decoded and hashed; as a Clip: windowed and handed over as well."
+        "The plug-in alone: opened, decoded and hashed in one process. In the child: checked too, and asked "
+        "for; as a Clip: windowed and handed over too."
     )
     return table
 
@@ -63,19 +64,19 @@ def _measure(path: Path) -> tuple[float, float, float]:
 
     def alone() -> None:
         for values, _ in pixels.decode(pydicom.dcmread(path), [0]):
-            hashlib.sha256(values.astype("<i4").tobytes()).hexdigest()
+            pixels.hash_values(hashlib.sha256(), values)
 
-    def best(call: Callable[[], object]) -> float:
-        seconds = []
-        for _ in range(TIMES):
+    calls: list[Callable[[], object]] = [
+        alone,
+        lambda: ehr.value_digest(path),
+        lambda: ehr.read_clip([path], max_side=4096),
+    ]
+    for call in calls:
+        call()  # the child is there, and both have their memory
+    best = [float("inf")] * len(calls)
+    for _ in range(TIMES):  # in turn, so that whatever else runs here is everybody's
+        for place, call in enumerate(calls):
             began = time.perf_counter()
             call()
-            seconds.append(time.perf_counter() - began)
-        return size / min(seconds)
-
-    ehr.read_header(path)  # the child is there
-    return (
-        best(alone),
-        best(lambda: ehr.value_digest(path)),
-        best(lambda: ehr.read_clip([path], max_side=4096)),
-    )
+            best[place] = min(best[place], time.perf_counter() - began)
+    return size / best[0], size / best[1], size / best[2]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import selectors
@@ -28,6 +29,7 @@ from ehr.errors import BadInstance, Permanent, Retriable, TooLarge
 IDLE_S = 60.0
 # No keys, passwords or addresses where a stranger's file is decoded.
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV")
+PIPE_WIDE = 1024 * 1024
 PIPE_BUF = 4096  # a pipe that is ready takes this much without blocking
 # The child needs four modules of ours, not the whole room: a bare `ehr` package spares it FHIR and HTTP.
 START = (
@@ -132,7 +134,15 @@ class Decoder:
             )
         except OSError as error:
             raise Retriable(f"the decoding process cannot be started ({error.strerror})") from None
+        _widen(self._process)
         return self._process
+
+
+def _widen(process: subprocess.Popen[bytes]) -> None:
+    """Let its answers through a pipe of 1 MiB instead of 64 KiB, where the system can and allows it."""
+    if hasattr(fcntl, "F_SETPIPE_SZ") and process.stdout is not None:
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_WIDE)
 
 
 def _how_it_ended(code: int) -> str:

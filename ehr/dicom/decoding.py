@@ -271,11 +271,19 @@ def quantise(rendered: list[pixels.Rendered]) -> Frames:
     low = min((one.low for one in free), default=0.0)
     span = max((one.high for one in free), default=1.0) - low
     frames = np.empty((len(rendered), *rendered[0].values.shape), dtype="<u2")
+    scaled = np.empty(rendered[0].values.shape, dtype=np.float32)
     for place, one in enumerate(rendered):
-        values = one.values
-        if not one.windowed:
-            values = (values - np.float32(low)) / np.float32(span) if span > 0 else np.zeros_like(values)
-        frames[place] = np.rint(np.clip(np.nan_to_num(values), 0, 1) * FULL)
+        if one.windowed:
+            np.multiply(one.values, np.float32(FULL), out=scaled)
+        elif span > 0:
+            np.subtract(one.values, np.float32(low), out=scaled)
+            scaled *= np.float32(FULL / span)
+        else:
+            scaled[...] = 0
+        if np.isnan(scaled.min()):  # of pixels in floating point
+            np.nan_to_num(scaled, copy=False)
+        np.clip(scaled, 0, FULL, out=scaled)
+        frames[place] = np.rint(scaled, out=scaled)
     return frames
 
 

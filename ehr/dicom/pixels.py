@@ -34,6 +34,8 @@ FASTEST = {  # by transfer syntax; the same values as the others, two to eight t
 EXTENDED = "1.2.840.10008.1.2.4.51"
 PROGRESSIVE = frozenset({"1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55"})  # retired, still in archives
 JPEG_2000 = frozenset({"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"})
+PIXELS_A_LEVEL = 4  # from which a table of grey levels is worth its making
+BLOCK = 64 * 1024  # values hashed or looked up at once: they stay in the cache
 LEAST_OF_SIDE = 0.9  # of the longest side asked for, that a lower resolution level may have
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
@@ -96,17 +98,8 @@ class Renderer:
 
     def _grey(self, stored: Array, index: int, *, inverted: bool) -> Rendered:
         padding = self._padding(stored)
-        values = self._modality(stored, index)
-        voi = self._voi_lut(values)
-        window = None if voi is not None else self._window(index)
-        if voi is not None:
-            values, windowed = voi, True
-        elif window is not None:
-            values, windowed = apply_window(values, *window), True
-        else:
-            windowed = False
+        values, windowed = self._shown(stored, index, inverted=inverted)
         if windowed:
-            values = 1 - values if inverted else values
             if padding is not None:
                 values = np.where(padding, np.float32(0), values)
             return Rendered(self._fit(values), windowed=True)
@@ -116,6 +109,36 @@ class Renderer:
         if padding is not None:
             values = np.where(padding, np.float32(low), values)
         return Rendered(self._fit(values), windowed=False, low=low, high=high)
+
+    def _shown(self, stored: Array, index: int, *, inverted: bool) -> tuple[NDArray[np.float32], bool]:
+        """Values after the grey-scale pipeline, and whether a window or table brought them to [0, 1].
+
+        Where a picture has many more pixels than grey levels, each level goes through it once.
+        """
+        if stored.dtype.kind not in "iu" or not stored.size:
+            return self._pipeline(stored, index, inverted=inverted)
+        low, high = int(stored.min()), int(stored.max())
+        if (high - low + 1) * PIXELS_A_LEVEL > stored.size:
+            return self._pipeline(stored, index, inverted=inverted)
+        levels = np.arange(low, high + 1).astype(stored.dtype)
+        table, windowed = self._pipeline(levels, index, inverted=inverted)
+        values, flat = np.empty(stored.size, dtype=np.float32), stored.reshape(-1)
+        for start in range(0, stored.size, BLOCK):
+            places = flat[start : start + BLOCK].astype(np.intp) - low
+            np.take(table, places, out=values[start : start + BLOCK], mode="clip")
+        return values.reshape(stored.shape), windowed
+
+    def _pipeline(self, stored: Array, index: int, *, inverted: bool) -> tuple[NDArray[np.float32], bool]:
+        values = self._modality(stored, index)
+        voi = self._voi_lut(values)
+        window = None if voi is not None else self._window(index)
+        if voi is not None:
+            values = voi
+        elif window is not None:
+            values = apply_window(values, *window)
+        else:
+            return values, False
+        return (1 - values if inverted else values), True
 
     def _range(
         self, values: NDArray[np.float32], stored: Array, padding: Array | None
@@ -350,10 +373,15 @@ def digest_values(opened: Opened) -> str:
     digest = hashlib.sha256()
     for values, _ in decode(opened.dataset, list(range(frames))):
         digest.update(str(values.shape).encode())
-        digest.update(
-            np.ascontiguousarray(values, dtype="<i4" if values.dtype.kind in "iu" else "<f8").tobytes()
-        )
+        hash_values(digest, values)
     return digest.hexdigest()
+
+
+def hash_values(digest: Any, values: Array) -> None:
+    """Add values as int32 (or float64), a piece at a time: no copy of the whole is made."""
+    flat, kind = values.reshape(-1), "<i4" if values.dtype.kind in "iu" else "<f8"
+    for start in range(0, len(flat), BLOCK):
+        digest.update(np.ascontiguousarray(flat[start : start + BLOCK], dtype=kind))
 
 
 def _reason(error: Exception, uid: Any, decoded: int) -> str:
