@@ -53,10 +53,10 @@ def test_inflation_never_holds_more_than_the_limit() -> None:
 
 
 def test_memory_limit_holds_in_the_child(tmp_path: Path) -> None:
-    path = make_file(tmp_path, np.zeros((4000, 4000), np.uint16))
+    path = make_file(tmp_path, np.zeros((6000, 6000), np.uint16))
     limits = replace(guard.DEFAULT, memory_bytes=420 * guard.MIB)
     with pytest.raises(TooLarge, match="memory"):
-        read_clip([path], max_side=4000, limits=limits)
+        read_clip([path], max_side=6000, limits=limits)
     assert read_clip([make_file(tmp_path, RAMP)]).frames.shape == (1, 16, 16)
 
 
