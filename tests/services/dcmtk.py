@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -32,8 +32,13 @@ AETable END
 
 
 def tool(name: str) -> str:
-    """The path of one of dcmtk's programs; skips, or fails, without it."""
-    return shutil.which(name) or missing(f"dcmtk's {name} is not installed")
+    """The path of one of dcmtk's programs; skips, or fails, without it. pynetdicom has scripts of the same
+    names, which are no other peer than our own library."""
+    for folder in os.get_exec_path():
+        path = Path(folder) / name
+        if path.is_file() and os.access(path, os.X_OK) and path.open("rb").read(2) != b"#!":
+            return str(path)
+    return missing(f"dcmtk's {name} is not installed")
 
 
 def call(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
