@@ -131,6 +131,25 @@ def test_a_full_store_is_not_a_success(
     assert not Instance.objects.exists()
 
 
+def test_file_and_name_are_synced_before_success_is_answered(
+    arrivals: listening.Arrivals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        sync(descriptor)
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    monkeypatch.setattr("cds.listening.os.fsync", fsync)
+    with node(arrivals) as listener:
+        (answer,) = send(listener.port, write_radiograph(tmp_path / "a.dcm"))
+        before = list(synced)
+    assert answer.Status == 0
+    file, folder = before[:2]
+    assert (file.suffix, file.parent, folder) == (".dcm", arrivals.inbox, arrivals.inbox)
+
+
 def test_the_database_was_away_and_the_next_process_records_what_was_answered(
     arrivals: listening.Arrivals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,15 +186,15 @@ def test_dcmtk_sends_to_us_and_success_means_taken(receiver: Receiver, sent: lis
 
 
 def test_others_may_have_an_archive_send_to_us(archive: Archive, receiver: Receiver) -> None:
-    """dcmtk's movescu asks the archive, and the archive sends: nobody asked from here."""
-    if archive.client.node.title == "ORTHANC":
-        pytest.skip("it moves only for nodes it knows; dcmqrscp moves for anybody")
+    """dcmtk's movescu asks the archive, and the archive sends: nobody of ours asked."""
     receiver.got.clear()
     node, keys = (
         archive.client.node,
         ("-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={RADIOGRAPH}"),
     )
-    said = dcmtk.call("movescu", "-S", "-aec", node.title, "-aem", "TESSERA", *keys, node.host, node.port)
+    said = dcmtk.call(
+        "movescu", "-S", "-aet", "TESSERA", "-aec", node.title, "-aem", "TESSERA", *keys, node.host, node.port
+    )
     assert said.returncode == 0, said.stderr
     held = [path for path in archive.holds if ehr.read_header(path).study_uid == RADIOGRAPH]
     assert receiver.got == expected(held)
@@ -204,5 +204,6 @@ def test_others_may_have_an_archive_send_to_us(archive: Archive, receiver: Recei
 def test_we_are_no_archive_to_be_asked(receiver: Receiver, program: str) -> None:
     keys = ("-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID=1.2.3")
     said = dcmtk.call(program, "-S", "-aec", "TESSERA", *keys, "127.0.0.1", receiver.port)
-    assert "No Acceptable Presentation Contexts" in said.stderr + said.stdout
+    assert said.returncode != 0 or "No Acceptable" in said.stderr + said.stdout
+    assert "Presentation Contexts" in said.stderr + said.stdout
     assert dcmtk.call("echoscu", "-aec", "TESSERA", "127.0.0.1", receiver.port).returncode == 0
