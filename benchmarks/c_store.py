@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -334,6 +334,7 @@ if __name__ == "__main__":
 
         os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cds.settings")
         django.setup()
-    {"announce": _announce, "wait": _wait, "bare": _serve_bare, "peer": _serve_peer, "send": _send}[what](
-        *sys.argv[2:]
-    )
+    parts: dict[str, Callable[..., None]] = {
+        "announce": _announce, "wait": _wait, "bare": _serve_bare, "peer": _serve_peer, "send": _send,
+    }  # fmt: skip
+    parts[what](*sys.argv[2:])

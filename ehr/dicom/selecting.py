@@ -110,10 +110,10 @@ def order_frames(data: Dataset, frames: int) -> Chosen:
             if value:
                 setattr(slice_, keyword, value)
         slices.append(slice_)
-    found = _stacked(slices, as_they_come.order, [])
-    if found is None and all(_depth(one) is not None for one in slices):
+    stack = _stacked(slices, as_they_come.order, [])
+    if stack is None and all(_depth(one) is not None for one in slices):
         as_they_come.notes.append("several frames lie at one place: no volume")
-    return found or as_they_come
+    return stack or as_they_come
 
 
 def _stacked(headers: list[Dataset], kept: list[int], notes: list[str]) -> Chosen | None:

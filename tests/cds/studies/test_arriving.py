@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.db import connection
@@ -19,13 +20,14 @@ from tests.factories import NOW, TESTS, make_source
 pytestmark = pytest.mark.django_db
 
 
-def arrive(folder: Path, count: int, **changes: object) -> list[arriving.Arrived]:
+def arrive(folder: Path, count: int, **changes: Any) -> list[arriving.Arrived]:
     """`count` instances of one Series, as they lie in an inbox below the store."""
     inbox = folder / "studies" / ".inbox"
     found = []
     for number in range(count):
         path = inbox / f"{generate_uid()}.dcm"
-        write_radiograph(path, seed=number, **{"SOPInstanceUID": generate_uid(), **changes})
+        elements: dict[str, Any] = {"SOPInstanceUID": generate_uid(), **changes}
+        write_radiograph(path, seed=number, **elements)
         found.append(arriving.Arrived(path, receiving.inspect(path), "C-STORE from CT1"))
     return found
 

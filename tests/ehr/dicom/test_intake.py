@@ -76,7 +76,7 @@ def answer(peer: Association) -> int:
     peer.dimse.assoc.dimse_timeout = 20
     _, message = peer.dimse.get_msg(block=True)
     assert message is not None, "no answer came"
-    return int(message.Status)
+    return int(message.Status or 0)
 
 
 def ended(peer: Association) -> bool:
@@ -213,7 +213,7 @@ def test_a_full_disk_is_told_and_the_association_goes_on(
     with listening(tmp_path) as (found, kept), calling(found.port) as peer:
         store = pdu(value_item(store_command(), 3), value_item(data_set(), 2))
         with monkeypatch.context() as full:
-            full.setattr(intake.os, "write", write)
+            full.setattr(os, "write", write)
             raw(peer).sendall(store)
             assert answer(peer) == 0xA700
         assert not kept.files

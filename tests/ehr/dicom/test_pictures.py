@@ -16,11 +16,12 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import encapsulate
 from pydicom.filewriter import dcmwrite
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -47,6 +48,7 @@ COLOUR = np.stack([LARGE, LARGE[::-1], LARGE.T], -1)
 LUMINANCE = COLOUR @ np.array([0.299, 0.587, 0.114]) / 255
 TWELVE = {"BitsStored": 12, "HighBit": 11, "WindowCenter": 2048, "WindowWidth": 4096}
 EXACT = {"VOILUTFunction": "LINEAR_EXACT"}
+Encoded = bytes | bytearray
 STEP = 1e-4  # of the Clip's grey levels, 1/65535, and of rounding
 
 
@@ -55,19 +57,20 @@ def clip_of(data: FileDataset, folder: Path, **kwargs: Any) -> Clip:
 
 
 def frame_of(data: FileDataset, folder: Path) -> np.ndarray:
-    return clip_of(data, folder).frames[0]
+    frame: np.ndarray = clip_of(data, folder).frames[0]
+    return frame
 
 
-def encoded(syntax: str, coded: bytes, pixels: np.ndarray, **elements: Any) -> FileDataset:
+def encoded(syntax: str, coded: Encoded, pixels: np.ndarray, **elements: Any) -> FileDataset:
     data = make_dataset(pixels, **elements)
-    data.file_meta.TransferSyntaxUID = syntax
-    data.PixelData = encapsulate([coded])
+    data.file_meta.TransferSyntaxUID = UID(syntax)
+    data.PixelData = encapsulate([bytes(coded)])
     data["PixelData"].VR = "OB"
     data["PixelData"].is_undefined_length = True
     return data
 
 
-CODED: list[tuple[str, Callable[[], bytes], float]] = [
+CODED: list[tuple[UID, Callable[[], Encoded], float]] = [
     (RLELossless, lambda: b"", STEP),
     (JPEGExtended12Bit, lambda: imagecodecs.jpeg8_encode(DEEP, level=100, bitspersample=12), 2e-3),
     (JPEGLossless, lambda: imagecodecs.ljpeg_encode(DEEP, bitspersample=12), STEP),
@@ -83,7 +86,7 @@ CODED: list[tuple[str, Callable[[], bytes], float]] = [
 
 
 @pytest.mark.parametrize(("syntax", "encode", "near"), CODED, ids=[one[0].name for one in CODED])
-def test_compressed(tmp_path: Path, syntax: str, encode: Callable[[], bytes], near: float) -> None:
+def test_compressed(tmp_path: Path, syntax: str, encode: Callable[[], Encoded], near: float) -> None:
     if syntax == RLELossless:
         data = make_dataset(DEEP, **TWELVE)
         data.compress(RLELossless, generate_instance_uid=False)
@@ -104,7 +107,7 @@ def test_jpeg_baseline(tmp_path: Path) -> None:
 )
 def test_uncompressed(tmp_path: Path, syntax: str) -> None:
     data = make_dataset(DEEP, **TWELVE)
-    data.file_meta.TransferSyntaxUID = syntax
+    data.file_meta.TransferSyntaxUID = UID(syntax)
     path = tmp_path / "one.dcm"
     if syntax == ExplicitVRBigEndian:
         data.PixelData = DEEP.astype(">u2").tobytes()
