@@ -49,6 +49,7 @@ PARTS = {
         "survival": "benchmarks.study.survival",
         "privacy": "benchmarks.study.privacy",
     },
+    "own_tables": {"comparison": "benchmarks.study.comparison"},
     "skin_ham10000": {
         "comparison": "benchmarks.study.comparison",
         "finetune": "benchmarks.study.finetune",

@@ -51,6 +51,7 @@ class Collection:
 
 
 SIGNS = {  # files that tell which collection a folder is; each has a module of that name with `read(folder)`
+    "own_tables": ("collection.json", "stays.csv"),
     "cxr_covid": ("images.csv", "patients.csv", "images"),
     "brain_lgg": ("slices.csv", "patients.csv", "slices"),
     "lung_ultrasound": ("clips.csv", "clips"),
