@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 import typing
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 
-import certifi
 import httpcore
 import httpx
 
 from ehr.addresses import check_resolved
 from ehr.errors import Refused
+from ehr.trust import trusted
 
 T = typing.TypeVar("T")
 # Looking up a name cannot be broken off, so it has threads of its own: the end of an event loop waits for its
@@ -43,17 +41,9 @@ def guarded_transport() -> httpx.AsyncHTTPTransport:
     httpx has no door for a network backend of one's own, so its pool's is replaced; a test shows that it is
     asked.
     """
-    transport = httpx.AsyncHTTPTransport(verify=_trusted(), trust_env=False)
+    transport = httpx.AsyncHTTPTransport(verify=trusted(), trust_env=False)
     transport._pool._network_backend = GuardedNetwork()
     return transport
-
-
-@lru_cache(maxsize=1)
-def _trusted() -> ssl.SSLContext:
-    """The authorities of this machine (where a hospital installs its own) and the public ones; read once."""
-    context = ssl.create_default_context(cafile=certifi.where())
-    context.load_default_certs()
-    return context
 
 
 class GuardedNetwork(httpcore.AsyncNetworkBackend):

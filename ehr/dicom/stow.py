@@ -10,18 +10,14 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
-from ehr.addresses import check_base_url
-from ehr.dicom.web import BUSY, value_of
-from ehr.errors import Refused, Retriable
-from ehr.fhir.sign_in import Bearer, GivenToken, SignIn
-from ehr.fhir.waiting import retry_after
+from ehr.calling import ServerClient
+from ehr.dicom.web import check_answer, value_of
+from ehr.fhir.sign_in import SignIn
 
-ANSWER_LIMIT = 5 * 2**20
 PIECE = 256 * 1024
 ALREADY_THERE = 0x0111  # duplicate SOP Instance
 REASONS = {  # Failure Reason (0008,1197), PS3.18 table I.2-2 and PS3.4 B.2.3
@@ -32,6 +28,12 @@ REASONS = {  # Failure Reason (0008,1197), PS3.18 table I.2-2 and PS3.4 B.2.3
     0xA900: "the data set does not fit its SOP Class",
     0xC000: "it cannot understand it",
     0xC122: "it does not take this transfer syntax",
+}
+HINTS = {
+    403: "allow our account to store",
+    405: "it does not offer STOW-RS here",
+    413: "it takes no file of that size",
+    415: "it does not take application/dicom",
 }
 RESENT = frozenset({0x0110, 0xA700})  # reasons that may pass
 
@@ -50,7 +52,7 @@ class StoreAnswer:
     words: str = ""
 
 
-class StowClient:
+class StowClient(ServerClient):
     """An archive's STOW-RS at `base_url` (the part before `/studies`). Use in a `with`, or call `close`.
 
     token       bearer token or where tokens come from; `auth` for user and password instead
@@ -68,29 +70,15 @@ class StowClient:
         transport: httpx.BaseTransport | None = None,
         allow_http: bool = False,
     ) -> None:
-        check_base_url(base_url, allow_http=allow_http)
-        bearer = Bearer(GivenToken(token) if isinstance(token, str) else token)
-        self._http = httpx.Client(
-            base_url=base_url.rstrip("/") + "/",
-            headers={"Accept": "application/dicom+json", "User-Agent": "tessera"},
-            auth=httpx.BasicAuth(*auth) if auth else bearer,
-            timeout=timeout_s,
+        super().__init__(
+            base_url,
+            accept="application/dicom+json",
+            token=token,
+            auth=auth,
+            timeout_s=timeout_s,
             transport=transport,
-            follow_redirects=False,
-            trust_env=False,
+            allow_http=allow_http,
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
 
     def check(self) -> None:
         """Ask for one Study, to see that the address and the sign-in are right. Raises Refused, Retriable."""
@@ -123,28 +111,16 @@ class StowClient:
         headers: Mapping[str, str] | None = None,
         readable: frozenset[int] = frozenset(),
     ) -> tuple[int, bytes]:
-        try:
-            with self._http.stream(method, path, content=content, headers=dict(headers or {})) as answer:
-                body = _limited(answer)
-        except httpx.TransportError as error:
-            raise Retriable(f"the archive cannot be reached ({type(error).__name__})") from error
-        except httpx.HTTPError as error:
-            raise Refused(f"the archive's answer cannot be read ({type(error).__name__})") from error
-        status = answer.status_code
-        if 200 <= status < 300 or (status in readable and body):
-            return status, body
-        if status in BUSY:
-            raise Retriable(f"the archive answered {status}", retry_after_s=retry_after(answer))
-        if 300 <= status < 400:
-            raise Refused(
-                f"the archive answered {status} with a redirect, which is not followed", status=status
-            )
-        hint = {
-            401: ": check the token or password", 403: ": allow our account to store",
-            404: ": check the address, the part before /studies", 405: ": it does not offer STOW-RS here",
-            413: ": it takes no file of that size", 415: ": it does not take application/dicom",
-        }.get(status, "")  # fmt: skip
-        raise Refused(f"the archive answered {status}{hint}", status=status)
+        answer, body = self._exchange(
+            method,
+            path,
+            said=f"{method} {path.partition('?')[0]} of the archive",
+            content=content,
+            headers=headers,
+        )
+        if not (answer.status_code in readable and body):
+            check_answer(answer, HINTS)
+        return answer.status_code, body
 
 
 def _answers(status: int, body: bytes, sent: list[str]) -> list[StoreAnswer]:
@@ -184,15 +160,6 @@ def _head(boundary: str) -> bytes:
 def _length(parts: list[bytes], boundary: str) -> int:
     around = len(_head(boundary)) + 2
     return sum(len(part) + around for part in parts) + len(boundary) + 6
-
-
-def _limited(answer: httpx.Response) -> bytes:
-    held = bytearray()
-    for piece in answer.iter_bytes():
-        held += piece
-        if len(held) > ANSWER_LIMIT:
-            raise Refused(f"the archive's answer is over {ANSWER_LIMIT:,} bytes")
-    return bytes(held)
 
 
 def _as_object(body: bytes) -> dict[str, Any]:

@@ -11,14 +11,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, tzinfo
-from types import TracebackType
-from typing import Any, Self
-from urllib.parse import urlsplit
+from typing import Any
 
 import httpx
 
+from ehr.calling import ServerClient, why
 from ehr.dicom.multipart import read_parts
-from ehr.errors import BadResource, Refused, Retriable, TooLarge
+from ehr.errors import BadResource, Refused, Retriable
+from ehr.fhir.sign_in import SignIn
+from ehr.fhir.waiting import retry_after
 from ehr.records import WITHOUT_PIXELS, ImagingStudyRecord
 
 MIB = 1024 * 1024
@@ -27,41 +28,51 @@ WANTED = ("StudyInstanceUID", "StudyDate", "StudyTime", "TimezoneOffsetFromUTC",
           "StudyDescription", "PatientID", "IssuerOfPatientID", "NumberOfStudyRelatedInstances")  # fmt: skip
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
+HINTS = {
+    401: "check the token or password",
+    403: "allow our account to read",
+    404: "check the address, the part before /studies",
+}
 
-class DicomWebClient:
+
+class DicomWebClient(ServerClient):
     """A DICOMweb archive at `base_url` (the part before `/studies`). Close it, or use it in a `with`.
 
-    token      sent as a bearer to this host only
-    transport  for tests, and for callers that want their own connection pool
-    raises     Retriable (time-out, connection lost, 408, 429, 5xx with Retry-After), Refused (redirect, other
-               4xx, an answer that is not DICOMweb), TooLarge
+    token       sent as a bearer to this host only; `auth` for user and password instead
+    transport   for tests, and for callers that want their own connection pool
+    allow_http  plain http outside loopback, for a network that is trusted
+    raises      Retriable (time-out, connection lost, 408, 429, 5xx with Retry-After), Refused (redirect,
+                another 4xx, an answer that is not DICOMweb), TooLarge
     """
 
     def __init__(
         self,
         base_url: str,
         *,
-        token: str = "",
+        token: str | SignIn = "",
         auth: tuple[str, str] | None = None,
         timeout_s: float = 30.0,
         page: int = 100,
         max_instance_bytes: int = 1024 * MIB,
         max_page_bytes: int = 64 * MIB,
         transport: httpx.BaseTransport | None = None,
+        allow_http: bool = False,
     ) -> None:
-        address = urlsplit(base_url)
-        if address.scheme not in {"http", "https"} or not address.hostname:
-            raise Refused("a DICOMweb address begins with http:// or https://")
-        if address.username or address.password:
-            raise Refused("credentials do not belong in an address")
-        headers = {"Accept-Encoding": "identity", "User-Agent": "tessera"}
-        if token:
-            headers["Authorization"] = f"Bearer {token}"
-        self._http = httpx.Client(
-            base_url=base_url.rstrip("/") + "/", headers=headers, auth=auth, timeout=timeout_s,
-            follow_redirects=False, transport=transport,
-        )  # fmt: skip
+        super().__init__(
+            base_url,
+            accept="application/dicom+json",
+            token=token,
+            auth=auth,
+            timeout_s=timeout_s,
+            transport=transport,
+            allow_http=allow_http,
+            headers={"Accept-Encoding": "identity"},
+        )
         self._page, self._max_instance, self._max_page = page, max_instance_bytes, max_page_bytes
+
+    def ask(self) -> int:
+        """Ask for one Study: how many were answered, 0 or 1. Raises Refused, Retriable, TooLarge."""
+        return len(self._get_json("studies", {"limit": 1}))
 
     def studies(self, since: date | None = None, patient_id: str | None = None) -> Iterator[dict[str, Any]]:
         """Studies the archive has, as DICOM JSON; all pages, each Study once. See `read_study`.
@@ -96,30 +107,16 @@ class DicomWebClient:
                 answer.headers.get("content-type", ""), answer.iter_bytes(MIB // 4), limit=self._max_instance
             )
 
-    def close(self) -> None:
-        self._http.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _get_json(self, path: str, query: Mapping[str, Any]) -> list[dict[str, Any]]:
-        with self._get(path, query, "application/dicom+json") as answer:
-            if answer.status_code == 204:
-                return []
-            held = bytearray()
-            for piece in answer.iter_bytes():
-                held += piece
-                if len(held) > self._max_page:
-                    raise TooLarge(f"a page of the archive's answer is over {self._max_page // MIB} MiB")
+        url = str(httpx.URL(path, params=dict(query)))
+        answer, body = self._exchange("GET", url, said=f"GET {path} of the archive", limit=self._max_page)
+        check_answer(answer)
         try:
-            found = json.loads(bytes(held) or b"[]")
+            found = json.loads(body or b"[]")
         except ValueError:
-            raise Refused("the archive did not answer with DICOM JSON") from None
+            raise Refused(
+                "the archive did not answer with DICOM JSON: is this its DICOMweb address?"
+            ) from None
         if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
             raise Refused("the archive did not answer with a list of DICOM JSON objects")
         return found
@@ -129,28 +126,30 @@ class DicomWebClient:
         """A streamed GET whose faults are already sorted into retriable and permanent."""
         try:
             with self._http.stream("GET", path, params=dict(query), headers={"Accept": accept}) as answer:
-                _check(answer)
+                check_answer(answer)
                 yield answer
         except httpx.InvalidURL:
             raise Refused("the archive's address is not a URL") from None
         except httpx.DecodingError:
             raise Refused("the archive's answer cannot be decoded") from None
         except httpx.TransportError as error:
-            raise Retriable(f"the archive cannot be reached ({type(error).__name__})") from None
+            raise Retriable(f"the archive cannot be reached ({why(error)})") from None
 
 
-def _check(answer: httpx.Response) -> None:
+def check_answer(answer: httpx.Response, hints: Mapping[int, str] | None = None) -> None:
+    """Raises Retriable or Refused, with what to change, when an archive's answer is none.
+
+    hints  what to change by status, instead of HINTS
+    """
     status = answer.status_code
-    if status in {200, 204, 206}:
+    if 200 <= status < 300:
         return
     if status in BUSY:
-        after = answer.headers.get("retry-after", "")
-        raise Retriable(
-            f"the archive answered {status}", retry_after_s=float(after) if after.isdigit() else None
-        )
+        raise Retriable(f"the archive answered {status}", retry_after_s=retry_after(answer))
     if 300 <= status < 400:
-        raise Refused(f"the archive answered {status} with a redirect, which is not followed")
-    raise Refused(f"the archive answered {status}")
+        raise Refused(f"the archive answered {status} with a redirect, which is not followed", status=status)
+    hint = {**HINTS, **(hints or {})}.get(status, "")
+    raise Refused(f"the archive answered {status}{': ' + hint if hint else ''}", status=status)
 
 
 def value_of(study: Mapping[str, Any], tag: str) -> str:

@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import httpx
 import orjson
 import tenacity
 
-from ehr.addresses import Origin, check_base_url, origin_of
+from ehr.addresses import check_base_url, origin_of
+from ehr.calling import ServerClient
 from ehr.errors import BadResource, Permanent, Refused, Retriable, TooLarge
 from ehr.fhir.prefetch import outcome_text
-from ehr.fhir.sign_in import Bearer, GivenToken, SignIn
+from ehr.fhir.sign_in import SignIn
 from ehr.fhir.waiting import ATTEMPTS, MAX_WAIT_S, backoff, is_busy, outcome_said, retry_after
 from ehr.records import SetAside
 
@@ -69,7 +69,7 @@ class Export:
     deleted: tuple[tuple[str, str], ...]
 
 
-class BulkClient:
+class BulkClient(ServerClient):
     """Exports from one FHIR server. Use as a context manager, or call `close`.
 
     base_url    such as "https://ehr.example/fhir"; raises Refused when it is not an address we may call
@@ -91,26 +91,16 @@ class BulkClient:
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._origin: Origin = check_base_url(base_url, allow_http=allow_http)
-        self.base_url = base_url.rstrip("/") + "/"
+        super().__init__(
+            base_url,
+            accept="application/fhir+json",
+            token=token,
+            timeout_s=timeout_s,
+            transport=transport,
+            allow_http=allow_http,
+        )
         self._hosts, self._allow_http = frozenset(host.lower() for host in file_hosts), allow_http
         self._longest_s, self._sleep = longest_s, sleep
-        self._auth = Bearer(GivenToken(token) if isinstance(token, str) else token)
-        self._http = httpx.Client(
-            timeout=timeout_s, transport=transport, follow_redirects=False, trust_env=False
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
 
     def export(
         self,
@@ -246,7 +236,7 @@ class BulkClient:
         try:
             with (
                 self._http.stream(
-                    "GET", url, headers=headers, auth=self._auth if needs_token else None
+                    "GET", url, headers=headers, auth=self._bearer if needs_token else None
                 ) as answer,
                 part.open("wb") as file,
             ):
@@ -266,7 +256,7 @@ class BulkClient:
 
     def _ask(self, method: str, url: str, headers: Mapping[str, str]) -> httpx.Response:
         try:
-            answer = self._http.request(method, url, headers=dict(headers), auth=self._auth)
+            answer = self._http.request(method, url, headers=dict(headers), auth=self._bearer)
         except httpx.HTTPError as error:
             raise Retriable(f"{method} {urlsplit(url).path}: {type(error).__name__}") from error
         if answer.status_code >= 300:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -20,14 +19,15 @@ import httpx
 import orjson
 import tenacity
 
-from ehr.addresses import check_base_url, origin_of
+from ehr.addresses import origin_of
+from ehr.calling import ServerClient
 from ehr.errors import BadResource, Permanent, Refused, Retriable, TooLarge
 from ehr.fhir.elements import Json, get_list, get_object, get_text
 from ehr.fhir.prefetch import outcome_text
 from ehr.fhir.reading import read_resources
 from ehr.fhir.resources import ReadingTally
 from ehr.fhir.scope import Scope, patient_of
-from ehr.fhir.sign_in import Bearer, GivenToken, SignIn
+from ehr.fhir.sign_in import SignIn
 from ehr.fhir.waiting import ATTEMPTS, backoff, is_busy, outcome_said, retry_after
 from ehr.records import PatientIdentity, PatientRecord, SetAside
 
@@ -66,13 +66,13 @@ def listened_types() -> tuple[str, ...]:
     return ("Patient", *SEARCHES)
 
 
-class FhirClient:
+class FhirClient(ServerClient):
     """Reads from one FHIR R4 server. Use as a context manager, or call `close`.
 
     base_url        such as "https://ehr.example/fhir"; raises Refused when it is not an address we may call
     token           bearer token, "" for none; or where tokens come from (`ehr.fhir.sign_in`)
-    timeout_s       for connecting and for each read; a whole body may take six times as long
     max_page_bytes  cap on one response body, unpacked
+    attempts        of a read whose server is busy or away
     allow_http      plain http outside loopback, for a network that is trusted
     """
 
@@ -85,33 +85,18 @@ class FhirClient:
         transport: httpx.BaseTransport | None = None,
         max_page_bytes: int = MAX_PAGE_BYTES,
         allow_http: bool = False,
+        attempts: int = ATTEMPTS,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._origin = check_base_url(base_url, allow_http=allow_http)
-        self.base_url = base_url.rstrip("/") + "/"
-        self._max_page_bytes = max_page_bytes
-        self._longest_s = 6 * timeout_s
-        self._sleep = sleep
-        self._http = httpx.Client(
-            headers={"Accept": "application/fhir+json"},
-            auth=Bearer(GivenToken(token) if isinstance(token, str) else token),
-            timeout=timeout_s,
+        super().__init__(
+            base_url,
+            accept="application/fhir+json",
+            token=token,
+            timeout_s=timeout_s,
             transport=transport,
-            follow_redirects=False,
-            trust_env=False,
+            allow_http=allow_http,
         )
-
-    def __enter__(self) -> FhirClient:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
+        self._max_page_bytes, self._attempts, self._sleep = max_page_bytes, attempts, sleep
 
     def capabilities(self) -> Capabilities:
         """What the server says it is (`metadata`). Raises Refused, Retriable, TooLarge or BadResource."""
@@ -125,6 +110,12 @@ class FhirClient:
             get_text(statement, "fhirVersion", "CapabilityStatement")[:20] or "of an unknown version",
             get_text(software, "name", "CapabilityStatement.software")[:100] or "software not named",
         )
+
+    def ask(self, resource_type: str) -> None:
+        """Ask for one resource of a type, to see that we may. Raises what `search` raises."""
+        bundle = self._get(str(httpx.URL(urljoin(self.base_url, resource_type), params={"_count": "1"})))
+        if bundle.get("resourceType") != "Bundle":
+            raise BadResource(f"a search of {resource_type} was not answered by a Bundle")
 
     def read(self, resource_type: str, resource_id: str) -> dict[str, Any]:
         """The resource `type/id`. Raises Refused (4xx), Retriable, TooLarge or BadResource."""
@@ -234,11 +225,9 @@ class FhirClient:
         headers = {"Content-Type": "application/fhir+json", "Prefer": "return=representation"}
         content = orjson.dumps(resource) if resource is not None else None
         url = urljoin(self.base_url, path)
-        try:
-            with self._http.stream(method, url, content=content, headers=headers) as response:
-                body = self._read_body(response, f"{method} {path}")
-        except httpx.HTTPError as error:
-            raise Retriable(f"{method} {path}: {type(error).__name__}") from error
+        response, body = self._exchange(
+            method, url, said=f"{method} {path}", content=content, headers=headers, limit=self._max_page_bytes
+        )
         if 200 <= response.status_code < 300:
             location = response.headers.get("Location", "")
             return location, _as_resource(body, path) if body.strip() and resource is not None else {}
@@ -346,7 +335,7 @@ class FhirClient:
     def _get(self, url: str) -> dict[str, Any]:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Retriable),
-            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            stop=tenacity.stop_after_attempt(self._attempts),
             wait=backoff,
             sleep=self._sleep,
             reraise=True,
@@ -355,13 +344,7 @@ class FhirClient:
 
     def _get_once(self, url: str) -> dict[str, Any]:
         path = urlsplit(url).path
-        try:
-            with self._http.stream("GET", url) as response:
-                body = self._read_body(response, path)
-        except httpx.TransportError as error:
-            raise Retriable(f"GET {path}: {type(error).__name__}") from error
-        except httpx.HTTPError as error:
-            raise Refused(f"GET {path}: {type(error).__name__}") from error
+        response, body = self._exchange("GET", url, said=f"GET {path}", limit=self._max_page_bytes)
         status = response.status_code
         if status == 200:
             return _as_resource(body, path)
@@ -370,17 +353,6 @@ class FhirClient:
             raise Retriable(f"GET {path}: {status}{said}", retry_after_s=retry_after(response))
         said = " (redirects are not followed)" if 300 <= status < 400 else said
         raise Refused(f"GET {path}: {status}{said}", status=status)
-
-    def _read_body(self, response: httpx.Response, path: str) -> bytes:
-        pieces, size, started = [], 0, time.monotonic()
-        for piece in response.iter_bytes():
-            size += len(piece)
-            if time.monotonic() - started > self._longest_s:
-                raise Retriable(f"GET {path}: the body took longer than {self._longest_s:g} s")
-            if size > self._max_page_bytes:
-                raise TooLarge(f"GET {path}: the body is larger than {self._max_page_bytes} bytes")
-            pieces.append(piece)
-        return b"".join(pieces)
 
 
 def _binaries_of(resource: Json) -> list[str]:

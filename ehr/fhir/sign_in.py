@@ -21,6 +21,7 @@ from joserfc.jwk import ECKey, RSAKey
 from ehr.addresses import check_base_url
 from ehr.errors import BadResource, Refused, Retriable
 from ehr.fhir.waiting import is_busy, retry_after
+from ehr.trust import trusted
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 ASSERTION_S = 240  # the specification allows five minutes
@@ -28,6 +29,7 @@ LIFE_S = 300.0  # of a token whose server does not say
 EARLY_S = 30.0  # a token is renewed this long before it ends
 PUBLIC = {"EC": ("kty", "crv", "x", "y"), "RSA": ("kty", "n", "e")}
 LEAST_RSA_BITS = 2048
+DISCOVERY_S = 10.0
 Jwk = Mapping[str, Any]
 
 
@@ -75,7 +77,11 @@ class BackendServices:
         _signing_key(key)
         self._key, self._kid = key, str(key["kid"])
         self._http = httpx.Client(
-            timeout=timeout_s, transport=transport, follow_redirects=False, trust_env=False
+            timeout=timeout_s,
+            transport=transport,
+            verify=trusted(),
+            follow_redirects=False,
+            trust_env=False,
         )
         self._clock = clock
         self._token, self._ends = "", 0.0
@@ -158,7 +164,9 @@ def client_assertion(
     return jwt.encode(header, claims, signing, algorithms=[algorithm])
 
 
-def discover_token_url(base_url: str, *, http: httpx.Client, allow_http: bool = False) -> str:
+def discover_token_url(
+    base_url: str, *, allow_http: bool = False, transport: httpx.BaseTransport | None = None
+) -> str:
     """The token endpoint that a FHIR server names in `.well-known/smart-configuration`.
 
     Raises Refused when it names none, or one that we may not call, and Retriable.
@@ -166,7 +174,14 @@ def discover_token_url(base_url: str, *, http: httpx.Client, allow_http: bool = 
     check_base_url(base_url, allow_http=allow_http)
     where = urljoin(base_url.rstrip("/") + "/", ".well-known/smart-configuration")
     try:
-        answer = http.get(where, headers={"Accept": "application/json"})
+        with httpx.Client(
+            timeout=DISCOVERY_S,
+            transport=transport,
+            verify=trusted(),
+            follow_redirects=False,
+            trust_env=False,
+        ) as http:
+            answer = http.get(where, headers={"Accept": "application/json"})
     except httpx.HTTPError as error:
         raise Retriable(f"smart-configuration cannot be read: {type(error).__name__}") from error
     found = _json(answer.content).get("token_endpoint") if answer.status_code == 200 else None

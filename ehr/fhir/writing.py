@@ -12,19 +12,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import httpx
 import orjson
 
-from ehr.addresses import check_base_url
-from ehr.errors import BadResource, Refused, Retriable, TooLarge
-from ehr.fhir.sign_in import Bearer, GivenToken, SignIn
+from ehr.calling import ServerClient
+from ehr.errors import BadResource, Refused, Retriable
+from ehr.fhir.sign_in import SignIn
 from ehr.fhir.waiting import is_busy, outcome_said, retry_after
 
-MAX_ANSWER_BYTES = 5 * 2**20
 ID = r"[A-Za-z0-9\-.]{1,64}"
 BY_SERVER = frozenset({"id", "meta", "text", "implicitRules"})  # a server may add these to what we sent
 
@@ -46,7 +44,7 @@ class Written:
     done: Done
 
 
-class FhirWriter:
+class FhirWriter(ServerClient):
     """Writes to one FHIR R4 server. Use in a `with`, or call `close`.
 
     token       bearer token, "" for none; or where tokens come from (`ehr.fhir.sign_in`)
@@ -63,28 +61,14 @@ class FhirWriter:
         transport: httpx.BaseTransport | None = None,
         allow_http: bool = False,
     ) -> None:
-        check_base_url(base_url, allow_http=allow_http)
-        self.base_url = base_url.rstrip("/") + "/"
-        self._http = httpx.Client(
-            headers={"Accept": "application/fhir+json", "User-Agent": "tessera"},
-            auth=Bearer(GivenToken(token) if isinstance(token, str) else token),
-            timeout=timeout_s,
+        super().__init__(
+            base_url,
+            accept="application/fhir+json",
+            token=token,
+            timeout_s=timeout_s,
             transport=transport,
-            follow_redirects=False,
-            trust_env=False,
+            allow_http=allow_http,
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
 
     def put(self, resource: Mapping[str, Any], *, match: Mapping[str, str], amend: bool = True) -> Written:
         """Make the server hold this resource once: found by `match` or created, updated when it differs.
@@ -107,7 +91,9 @@ class FhirWriter:
         return Written(identity, _version_of(body) or _version_in(answer), Done.UPDATED)
 
     def list_problems(self, kinds: tuple[str, ...]) -> list[str]:
-        """What the server's CapabilityStatement says it cannot do of what `put` needs, in words."""
+        """What the server cannot do of what `put` needs, in words: as its CapabilityStatement says, and as
+        one bounded search of each type shows. Writes nothing; raises Refused, Retriable.
+        """
         _, said = self._call("GET", "metadata", {})
         if said.get("resourceType") != "CapabilityStatement":
             raise BadResource("GET metadata was not answered by a CapabilityStatement")
@@ -128,7 +114,17 @@ class FhirWriter:
                 problems.append(f"{kind}: the server does not offer {', '.join(lacking)}")
             if not about.get("conditionalCreate"):
                 problems.append(f"{kind}: no conditional create; found again by search only")
+            problems += self._why_unreadable(kind)
         return problems
+
+    def _why_unreadable(self, kind: str) -> list[str]:
+        try:
+            self._call("GET", f"{kind}?_count=1", {})
+        except Refused as error:
+            if error.status == 401:
+                raise
+            return [f"{kind}: our account may not search it ({error})"]
+        return []
 
     def _find(self, kind: str, match: Mapping[str, str]) -> Mapping[str, Any] | None:
         """The one that answers to `match`, as a server that just created it may know it only by search."""
@@ -169,13 +165,7 @@ class FhirWriter:
         said = f"{method} {urlsplit(url).path}"
         content = orjson.dumps(resource) if resource is not None else None
         sent = {**headers, "Content-Type": "application/fhir+json"} if content is not None else dict(headers)
-        try:
-            with self._http.stream(method, url, content=content, headers=sent) as answer:
-                body = _read(answer, said)
-        except httpx.TransportError as error:
-            raise Retriable(f"{said}: {type(error).__name__}") from error
-        except httpx.HTTPError as error:
-            raise Refused(f"{said}: {type(error).__name__}") from error
+        answer, body = self._exchange(method, url, said=said, content=content, headers=sent)
         status = answer.status_code
         if 200 <= status < 300:
             return answer, _as_object(body)
@@ -193,15 +183,6 @@ def identified(resource: Mapping[str, Any]) -> dict[str, str]:
     """The search that finds a resource by our identifier, its first."""
     ours = resource["identifier"][0]
     return {"identifier": f"{ours['system']}|{ours['value']}"}
-
-
-def _read(answer: httpx.Response, said: str) -> bytes:
-    held = bytearray()
-    for piece in answer.iter_bytes():
-        held += piece
-        if len(held) > MAX_ANSWER_BYTES:
-            raise TooLarge(f"{said}: the answer is larger than {MAX_ANSWER_BYTES} bytes")
-    return bytes(held)
 
 
 def _as_object(body: bytes) -> dict[str, Any]:

@@ -153,10 +153,8 @@ def test_the_token_endpoint_is_found() -> None:
         assert request.url.path == "/fhir/.well-known/smart-configuration"
         return httpx.Response(200, json={"token_endpoint": TOKEN_URL})
 
-    with httpx.Client(transport=httpx.MockTransport(server)) as http:
-        assert discover_token_url("https://ehr.example/fhir", http=http) == TOKEN_URL
-    with (
-        httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(404))) as http,
-        pytest.raises(Refused, match="names no token_endpoint"),
-    ):
-        discover_token_url("https://ehr.example/fhir", http=http)
+    base = "https://ehr.example/fhir"
+    assert discover_token_url(base, transport=httpx.MockTransport(server)) == TOKEN_URL
+    empty = httpx.MockTransport(lambda _: httpx.Response(404))
+    with pytest.raises(Refused, match="names no token_endpoint"):
+        discover_token_url(base, transport=empty)
