@@ -1,4 +1,5 @@
-"""The Celery app. Queues: interactive (scores people wait for), batch (encoding), train (retraining)."""
+"""The Celery app. Queues: interactive (scores people wait for), batch (encoding), exchange (calls to other
+systems), train (retraining)."""
 
 from __future__ import annotations
 

@@ -21,6 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cds.jobs import Queue
+
 PR_SET_PDEATHSIG = 1
 LOG_BYTES = 5_000_000  # a longer log is put aside at the next start
 CHECK_EVERY_S = 0.5
@@ -193,8 +195,9 @@ def find_broker() -> str:
 
 
 def worker(queue: str, *, is_ready: Callable[[], bool]) -> Program:
-    """One Celery worker process for one queue."""
-    command = [sys.executable, "-m", "celery", "-A", "cds", "worker", "--pool", "solo", "-Q", queue]
+    """One Celery worker process for one queue; one thread, but a few where other systems are waited for."""
+    pool = ["threads", "-c", "4"] if queue == Queue.EXCHANGE else ["solo"]
+    command = [sys.executable, "-m", "celery", "-A", "cds", "worker", "--pool", *pool, "-Q", queue]
     command += ["-n", f"{queue}@demo", "-l", "INFO", "--without-gossip", "--without-mingle"]
     return Program(f"worker-{queue}", command, is_ready, grace_s=20)
 

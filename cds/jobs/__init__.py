@@ -11,10 +11,11 @@ from enum import StrEnum
 
 
 class Queue(StrEnum):
-    """One worker group each."""
+    """One worker group each. What waits for another system waits on `exchange`, and holds up no score."""
 
     INTERACTIVE = "interactive"
     BATCH = "batch"
+    EXCHANGE = "exchange"
     TRAIN = "train"
 
 
@@ -33,6 +34,7 @@ class Job(StrEnum):
     CHECK_SOURCE = "cds.studies.tasks.check_source"  # source_id: does it answer?
     TRAIN = "cds.registry.tasks.train"  # run_id
     SEND = "cds.sending.tasks.send"  # document_id
+    CHECK_DESTINATION = "cds.sending.tasks.check_destination"  # destination_id: would it take what we send?
 
 
 QUEUES: dict[Job, Queue] = {
@@ -42,8 +44,9 @@ QUEUES: dict[Job, Queue] = {
     Job.EXPLAIN: Queue.BATCH,
     Job.ASSESS: Queue.BATCH,
     Job.ASSESS_ALL: Queue.BATCH,
-    Job.RUN_ERRAND: Queue.BATCH,
-    Job.CHECK_SOURCE: Queue.BATCH,
+    Job.RUN_ERRAND: Queue.EXCHANGE,
+    Job.CHECK_SOURCE: Queue.EXCHANGE,
+    Job.CHECK_DESTINATION: Queue.EXCHANGE,
+    Job.SEND: Queue.EXCHANGE,
     Job.TRAIN: Queue.TRAIN,
-    Job.SEND: Queue.BATCH,
 }

@@ -93,7 +93,7 @@ def _is_due(document: Document, *, now: datetime) -> bool:
         return False
     elif needs is not None and needs.work_state != WorkState.DONE:
         until = now + LOOK_AGAIN
-    elif _same_is_under_way(document):
+    elif _same_is_under_way(document) or _is_being_probed(destination):
         until = now + TURN
     if until is not None:
         Document.objects.filter(pk=document.pk, work_state=WorkState.QUEUED).update(
@@ -106,6 +106,11 @@ def _same_is_under_way(document: Document) -> bool:
     """An earlier one of the same identity is being sent: the later one must come after it."""
     same = Document.objects.filter(destination=document.destination_id, identity=document.identity)
     return same.exclude(pk=document.pk).filter(work_state=WorkState.RUNNING).exists()
+
+
+def _is_being_probed(destination: Destination) -> bool:
+    """It did not take the last one: one document asks whether it is there again, and the others wait."""
+    return destination.failures > 0 and destination.documents.filter(work_state=WorkState.RUNNING).exists()
 
 
 def _send(document: Document) -> str:

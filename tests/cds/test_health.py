@@ -48,7 +48,9 @@ class _Redis:
 @pytest.fixture
 def whole(monkeypatch: pytest.MonkeyPatch, settings: Any, db: None) -> Path:
     """Every part is well; returns the bundle's metadata file."""
-    monkeypatch.setattr(beats, "connect", lambda: _Redis(interactive=True, batch=True, train=True))
+    monkeypatch.setattr(
+        beats, "connect", lambda: _Redis(interactive=True, batch=True, exchange=True, train=True)
+    )
     version = ModelVersion.objects.create(
         name="icu-admission", number=1, outcomes=["icu-admission"], path="b1", digest="0", created_at=NOW
     )
@@ -90,10 +92,10 @@ def test_not_ready_without_its_database(client: Client, whole: Path, monkeypatch
 @pytest.mark.parametrize(
     ("alive", "status", "said"),
     [
-        ({"interactive": True, "batch": True, "train": False}, 200, "train"),
-        ({"interactive": False, "batch": True, "train": True}, 503, "interactive"),
-        ({"interactive": True, "batch": False, "train": True}, 503, "batch"),
-        ({}, 503, "interactive, batch, train"),
+        ({"interactive": True, "batch": True, "train": False}, 200, "exchange, train"),
+        ({"interactive": False, "batch": True, "exchange": True, "train": True}, 503, "interactive"),
+        ({"interactive": True, "batch": False, "exchange": True, "train": True}, 503, "batch"),
+        ({}, 503, "interactive, batch, exchange, train"),
     ],
 )
 def test_not_ready_without_workers(
@@ -142,7 +144,7 @@ def test_a_broker_that_is_away_is_noticed_at_once(client: Client, settings: Any)
 def test_a_beat_is_seen_per_queue() -> None:
     kept: Any = _Redis()
     beats.beat(kept, ["batch"])
-    assert beats.alive(kept) == {Queue.INTERACTIVE: False, Queue.BATCH: True, Queue.TRAIN: False}
+    assert beats.alive(kept) == {queue: queue is Queue.BATCH for queue in Queue}
 
 
 @pytest.mark.parametrize(

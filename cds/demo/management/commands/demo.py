@@ -16,16 +16,15 @@ from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connections
-from kombu.exceptions import OperationalError
+from redis import RedisError
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cds.celery import app
 from cds.demo import accounts, environment, outlining, processes, running, writing
 from cds.errors import ClinicError
-from cds.jobs import Queue
+from cds.jobs import Queue, beats
 from cds.registry.models import ActiveModel
 from cds.risk.models import RiskAssessment
 
@@ -166,20 +165,20 @@ def _programs(port: int) -> list[processes.Program]:
     programs = []
     if broker_port:  # else REDIS_URL names one that runs already
         programs.append(processes.broker(port=int(broker_port), folder=settings.DATA_DIR / "broker"))
-    programs += [processes.worker(queue.value, is_ready=_Ping(f"{queue.value}@demo")) for queue in Queue]
+    programs += [processes.worker(queue.value, is_ready=_Alive(queue)) for queue in Queue]
     return [*programs, processes.beat(data_dir=settings.DATA_DIR), processes.web(port=port)]
 
 
-class _Ping:
-    """Whether a worker answers through the broker."""
+class _Alive:
+    """Whether a worker says that it works on a queue; also while a long task keeps it from answering."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
 
     def __call__(self) -> bool:
         try:
-            return bool(app.control.ping(destination=[self._name], timeout=1.0))
-        except (OSError, OperationalError):
+            return beats.alive(beats.connect())[self._queue]
+        except (OSError, RedisError):
             return False  # the broker itself is not up yet
 
 
