@@ -20,7 +20,8 @@ Take = TypeVar("Take", bound=Callable[..., Tally])
 def recorded(kind: RunKind) -> Callable[[Take], Take]:
     """Note the run of an ingesting function: (where, *, source, by, progress, …) -> Tally.
 
-    A paused source is refused (Conflict) before anything is fetched.
+    A paused source is refused (Conflict) before anything is fetched. `how` (see `cds.reaching`) is kept with
+    the run and not handed on.
     """
 
     def decorate(take: Take) -> Take:
@@ -29,7 +30,12 @@ def recorded(kind: RunKind) -> Callable[[Take], Take]:
             source, by = known["source"], known["by"]
             tell: Progress = known.get("progress") or silent
             run = sources.begin(
-                source, kind=_kind(kind, str(where)), where=str(where), by=by, now=timezone.now()
+                source,
+                kind=_kind(kind, str(where)),
+                where=str(where),
+                how=known.pop("how", None),
+                by=by,
+                now=timezone.now(),
             )
             beaten = time.monotonic()
 

@@ -17,14 +17,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import UUID
 
-import httpx
 from django.conf import settings
 
 import ehr
-from cds import folders, ingest_runs, pulls, signing
+from cds import folders, ingest_runs, pulls, reaching
 from cds.audit import recording
 from cds.errors import Invalid
-from cds.patients import importing
+from cds.patients import importing, sources
 from cds.patients.models import Patient, RunKind, Source
 from cds.risk import assessing
 from cds.studies import receiving
@@ -87,7 +86,11 @@ def ingest_patients(
     now: datetime,
     token: str | ehr.SignIn = "",
 ) -> Tally:
-    """Take these patients' records from a FHIR server; with `since`, also all that have changed since."""
+    """Take these patients' records from a FHIR server; with `since`, also all that have changed since.
+
+    raises  Conflict when the source is paused, Invalid when the address may not be called
+    """
+    sources.check_not_paused(source)
     tally, reading = Tally(), ehr.ReadingTally()
     try:
         with connect(where, token=token) as client:
@@ -198,6 +201,7 @@ def ingest_dicom(
 ) -> Tally:
     """Take every DICOM instance from a folder (searched to its bottom), or from a DICOMweb server.
 
+    token   a bearer token, or `user:password`
     raises  Invalid when there is no such folder, or the address may not be called
     """
     tally = Tally()
@@ -233,17 +237,13 @@ def is_address(where: str | Path) -> bool:
     return isinstance(where, str) and where.lower().startswith(("http://", "https://"))
 
 
-def sign_in(where: str, client_id: str, *, token_url: str = "", scope: str) -> ehr.SignIn:
-    """Backend Services for the FHIR server at `where`; its token endpoint is asked for where none is given.
+def sign_in(where: str, how: reaching.How) -> str | ehr.SignIn:
+    """How we sign in to the FHIR server at `where`: Backend Services, a token, or "" for neither.
 
     raises  Invalid when we have no key, or the address may not be called; EhrError
     """
     check_address(where)
-    allow_http = _is_registered(where)
-    if not token_url:
-        with httpx.Client(timeout=10, follow_redirects=False, trust_env=False) as http:
-            token_url = ehr.discover_token_url(where, http=http, allow_http=allow_http)
-    return signing.sign_in(token_url, client_id, scope=scope, allow_http=allow_http)
+    return reaching.token(where, how, allow_http=_is_registered(where))
 
 
 def check_address(url: str) -> None:
@@ -289,7 +289,8 @@ def _read_dicom(where: str | Path, token: str, tally: Tally) -> Iterator[tuple[i
     """(how many so far, of how many, its name for people, the file), folder or server alike."""
     if is_address(where):
         check_address(str(where))
-        with ehr.DicomWebClient(str(where), token=token) as client:
+        login = reaching.web_login(token)
+        with ehr.DicomWebClient(str(where), allow_http=_is_registered(str(where)), **login) as client:
             yield from _fetch_instances(client, str(where), tally)
         return
     folder = _folder(where)

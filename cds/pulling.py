@@ -7,7 +7,6 @@ By C-GET the files come over our own connection; by C-MOVE the node sends them t
 from __future__ import annotations
 
 import dataclasses
-import ssl
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,10 +18,11 @@ from typing import Any
 from django.conf import settings
 
 import ehr
+from cds import ingest_runs
 from cds.audit import recording
 from cds.errors import Conflict, Invalid
 from cds.patients import importing
-from cds.patients.models import Source
+from cds.patients.models import RunKind, Source
 from cds.studies import receiving
 from cds.studies.models import Instance, Study, StudyState
 from cds.taking import Progress, Tally
@@ -47,6 +47,7 @@ def is_node(where: object) -> bool:
     return isinstance(where, str) and where.lower().startswith(("dimse://", "dimse+tls://"))
 
 
+@ingest_runs.recorded(RunKind.DICOM)
 def pull(
     where: str,
     *,
@@ -57,13 +58,14 @@ def pull(
     progress: Progress,
     title: str = "TESSERA",
     move_to: str = "",
-    tls: ssl.SSLContext | None = None,
+    tls: ehr.TlsFiles | None = None,
 ) -> Tally:
     """Take what a node has of `wanted`.
 
     title    our AE title, which the node must know
     move_to  AE title of our receiver: C-MOVE there instead of C-GET
-    raises   Invalid when the address is none
+    tls      whom we trust and who we are, where the address says dimse+tls
+    raises   Invalid when the address is none, or a file of `tls` cannot be used
     """
     tally = Tally()
     try:

@@ -64,6 +64,16 @@ class Environment(BaseSettings):
     code_map: Path | None = Field(
         None, description="CSV of the site's own codes and what they mean; check it by `code_map check FILE`."
     )
+    dicom_tls_ca: str = Field(
+        "",
+        description="DICOM over TLS: the hospital's authority (CA), PEM, whose certificates are trusted.",
+    )
+    dicom_tls_cert: str = Field(
+        "", description="DICOM over TLS: our certificate with its chain, PEM, for nodes that ask who calls."
+    )
+    dicom_tls_key: str = Field(
+        "", description="Its private key, PEM without a password, where it is not in the same file."
+    )
     frame_ancestors: str = Field("", description="Origins of EHRs that may embed the panel, comma separated.")
     regulatory_label: str = Field("Research use only", description="Shown beside every score.")
     hooks_open: bool = Field(
@@ -276,6 +286,7 @@ STUDY_STORE = (ENV.study_store or DATA_DIR / "studies").resolve()
 SEGMENTER_STORE = (ENV.segmenter_store or DATA_DIR / "segmenters").resolve()
 FHIR_KEYS = (ENV.fhir_keys or DATA_DIR / "fhir-keys.json").resolve()
 CODE_MAP = ENV.code_map.resolve() if ENV.code_map else None
+DICOM_TLS_CA, DICOM_TLS_CERT, DICOM_TLS_KEY = ENV.dicom_tls_ca, ENV.dicom_tls_cert, ENV.dicom_tls_key
 BUNDLE_STORE = (ENV.bundle_store or DATA_DIR / "bundles").resolve()
 
 # -- tasks -----------------------------------------------------------------------------------------

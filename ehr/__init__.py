@@ -17,6 +17,7 @@ from ehr.dicom.outlines import Outlined, build_segmentation
 from ehr.dicom.outputs import Concept, Made, SizeOut, build_capture, build_measurement_report, derived_uid
 from ehr.dicom.reader import inspect, pixel_digest, read_clip, read_header, value_digest
 from ehr.dicom.research import ResearchInstance, deidentify_instance
+from ehr.dicom.securing import TlsFiles
 from ehr.dicom.sources import Sources, read_sources
 from ehr.dicom.stow import StoreAnswer, StowClient
 from ehr.dicom.web import DicomWebClient, read_expected, read_study, value_of, values_of
@@ -148,6 +149,7 @@ __all__ = [
     "StowClient",
     "SubscriptionShape",
     "Taken",
+    "TlsFiles",
     "TooLarge",
     "Written",
     "build_audit_event",

@@ -52,7 +52,7 @@ def navigation(request: HttpRequest) -> list[NavigationItem]:
         ("Worklist", "worklist", ("worklist", "panel"), access.can_view_patients),
         ("Models", "models", ("models", "model", "run", "new-run"), access.can_view_models),
         ("Monitoring", "monitoring", ("monitoring",), access.can_view_models),
-        ("Sources", "sources", ("sources", "source"), access.can_manage_sources),
+        ("Sources", "sources", ("sources", "source", "destination"), access.can_manage_sources),
         ("EHRs", "ehrs", EHR_PAGES, access.can_manage_clients),
         ("Audit", "audit", ("audit",), access.can_view_audit),
     )

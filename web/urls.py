@@ -8,6 +8,7 @@ from web import launch
 from web.views import (
     audit,
     ehrs,
+    destinations,
     entrance,
     live,
     model_card,
@@ -75,5 +76,8 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("ehrs/servers/<uuid:server_id>", ehrs.server, name="ehr-server"),
     path("ehrs/servers/<uuid:server_id>/edit", ehrs.edit_server, name="edit-ehr-server"),
     path("ehrs/servers/<uuid:server_id>/withdraw", ehrs.withdraw_server, name="withdraw-ehr-server"),
+    path("destinations", sources.destinations, name="destinations"),
+    path("destinations/<slug:slug>", destinations.destination, name="destination"),
+    path("destinations/<slug:slug>/<str:kind>", destinations.act, name="destination-act"),
     path("audit", audit.events, name="audit"),
 ]

@@ -8,7 +8,7 @@ escaping of text of others, are in `wording`; the card about an imaging study be
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -75,6 +75,16 @@ class Setting:
 def card_for(standing: Standing, setting: Setting) -> Shown:
     """The card about one outcome; there is one for every standing."""
     return shown_as(said_of(standing, setting), standing, setting)
+
+
+def as_held(standing: Standing, patient: Patient) -> Standing:
+    """The standing while the patient's source is paused: no number is Current, and the card says why."""
+    since = (
+        f" since {wording.moment(patient.source.paused_at)}" if patient.source.paused_at is not None else ""
+    )
+    reason = f"Tessera takes nothing in from this EHR{since} (paused); what came with this call was not read"
+    shows = standing.state in (DataState.CURRENT, DataState.PARTIAL, DataState.UPDATING, DataState.STALE)
+    return replace(standing, state=DataState.STALE if shows else standing.state, reason=reason)
 
 
 def number_of(standing: Standing, outcome: str) -> RiskPrediction | None:

@@ -5,6 +5,9 @@ bytes, without parsing. What did not come is read from the EHR's FHIR server (IN
 absent, and Bundles with further pages; not what came as null or as an OperationOutcome. Only a server
 registered for that client is called, with the token of the call, which is neither kept nor logged
 (INTEROP 9).
+
+While the source is paused nothing that was sent is kept, and no server is asked: the call is answered from
+what is held.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from cds.hooks.fields import BadRequest
 from cds.hooks.models import PrefetchRead
 from cds.hooks.offering import Service
 from cds.hooks.wire import HookRequest, Outline, Unobtainable, outline, parse_json, parse_request
-from cds.patients import code_map, importing
+from cds.patients import code_map, importing, merging, sources
 from cds.patients.models import Patient
 from cds.studies import receiving
 
@@ -39,11 +42,15 @@ SHARE = 0.5  # of the time left that reading from the FHIR server may take
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A call, its patient with the record as it is now, and the keys asked for that nobody gave us."""
+    """A call, its patient with the record as it is now, and the keys asked for that nobody gave us.
+
+    is_paused  nothing of the call was read: somebody has paused the source
+    """
 
     asked: HookRequest
     patient: Patient
     missing: tuple[str, ...] = ()
+    is_paused: bool = False
 
 
 def take(body: bytes, *, service: Service, caller: Caller, budget: Budget, now: datetime) -> Taken:
@@ -53,6 +60,8 @@ def take(body: bytes, *, service: Service, caller: Caller, budget: Budget, now: 
             Unobtainable when nothing usable was sent or could be read (INTEROP 11)
             ehr.Permanent when what was sent cannot be read as one patient's record
     """
+    if caller.source.paused_at is not None:
+        return _as_held(body, service, caller)
     glance = outline(body)
     known = _read_before(glance, service, caller) if glance is not None else None
     if known is not None:
@@ -73,6 +82,23 @@ def take(body: bytes, *, service: Service, caller: Caller, budget: Budget, now: 
     if glance is not None and not is_asked:
         _remember(glance, body, patient, service, missing)
     return Taken(asked, patient, missing)
+
+
+def _as_held(body: bytes, service: Service, caller: Caller) -> Taken:
+    """The call, with the patient as we hold them. Raises BadRequest; Unobtainable for one nobody has read."""
+    asked = parse_request(parse_json(body), hook=service.hook)
+    held = Patient.objects.select_related("merged_into").filter(
+        source=caller.source, resource_id=asked.context.patient_id
+    )
+    found = held.first()
+    if found is None:
+        raise Unobtainable(
+            "nothing is known here of this patient, and nothing is taken in: "
+            f"{sources.paused_words(caller.source)}"
+        )
+    patient = merging.survivor(found)
+    patient.source = caller.source
+    return Taken(asked, patient, is_paused=True)
 
 
 # -- what was read before ----------------------------------------------------------------------------

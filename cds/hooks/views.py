@@ -95,6 +95,8 @@ def _cards(
         now=now,
         wait_s=min(settings.HOOKS_WAIT_S, time_left.left()),
     )
+    if taken.is_paused:
+        standing = cards.as_held(standing, patient)
     number = cards.number_of(standing, service.outcome)
     answer = responding.latest_of(patient.pk, service.outcome) if number is not None else None
     if responding.is_snoozed(answer, now=now):

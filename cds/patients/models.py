@@ -48,7 +48,7 @@ class Source(models.Model):
     exports = models.JSONField(default=dict)  # address and what → how far the last complete run got
     paused_at = models.DateTimeField(null=True)  # since when nothing is taken from it
     check_state = models.CharField(max_length=10, choices=CheckState, blank=True)
-    check_said = models.CharField(max_length=500, blank=True)  # what it answered, or why it did not
+    check_said = models.CharField(max_length=2000, blank=True)  # a line per address: its answer, or why none
     checked_at = models.DateTimeField(null=True)
 
     class Meta:
@@ -62,6 +62,7 @@ class IngestRun(models.Model):
     source = models.ForeignKey(Source, on_delete=models.CASCADE, related_name="runs")
     kind = models.CharField(max_length=10, choices=RunKind)
     where = models.CharField(max_length=500)  # folder or address
+    how = models.JSONField(default=dict)  # how a server is reached (`cds.reaching`): names, never a secret
     state = models.CharField(max_length=12, choices=RunState, default=RunState.RUNNING)
     started_at = models.DateTimeField()
     ended_at = models.DateTimeField(null=True)

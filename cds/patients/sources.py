@@ -37,10 +37,23 @@ def paused_words(source: Source) -> str:
 
 
 @transaction.atomic
-def begin(source: Source, *, kind: RunKind, where: str, by: recording.Actor, now: datetime) -> IngestRun:
-    """Note that a run has begun. Raises Conflict when the source is paused."""
+def begin(
+    source: Source,
+    *,
+    kind: RunKind,
+    where: str,
+    by: recording.Actor,
+    now: datetime,
+    how: Mapping[str, str] | None = None,
+) -> IngestRun:
+    """Note that a run has begun. Raises Conflict when the source is paused.
+
+    how  how a server is reached (`cds.reaching.keep`), so that "Test connection" can do the same
+    """
     check_not_paused(source)
-    run = IngestRun.objects.create(source=source, kind=kind, where=where[:500], started_at=now, beat_at=now)
+    run = IngestRun.objects.create(
+        source=source, kind=kind, where=where[:500], how=dict(how or {}), started_at=now, beat_at=now
+    )
     recording.record(
         by=by, action="ingest.begin", object_type="IngestRun", object_id=run.pk, now=now, source=source.slug
     )
@@ -89,7 +102,11 @@ def end(
 
 @transaction.atomic
 def pause(source: Source, *, by: recording.Actor, now: datetime) -> None:
-    """Nothing is taken from this source until it is resumed; a run that is under way comes to its end."""
+    """Nothing of this source is taken in until it is resumed; a run that is under way comes to its end.
+
+    Every door asks: `ingest` (folders, FHIR, Bulk Data, DICOM), C-STORE, Subscriptions, SMART launches and
+    hook calls. What waits elsewhere is fetched after `resume`; scores and sending results go on.
+    """
     _set_paused(source, now, by, now)
 
 
@@ -123,5 +140,5 @@ def ask_check(source: Source, *, by: recording.Actor, now: datetime) -> None:
 def answer_check(source_id: int, *, answered: bool, said: str, now: datetime) -> None:
     """What a worker found."""
     state = CheckState.ANSWERED if answered else CheckState.SILENT
-    Source.objects.filter(pk=source_id).update(check_state=state, check_said=said[:500], checked_at=now)
+    Source.objects.filter(pk=source_id).update(check_state=state, check_said=said[:2000], checked_at=now)
     outbox.tell("source", source_id, now=now)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
-import httpx
-
 import ehr
-from cds import signing
+from cds import reaching
 from cds.errors import Invalid
 from cds.sending.models import Destination, DestinationKind
 
@@ -17,6 +13,16 @@ RESOURCES = {
     "risk-assessment": "RiskAssessment",
     "diagnostic-report": "DiagnosticReport",
     "provenance": "Provenance",
+}
+CLASSES = {  # SOP Classes
+    "measurements": "1.2.840.10008.5.1.4.1.1.88.33",  # Comprehensive SR
+    "outlines": "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation
+    "heat-map": "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture
+}
+WELL = {  # what `list_problems` has seen when there is none
+    DestinationKind.FHIR: "it answers, lets us in, and offers what is needed; writing shows when results go",
+    DestinationKind.DICOMWEB: "it answers and lets us in; whether we may store shows when results go",
+    DestinationKind.DIMSE: "it takes what we send: every kind of object was agreed on",
 }
 PREFIX = "dicomweb+"
 
@@ -57,51 +63,33 @@ def list_problems(destination: Destination) -> list[str]:
         if destination.kind == DestinationKind.DICOMWEB:
             with stow_client(destination) as client:
                 client.check()
-        else:
-            dimse_client(destination).echo()
+            return []
+        node, kinds = dimse_client(destination), destination.document_kinds
+        untaken = node.list_untaken([CLASSES[kind] for kind in kinds])
+        return [f"{name}: {node.node.title} does not take this kind of object" for name in untaken]
     except (ehr.EhrError, Invalid) as error:
         return [str(error)]
-    return []
 
 
 def fhir_writer(destination: Destination) -> ehr.FhirWriter:
     """Raises ehr.EhrError, and Invalid when we have no key to sign in with."""
-    token: str | ehr.SignIn = _secret(destination)
-    if destination.client_id:
-        token_url = destination.token_url
-        if not token_url:
-            with httpx.Client(timeout=10, follow_redirects=False, trust_env=False) as http:
-                token_url = ehr.discover_token_url(
-                    destination.address, http=http, allow_http=destination.allow_http
-                )
-        token = signing.sign_in(
-            token_url, destination.client_id, scope=destination.scope, allow_http=destination.allow_http
-        )
+    token = reaching.token(destination.address, _how(destination), allow_http=destination.allow_http)
     return ehr.FhirWriter(destination.address, token=token, allow_http=destination.allow_http)
 
 
 def stow_client(destination: Destination) -> ehr.StowClient:
     """Its secret is a bearer token, or user:password."""
-    secret = _secret(destination)
-    user, colon, password = secret.partition(":")
-    if colon:
-        auth = (user, password)
-        return ehr.StowClient(destination.address, auth=auth, allow_http=destination.allow_http)
-    return ehr.StowClient(destination.address, token=secret, allow_http=destination.allow_http)
+    login = reaching.web_login(reaching.secret(destination.secret_env))
+    return ehr.StowClient(destination.address, allow_http=destination.allow_http, **login)
 
 
 def dimse_client(destination: Destination) -> ehr.DimseClient:
-    """Calls by our AE title, TESSERA unless another was registered."""
-    return ehr.DimseClient(ehr.parse_node(destination.address), title=destination.title or "TESSERA")
+    """Calls by our AE title, TESSERA unless another was registered; over TLS where the address says so."""
+    return reaching.dimse_client(destination.address, _how(destination))
 
 
-def _secret(destination: Destination) -> str:
-    """From the environment. Raises ehr.Retriable: what waits is sent once the variable is there."""
-    if not destination.secret_env:
-        return ""
-    found = os.environ.get(destination.secret_env, "")
-    if not found:
-        raise ehr.Retriable(
-            f"the environment variable {destination.secret_env} is not set where the worker runs"
-        )
-    return found
+def _how(destination: Destination) -> dict[str, str]:
+    names = ("client_id", "token_url", "scope", "title", "tls_ca", "tls_cert", "tls_key")
+    return reaching.keep(
+        token_env=destination.secret_env, **{name: getattr(destination, name) for name in names}
+    )

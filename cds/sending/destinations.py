@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from django.db import transaction
 from django.db.models import QuerySet
 
 from cds.audit import recording
 from cds.errors import Conflict, Invalid, NotFound
-from cds.jobs import leases
+from cds.jobs import Job, leases, outbox
 from cds.jobs.models import WorkState
-from cds.patients.models import Source
+from cds.patients.models import CheckState, Source
 from cds.sending import clients
 from cds.sending.models import Destination, DestinationKind, Document, DocumentKind
 
@@ -49,12 +50,16 @@ def add(
     scope: str = "",
     secret_env: str = "",
     title: str = "",
+    tls_ca: str = "",
+    tls_cert: str = "",
+    tls_key: str = "",
     allow_http: bool = False,
 ) -> Destination:
     """Send the results about this source's patients to `address` from now on. Raises Invalid, Conflict.
 
     address  FHIR base URL; `dicomweb+https://…`, the part before /studies; or dimse://TITLE@host:port
     kinds    of DocumentKind; all that fit the address when empty
+    tls_ca   and tls_cert, tls_key: files of DICOM over TLS; else the site's
     """
     kind, plain = clients.split_address(address)
     possible = FHIR_KINDS if kind is DestinationKind.FHIR else DICOM_KINDS
@@ -77,6 +82,9 @@ def add(
         scope=scope or (clients.SCOPE if client_id else ""),
         secret_env=secret_env,
         title=title,
+        tls_ca=tls_ca,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
         allow_http=allow_http,
         document_kinds=[one.value for one in wanted],
         created_at=now,
@@ -99,6 +107,7 @@ def set_active(slug: str, active: bool, *, by: recording.Actor, now: datetime) -
     if active:
         wake(destination.documents.filter(work_state=WorkState.QUEUED), now=now)
     _record("destination.resume" if active else "destination.pause", destination, by=by, now=now)
+    outbox.tell("destination", destination.pk, now=now)
     return destination
 
 
@@ -131,6 +140,31 @@ def retry(slug: str, *, by: recording.Actor, now: datetime) -> int:
     wake(destination.documents.filter(work_state=WorkState.QUEUED), now=now)
     _record("destination.retry", destination, by=by, now=now, documents=len(refused))
     return len(refused)
+
+
+@transaction.atomic
+def ask_check(slug: str, *, by: recording.Actor, now: datetime) -> None:
+    """Have a worker ask whether the destination would take what we send; see `Destination.check_said`."""
+    destination = get(slug)
+    Destination.objects.filter(pk=destination.pk).update(
+        check_state=CheckState.ASKED, check_said="", checked_at=now
+    )
+    outbox.enqueue(Job.CHECK_DESTINATION, now=now, destination_id=str(destination.pk))
+    _record("destination.check", destination, by=by, now=now)
+
+
+def check(destination_id: UUID | str, *, now: datetime) -> None:
+    """Ask it, and keep the answer in words. Sends nothing of anybody. Safe to run twice."""
+    destination = Destination.objects.filter(pk=destination_id).first()
+    if destination is None:
+        return
+    problems = clients.list_problems(destination)
+    state = CheckState.SILENT if problems else CheckState.ANSWERED
+    said = "\n".join(problems) or clients.WELL[DestinationKind(destination.kind)]
+    Destination.objects.filter(pk=destination.pk).update(
+        check_state=state, check_said=said[:2000], checked_at=now
+    )
+    outbox.tell("destination", destination.pk, now=now)
 
 
 def wake(waiting: QuerySet[Document], *, now: datetime) -> int:

@@ -9,7 +9,7 @@ from django.db import models
 
 from cds.jobs import Job, outbox
 from cds.jobs.models import LeasedWork
-from cds.patients.models import Patient, Source
+from cds.patients.models import CheckState, Patient, Source
 
 
 class DestinationKind(models.TextChoices):
@@ -33,6 +33,9 @@ class Destination(models.Model):
     scope = models.CharField(max_length=300, blank=True)
     secret_env = models.CharField(max_length=80, blank=True)  # variable with a token, or user:password
     title = models.CharField(max_length=16, blank=True)  # our AE title
+    tls_ca = models.CharField(max_length=500, blank=True)  # files of DICOM over TLS; else the site's settings
+    tls_cert = models.CharField(max_length=500, blank=True)
+    tls_key = models.CharField(max_length=500, blank=True)
     allow_http = models.BooleanField(default=False)  # plain http outside loopback, on a trusted network
     document_kinds = models.JSONField(default=list)  # of DocumentKind
     is_active = models.BooleanField(default=True)
@@ -44,6 +47,9 @@ class Destination(models.Model):
     last_error = models.CharField(max_length=500, blank=True)
     last_error_at = models.DateTimeField(null=True)
     last_accepted_at = models.DateTimeField(null=True)
+    check_state = models.CharField(max_length=10, choices=CheckState, blank=True)
+    check_said = models.CharField(max_length=2000, blank=True)  # a line per problem, or that there is none
+    checked_at = models.DateTimeField(null=True)
 
 
 class DocumentKind(models.TextChoices):

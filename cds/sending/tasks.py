@@ -16,6 +16,13 @@ def send(document_id: str) -> None:
     delivering.deliver(document_id)
 
 
+@task(Job.CHECK_DESTINATION)
+def check_destination(destination_id: str) -> None:
+    from cds.sending import destinations
+
+    destinations.check(destination_id, now=timezone.now())
+
+
 @app.task(name="cds.sending.tasks.collect", queue="batch", ignore_result=True)
 def collect() -> None:
     """Every 15 s: see `composing.compose_all` and `delivering.wake_due`."""

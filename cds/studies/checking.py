@@ -1,51 +1,123 @@
-"""Does a source answer? Asked by a worker, never by the request that shows the answer."""
+"""Does a source answer, and does it let us in? Asked by a worker, never by the request that shows the answer.
+
+Each address that the source is known by is asked for as little as shows that we may read: one patient by
+FHIR, with the sign-in that its last run used; one study by QIDO-RS; C-ECHO.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import ehr
+from cds import reaching
+from cds.errors import ClinicError
 from cds.patients import sources
 from cds.patients.models import RunKind, Source
 
 TIMEOUT_S = 10.0
+RUNS_LOOKED_AT = 100
+MOST_ADDRESSES = 4
+KEY_SET = "/.well-known/jwks.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a source is, as what it was last spoken to, and how it was reached."""
+
+    where: str
+    kind: str
+    how: Mapping[str, str] = field(default_factory=dict)
 
 
 def check(source_id: str, *, now: datetime) -> None:
-    """Call the source once and keep what it said, in words. Safe to run twice."""
+    """Call the source at each of its addresses once and keep what it said, in words. Safe to run twice."""
     source = Source.objects.filter(pk=source_id).first()
     if source is None:
         return
-    try:
-        answered, said = True, _ask(source)
-    except ehr.EhrError as error:
-        answered, said = False, str(error)
-    sources.answer_check(source.pk, answered=answered, said=said, now=now)
-
-
-def _ask(source: Source) -> str:
-    where, kind = address_of(source)
-    if not where:
-        raise ehr.Refused(
+    answered, lines = True, []
+    for address in addresses_of(source):
+        try:
+            said = _ask(source, address)
+        except (ehr.EhrError, ClinicError) as error:
+            answered, said = False, str(error)
+        lines.append(f"{address.where}: {said}")
+    if not lines:
+        answered = False
+        lines = [
             "there is nothing to call: this source has no address. Its data come from a folder, by C-STORE "
             "or by hook calls"
-        )
-    if where.startswith("dimse"):
-        ehr.DimseClient(ehr.parse_node(where)).echo()
-        return "it answered C-ECHO"
-    if kind == RunKind.DICOM:
-        with ehr.DicomWebClient(where, timeout_s=TIMEOUT_S) as archive:
-            found = next(archive.studies(), None)
-        return "it answered QIDO-RS" + (", with studies" if found else ", with no study yet")
-    allow_http = source.base_url.rstrip("/") == where.rstrip("/")
-    with ehr.FhirClient(where, timeout_s=TIMEOUT_S, allow_http=allow_http) as server:
-        statement = server.capabilities()
-    return f"it answered with its CapabilityStatement: FHIR {statement.version}, {statement.software}"
+        ]
+    sources.answer_check(source.pk, answered=answered, said="\n".join(lines), now=now)
 
 
-def address_of(source: Source) -> tuple[str, str]:
-    """Where to call, and as what: its registered address, else the one its newest run took from; ("", "")."""
-    newest = source.runs.filter(where__contains="://").order_by("-started_at").first()
+def addresses_of(source: Source) -> list[Address]:
+    """The addresses its latest runs took from, newest first, and the registered one; each once."""
+    found: dict[str, Address] = {}
+    runs = source.runs.filter(where__contains="://").order_by("-started_at", "-pk")
+    for where, kind, how in runs.values_list("where", "kind", "how")[:RUNS_LOOKED_AT]:
+        found.setdefault(where.rstrip("/"), Address(where, kind, how))
     if source.base_url:
-        return source.base_url, newest.kind if newest else RunKind.SERVER
-    return (newest.where, newest.kind) if newest else ("", "")
+        found.setdefault(source.base_url.rstrip("/"), Address(source.base_url, RunKind.SERVER))
+    return list(found.values())[:MOST_ADDRESSES]
+
+
+def _ask(source: Source, address: Address) -> str:
+    if address.where.startswith("dimse"):
+        reaching.dimse_client(address.where, address.how).echo()
+        return "it answered C-ECHO"
+    allow_http = source.base_url.rstrip("/") == address.where.rstrip("/")
+    if address.kind == RunKind.DICOM:
+        return _ask_archive(address, allow_http=allow_http)
+    return _ask_fhir(address, allow_http=allow_http)
+
+
+def _ask_archive(address: Address, *, allow_http: bool) -> str:
+    name = address.how.get("token_env", "")
+    login = reaching.web_login(reaching.secret(name))
+    try:
+        with ehr.DicomWebClient(
+            address.where, timeout_s=TIMEOUT_S, allow_http=allow_http, **login
+        ) as archive:
+            found = archive.ask()
+    except ehr.Refused as error:
+        if error.status in (401, 403) and not name:
+            raise ehr.Refused(f"{error}; none was given: name its variable with --dicom-token-env") from error
+        raise
+    return "it answered QIDO-RS" + (", with studies" if found else ", with no study yet")
+
+
+def _ask_fhir(address: Address, *, allow_http: bool) -> str:
+    how = address.how
+    token = reaching.token(address.where, how, allow_http=allow_http)
+    with ehr.FhirClient(
+        address.where, token=token, timeout_s=TIMEOUT_S, allow_http=allow_http, attempts=1
+    ) as server:
+        statement = server.capabilities()
+        name = f"FHIR {statement.version}, {statement.software}"
+        if not statement.version.startswith("4.0"):
+            return f"it answered as {name}; Tessera reads FHIR R4 (4.0.1): give its R4 address"
+        try:
+            server.ask("Patient")
+        except ehr.Refused as error:
+            raise ehr.Refused(f"{name} answered, but {_why_not(error, how)}", status=error.status) from error
+    signed = f", signed in as {how['client_id']}" if how.get("client_id") else ""
+    return f"it answered as {name}{signed}, and lets us read Patient"
+
+
+def _why_not(error: ehr.Refused, how: Mapping[str, str]) -> str:
+    """What to change, and on whose side, when the first read was refused."""
+    if error.status not in (401, 403):
+        return f"a search of Patient was refused: {error}"
+    if how.get("client_id"):
+        return (
+            f"it does not let us read Patient ({error}): allow the client {how['client_id']!r} there "
+            f"{how.get('scope') or 'system/*.rs'}"
+        )
+    if how.get("token_env"):
+        return f"it does not take our token ({error}): put a fresh one into {how['token_env']}"
+    return (
+        f"it asks who we are ({error}): run `ingest` with --client-id (see `fhir_key`; our key set is served "
+        f"at {KEY_SET}), or with --token-env"
+    )

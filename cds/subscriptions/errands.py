@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import datetime
 
 from django.db import transaction
@@ -25,7 +24,13 @@ BY = recording.system("subscription")
 
 
 def run(errand_id: str) -> None:
-    """Run an errand, and with it what else was named meanwhile. A fault is tried again, then polled for."""
+    """Run an errand, and with it what else was named meanwhile. A fault is tried again, then polled for.
+
+    While its source is paused it waits: the sweeper wakes it every minute.
+    """
+    paused = Errand.objects.filter(pk=errand_id, subscription__source__paused_at__isnull=False)
+    if paused.exists():
+        return
     errand = leases.claim(Errand, errand_id)
     if errand is None:
         return
@@ -54,15 +59,7 @@ def run(errand_id: str) -> None:
 
 def sign_in(subscription: Subscription) -> str | ehr.SignIn:
     """How we sign in to its server. Raises Invalid, EhrError."""
-    how = subscription.sign_in
-    if how.get("client_id"):
-        return ingesting.sign_in(
-            subscription.base_url,
-            how["client_id"],
-            token_url=how.get("token_url", ""),
-            scope=how.get("scope", "system/*.rs"),
-        )
-    return os.environ.get(how["token_env"], "") if how.get("token_env") else ""
+    return ingesting.sign_in(subscription.base_url, subscription.sign_in)
 
 
 def _fetch(subscription: Subscription, taken: list[Errand], *, now: datetime) -> Tally:

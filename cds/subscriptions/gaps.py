@@ -52,9 +52,13 @@ def note(subscription_id: UUID, reason: str, *, now: datetime) -> None:
 
 
 def watch(now: datetime) -> int:
-    """Every minute: send an errand to each server that needs to be polled; returns how many."""
+    """Every minute: send an errand to each server that needs to be polled; returns how many.
+
+    Those of paused sources are left alone; what they missed is due when they are resumed.
+    """
     sent = 0
-    for pk in Subscription.objects.exclude(server_id="").order_by("pk").values_list("pk", flat=True):
+    listening = Subscription.objects.exclude(server_id="").filter(source__paused_at=None)
+    for pk in listening.order_by("pk").values_list("pk", flat=True):
         with transaction.atomic():
             found = Subscription.objects.select_for_update().get(pk=pk)
             reason = due(found, now)

@@ -36,7 +36,11 @@ def check_caller(subscription_id: UUID, authorization: str) -> Subscription:
 
 @transaction.atomic
 def take(subscription: Subscription, told: ehr.Notification, *, now: datetime) -> None:
-    """Note what was said, and whether something before it did not arrive; queue what is to be fetched."""
+    """Note what was said, and whether something before it did not arrive; queue what is to be fetched.
+
+    While the source is paused nothing is fetched: what is named waits in one errand, and what is more than
+    that holds is a gap, polled for when the source is resumed.
+    """
     held = Subscription.objects.select_for_update().get(pk=subscription.pk)
     reason = gaps.missed(told, held.events_seen)
     held.events_seen = gaps.seen_after(told, held.events_seen)
@@ -57,10 +61,27 @@ def take(subscription: Subscription, told: ehr.Notification, *, now: datetime) -
         foci: list[list[object]] = [
             [one.resource_type, one.resource_id, one.patient, one.deleted] for one in told.events
         ]
-        gaps.send(held, foci=foci, now=now)
+        if held.source.paused_at is None:
+            gaps.send(held, foci=foci, now=now)
+        else:
+            _put_by(held, foci, now=now)
     elif (
         held.shape == ehr.SubscriptionShape.BACKPORT
         and not held.gap
         and not held.errands.filter(work_state__in=gaps.OPEN)
     ):
         Subscription.objects.filter(pk=held.pk).update(good_until=now)  # nothing missed, nothing left to do
+
+
+def _put_by(held: Subscription, foci: list[list[object]], *, now: datetime) -> None:
+    """Remember what was named while the source is paused, in the caller's transaction."""
+    waiting = held.errands.filter(since=None, work_state=WorkState.QUEUED).order_by("queued_at").first()
+    if waiting is None:
+        gaps.send(held, foci=foci, now=now)
+        return
+    new = [one for one in foci if one not in waiting.foci]
+    if len(waiting.foci) + len(new) > MAX_FOCI:
+        gaps.note(held.pk, "more changed while the source was paused than is kept by name", now=now)
+        return
+    waiting.foci = [*waiting.foci, *new]
+    waiting.save(update_fields=["foci"])

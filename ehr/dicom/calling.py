@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,7 @@ from pynetdicom.presentation import build_context
 
 from ehr.dicom import guard
 from ehr.dicom.node import PDU_BYTES, Node, check_title, drop_half, guard_connection
+from ehr.dicom.securing import TlsFiles, client_context, handshake_fault
 from ehr.errors import EhrError, Refused, Retriable
 
 SYNTAXES = (  # what is asked for, commonest first
@@ -39,7 +39,7 @@ class Caller:
     """A DICOM node that we call.
 
     title       our AE title, which the peer may want to know
-    tls         a client context; needed when the node's address says so
+    tls         whose certificates are trusted and which is ours; counts where the node's address says so
     timeout_s   to connect, to agree, and for each answer
     patience_s  between two messages while the peer moves a Study
     raises      Retriable (nobody there, hung up, out of resources), Refused (title, operation or syntax not
@@ -51,16 +51,15 @@ class Caller:
         node: Node,
         *,
         title: str = "TESSERA",
-        tls: ssl.SSLContext | None = None,
+        tls: TlsFiles | None = None,
         timeout_s: float = 30.0,
         patience_s: float = 300.0,
         limits: guard.Limits = guard.DEFAULT,
     ) -> None:
         check_title(title)
-        if node.tls and tls is None:
-            tls = ssl.create_default_context()
         self.node, self.title = node, title
-        self._tls, self._timeout, self._patience, self._limits = tls, timeout_s, patience_s, limits
+        self._tls = client_context(tls or TlsFiles()) if node.tls else None
+        self._timeout, self._patience, self._limits = timeout_s, patience_s, limits
 
     @contextmanager
     def _associated(
@@ -118,6 +117,8 @@ class Caller:
             )
         if peer.rejected_contexts and not peer.accepted_contexts:
             return Refused(f"{self.node} does not offer {name_of(first)} to {self.title}")
+        if self._tls is not None and (fault := handshake_fault(self.node, self._tls)):
+            return Refused(f"no association with {self.node} over TLS: {fault}")
         secured = "over TLS " if self._tls is not None else ""
         return Retriable(
             f"no association with {self.node} {secured}within {self._timeout:g} s: is it running, are host "

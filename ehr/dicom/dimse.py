@@ -70,6 +70,15 @@ class DimseClient(Caller):
         with self._associated([(VERIFICATION, list(SYNTAXES[:2]))]) as peer:
             self._check(peer.send_c_echo(), "C-ECHO")
 
+    def list_untaken(self, kinds: Sequence[str], syntax: str = SYNTAXES[0]) -> list[str]:
+        """Of these SOP Classes, those it would not take in `syntax` by C-STORE; asked, and nothing sent.
+
+        Raises Retriable, Refused: also when it takes none of them.
+        """
+        with self._associated([(kind, [syntax]) for kind in kinds]) as peer:
+            taken = {str(one.abstract_syntax) for one in peer.accepted_contexts}
+        return [name_of(kind) for kind in kinds if kind not in taken]
+
     def studies(
         self,
         *,

@@ -15,7 +15,8 @@ from pynetdicom import AE, evt
 
 import ehr
 from cds import listening
-from cds.patients.models import SetAside
+from cds.patients import sources
+from cds.patients.models import IngestRun, SetAside
 from cds.studies import receiving
 from cds.studies.models import Instance, Series, Study, StudyState
 from ehr.dicom.dimse import FIND, GET, MOVE
@@ -150,3 +151,15 @@ def test_a_node_that_is_away_says_what_to_do(settings: Any, tmp_path: Path) -> N
     with pytest.raises(CommandError, match="dimse://TITLE@host:port"):
         call_command("ingest", "--dicom", "dimse://127.0.0.1:9")
     assert not SetAside.objects.exists()
+
+
+def test_a_pull_leaves_its_row_and_a_paused_source_is_not_called(pacs: Pacs) -> None:
+    with serving(pacs) as where:
+        call_command("ingest", "--dicom", where, "--source", "pacs", "--calling", "OURS")
+        run = IngestRun.objects.get()
+        assert (run.where, run.state, run.taken, run.how) == (where, "done", 2, {"title": "OURS"})
+        sources.pause(run.source, by=TESTS, now=NOW)
+        asked = len(pacs.asked)
+        with pytest.raises(CommandError, match="source pacs is paused: resume it"):
+            call_command("ingest", "--dicom", where, "--source", "pacs")
+    assert len(pacs.asked) == asked

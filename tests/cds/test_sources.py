@@ -8,12 +8,13 @@ from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.core.management.base import CommandError
+from django.db.models import F
 
 from cds import ingesting, listening
 from cds.audit.models import AuditEvent
@@ -93,6 +94,8 @@ def test_a_paused_source_refuses_every_way_in(folder: Path) -> None:
             take(folder, source=source, by=TESTS, now=NOW)
     with pytest.raises(Conflict, match="paused"):
         ingesting.ingest_bulk("https://ehr.example/fhir", source=source, by=TESTS, now=NOW)
+    with pytest.raises(Conflict, match="paused"):  # Subscriptions and SMART launches come this way
+        ingesting.ingest_patients("https://ehr.example/fhir", ["p1"], source=source, by=TESTS, now=NOW)
     with pytest.raises(CommandError, match="paused"):
         call_command("ingest", fhir=[str(folder)], source=source.slug)
     assert not Patient.objects.exists()
@@ -139,18 +142,41 @@ def test_only_admins_look(admin: User) -> None:
     assert source_queries.list_sources(admin, now=NOW) == []
 
 
+class Server(ThreadingHTTPServer):
+    """A hospital's FHIR server and archive on one port; `token`: what it wants to be shown."""
+
+    token = ""
+    version = "4.0.1"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def answer(self, path: str, shown: str) -> tuple[int, Any]:
+        if path == "/fhir/metadata":  # open to everybody, as is usual
+            software = {"name": "Ours"}
+            return 200, {
+                "resourceType": "CapabilityStatement",
+                "fhirVersion": self.version,
+                "software": software,
+            }
+        if self.token and self.token != shown:
+            return 401 if not shown else 403, {"resourceType": "OperationOutcome"}
+        if path == "/fhir/Patient?_count=1":
+            return 200, {"resourceType": "Bundle", "type": "searchset"}
+        if path.startswith("/dicom-web/studies?limit=1"):
+            return 200, [{"0020000D": {"vr": "UI", "Value": ["1.2.3"]}}]
+        return 404, {"resourceType": "OperationOutcome"}
+
+
 @pytest.fixture
-def server() -> Iterator[str]:
+def server() -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            is_fhir = self.path == "/fhir/metadata"
-            statement = {
-                "resourceType": "CapabilityStatement",
-                "fhirVersion": "4.0.1",
-                "software": {"name": "Ours"},
-            }
-            body = json.dumps(statement if is_fhir else {"resourceType": "OperationOutcome"}).encode()
-            self.send_response(200 if is_fhir else 404)
+            shown = self.headers.get("Authorization", "")
+            status, said = cast(Server, self.server).answer(self.path, shown)
+            body = json.dumps(said).encode()
+            self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -158,32 +184,84 @@ def server() -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http = Server(("127.0.0.1", 0), Handler)
     Thread(target=http.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{http.server_port}"
+    yield http
     http.shutdown()
     http.server_close()
+
+
+def ask(source: Source) -> tuple[str, str]:
+    sources.ask_check(source, by=TESTS, now=NOW)
+    source.refresh_from_db()
+    assert source.check_state == CheckState.ASKED
+    message = OutboxMessage.objects.filter(job=Job.CHECK_SOURCE).latest("pk")
+    checking.check(message.kwargs["source_id"], now=NOW)
+    source.refresh_from_db()
+    return source.check_state, source.check_said
 
 
 @pytest.mark.parametrize(
     ("address", "state", "said"),
     [
-        ("{server}/fhir", CheckState.ANSWERED, "FHIR 4.0.1, Ours"),
-        ("{server}/other", CheckState.SILENT, "404"),
+        ("/fhir", CheckState.ANSWERED, "FHIR 4.0.1, Ours, and lets us read Patient"),
+        ("/other", CheckState.SILENT, "404"),
         ("", CheckState.SILENT, "no address"),
     ],
 )
-def test_whether_a_source_answers(server: str, address: str, state: str, said: str) -> None:
+def test_whether_a_source_answers(server: Server, address: str, state: str, said: str) -> None:
     source = make_source()
-    Source.objects.filter(pk=source.pk).update(base_url=address.format(server=server))
-    sources.ask_check(source, by=TESTS, now=NOW)
-    message = OutboxMessage.objects.get(job=Job.CHECK_SOURCE)
-    source.refresh_from_db()
-    assert source.check_state == CheckState.ASKED
-    checking.check(message.kwargs["source_id"], now=NOW)
-    source.refresh_from_db()
-    assert source.check_state == state
-    assert said in source.check_said
+    Source.objects.filter(pk=source.pk).update(base_url=f"{server.url}{address}" if address else "")
+    found, words = ask(source)
+    assert found == state
+    assert said in words
+
+
+def ran(source: Source, where: str, kind: RunKind = RunKind.SERVER, **how: str) -> None:
+    """The newest run of a source; another's is made older."""
+    source.runs.update(started_at=F("started_at") - timedelta(hours=1))
+    begun = sources.begin(source, kind=kind, where=where, how=how, by=TESTS, now=NOW)
+    sources.end(begun, RunState.DONE, by=TESTS, now=NOW, counts={})
+
+
+def test_each_address_is_asked_as_its_last_run_was_made(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, server.token = make_source(), "Bearer good"
+    monkeypatch.setenv("WARD_TOKEN", "good")
+    ran(source, f"{server.url}/fhir")
+    assert "it asks who we are (GET /fhir/Patient: 401" in (said := ask(source)[1])
+    assert "run `ingest` with --client-id" in said
+    ran(source, f"{server.url}/fhir", token_env="WARD_TOKEN")
+    ran(source, f"{server.url}/dicom-web", RunKind.DICOM, token_env="WARD_TOKEN")
+    ran(source, "dimse://PACS@127.0.0.1:9", RunKind.DICOM)
+    state, said = ask(source)
+    assert state == CheckState.SILENT, "one of three does not answer"
+    node, archive, fhir = said.splitlines()
+    assert "is it running, are host and port right" in node
+    assert archive.endswith("/dicom-web: it answered QIDO-RS, with studies")
+    assert fhir.endswith("lets us read Patient")
+
+
+def test_what_to_change_is_said(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, server.token = make_source(), "Bearer good"
+    ran(source, f"{server.url}/fhir", token_env="WARD_TOKEN")
+    assert "the environment variable WARD_TOKEN is not set" in ask(source)[1]
+    monkeypatch.setenv("WARD_TOKEN", "old")
+    assert "put a fresh one into WARD_TOKEN" in ask(source)[1]
+    ran(source, f"{server.url}/fhir", client_id="tessera")
+    assert "names no token_endpoint; give its address yourself" in ask(source)[1]
+    ran(source, f"{server.url}/fhir", client_id="tessera", token_url=f"{server.url}/token")
+    assert "run `manage.py fhir_key add`" in ask(source)[1]
+    server.version = "5.0.0"
+    ran(source, f"{server.url}/fhir")
+    assert "Tessera reads FHIR R4" in ask(source)[1]
+
+
+def test_a_stranger_at_the_archive_is_told_which_option(server: Server) -> None:
+    source, server.token = make_source(), "Bearer good"
+    ran(source, f"{server.url}/dicom-web", RunKind.DICOM)
+    assert "401: check the token or password; none was given: name its variable" in ask(source)[1]
 
 
 def test_a_paused_receiver_stores_nothing(tmp_path: Path) -> None:

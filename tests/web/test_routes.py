@@ -14,6 +14,7 @@ from cds.hooks.models import HookClient
 from cds.launch.models import SmartServer
 from cds.risk.models import HeatMap, RiskPrediction
 from cds.studies.models import Series
+from tests.cds.sending import results
 from tests.web.clinic import Clinic, ehrs
 from web import urls
 
@@ -72,6 +73,10 @@ GET: dict[str, tuple[int, int, int, int, int, int]] = {
     "/ehrs/servers/L":      (302, 403, 403, 200, 403, 403),
     "/ehrs/servers/L/edit":     (302, 403, 403, 200, 403, 403),
     "/ehrs/servers/L/withdraw": (302, 403, 403, 200, 403, 403),
+    "/destinations":        (302, 403, 403, 200, 403, 403),
+    "/destinations/ehr":    (302, 403, 403, 200, 403, 403),
+    "/destinations/none":   (302, 403, 403, 404, 403, 403),
+    "/destinations/ehr/pause": (405, 405, 405, 405, 405, 405),
     "/launch":              (200, 200, 200, 200, 200, 200),
     "/launch/callback":     (400, 400, 400, 400, 400, 400),
     "/launch/style.css":    (200, 200, 200, 200, 200, 200),
@@ -103,6 +108,8 @@ POST: dict[str, tuple[int, int, int, int, int, int]] = {
     "/ehrs/servers/new":    (302, 403, 403, 400, 403, 403),
     "/ehrs/servers/L/edit": (302, 403, 403, 400, 403, 403),
     "/ehrs/servers/U/withdraw": (302, 403, 403, 404, 403, 403),
+    "/destinations/ehr/pause": (302, 403, 403, 302, 403, 403),
+    "/destinations/ehr/cheer": (302, 404, 404, 404, 404, 404),
     "/logout":              (302, 302, 302, 302, 302, 302),
 }  # fmt: skip
 
@@ -134,6 +141,7 @@ def test_each_role_gets_exactly_what_it_may(
 ) -> None:
     ehrs(ward)
     place = ROLES.index(role)
+    results.add_destination(source=ward.patients[0].source)
     got, wanted = {}, {}
     for table, method in ((GET, "get"), (POST, "post")):
         for pattern, statuses in table.items():
@@ -190,6 +198,8 @@ def _shape(address: str) -> tuple[str, ...]:
         "edit",
         "withdraw",
         "keys",
+        "sources",
+        "destinations",
     }
     return tuple(part if part in fixed else "*" for part in parts if part)
 

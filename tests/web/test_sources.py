@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
+from unittest.mock import patch
 
 import pytest
 from django.test import Client
 from django.utils import timezone
 
+from cds.audit.models import AuditEvent
 from cds.jobs import Job
-from cds.jobs.models import OutboxMessage
+from cds.jobs.models import OutboxMessage, WorkState
 from cds.patients import sources
 from cds.patients.models import RunKind, SetAside, Source
+from cds.sending import destinations
+from cds.sending.models import Destination, Document, DocumentKind
+from tests.cds.sending import results
 from tests.web.clinic import BY, Clinic
 
 pytestmark = pytest.mark.django_db
@@ -64,3 +70,60 @@ def test_pause_resume_and_test_connection(ward: Clinic, sign_in: Callable[[str],
     assert "Being asked" in text(client, f"/sources/{source.pk}")
     assert OutboxMessage.objects.filter(job=Job.CHECK_SOURCE).count() == 1
     assert client.post(f"/sources/{source.pk}/explode").status_code == 404
+
+
+@pytest.fixture
+def destination(ward: Clinic) -> Destination:
+    return results.add_destination(source=ward.patients[0].source)
+
+
+def refuse(destination: Destination, reason: str, *, state: str = WorkState.FAILED) -> Document:
+    return Document.objects.create(
+        destination=destination, kind=DocumentKind.DEVICE, subject=str(uuid.uuid4()), identity=uuid.uuid4(),
+        order=timezone.now(), queued_at=timezone.now(), work_state=state, failure=reason,
+        finished_at=timezone.now() if state == WorkState.FAILED else None,
+    )  # fmt: skip
+
+
+def test_where_results_go_with_what_waits_and_what_was_refused(
+    destination: Destination, sign_in: Callable[[str], Client]
+) -> None:
+    client = sign_in("admin")
+    assert "Nothing sent yet" in text(client, "/sources")
+    for _ in range(3):
+        refuse(destination, "POST /fhir/Device: 422: <b>not</b> here")
+    refuse(destination, "", state=WorkState.QUEUED)
+    Destination.objects.update(last_error="POST /fhir/Device: 422: not here", last_error_at=timezone.now())
+    page = text(client, "/sources")
+    assert "Refusing" in page
+    assert "POST /fhir/Device: 422: not here" in page
+    page = text(client, "/destinations/ehr")
+    assert page.count('data-testid="refused-row"') == 1
+    assert "&lt;b&gt;not&lt;/b&gt;" in page
+    part = text(client, "/destinations/ehr", **{"HX-Request": "true"})
+    assert "<html" not in part
+    assert "the oldest made" in part
+    client.post("/destinations/ehr/retry")
+    assert not Document.objects.filter(work_state=WorkState.FAILED).exists()
+    assert "Sending" in text(client, "/destinations")
+
+
+def test_a_destination_is_paused_resumed_and_asked(
+    destination: Destination, sign_in: Callable[[str], Client]
+) -> None:
+    client = sign_in("admin")
+    client.post("/destinations/ehr/pause")
+    assert "Paused" in text(client, "/destinations")
+    client.post("/destinations/ehr/resume")
+    destination.refresh_from_db()
+    assert destination.is_active
+    client.post("/destinations/ehr/check")
+    assert "Being asked" in text(client, "/destinations/ehr")
+    message = OutboxMessage.objects.get(job=Job.CHECK_DESTINATION)
+    with patch("cds.sending.clients.list_problems", return_value=["Device: not offered", "second"]):
+        destinations.check(message.kwargs["destination_id"], now=timezone.now())
+    assert "Device: not offered<br>second" in text(client, "/destinations/ehr")
+    acts = AuditEvent.objects.filter(object_type="Destination", actor__startswith="user:")
+    assert set(acts.values_list("action", flat=True)) == {
+        "destination.pause", "destination.resume", "destination.check",
+    }  # fmt: skip

@@ -16,12 +16,13 @@ from django.views.decorators.http import require_POST, require_safe
 
 from cds.audit import recording
 from cds.patients import source_queries, sources
+from cds.sending import queries as sending_queries
 from web.people import actor_of
 
 PAGE_ROWS = 25
 RUNS_SHOWN = 10
 ACTS = {
-    "pause": (sources.pause, "Paused: nothing is taken from this source until it is resumed."),
+    "pause": (sources.pause, "Paused: nothing of this source is taken in until it is resumed."),
     "resume": (sources.resume, "Resumed."),
     "check": (sources.ask_check, "Asked: the answer appears here in a moment."),
 }
@@ -30,10 +31,21 @@ ACTS = {
 @require_safe
 @login_required
 def listing(request: HttpRequest) -> HttpResponse:
-    """Every source, those in trouble first; only the table when htmx asks."""
-    views = source_queries.list_sources(request.user, now=timezone.now())
-    part = "web/sources/table.html" if getattr(request, "htmx", False) else "web/sources/list.html"
-    return render(request, part, {"sources": views})
+    """Every source and destination, those in trouble first; only the table of sources when htmx asks."""
+    now = timezone.now()
+    views = source_queries.list_sources(request.user, now=now)
+    if getattr(request, "htmx", False):
+        return render(request, "web/sources/table.html", {"sources": views})
+    going = sending_queries.show_destinations(request.user, now=now)
+    return render(request, "web/sources/list.html", {"sources": views, "destinations": going})
+
+
+@require_safe
+@login_required
+def destinations(request: HttpRequest) -> HttpResponse:
+    """The table of where results go, for htmx."""
+    going = sending_queries.show_destinations(request.user, now=timezone.now())
+    return render(request, "web/sources/destinations.html", {"destinations": going})
 
 
 @require_safe

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
-import ssl
 from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Iterator
@@ -24,12 +22,13 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 import ehr
-from cds import ingesting, pulling
+from cds import ingesting, pulling, reaching
 from cds.audit import recording
 from cds.errors import ClinicError
 from cds.patients import importing
 from cds.taking import Progress, Tally
 
+TLS = ("tls_ca", "tls_cert", "tls_key")
 STATES = ("new", "changed", "unchanged", "removed", "set_aside")
 
 
@@ -69,7 +68,10 @@ class Command(BaseCommand):
             "--move-to", default="", metavar="AET", help="C-MOVE to our receive_dicom instead of C-GET"
         )
         node.add_argument("--tls-ca", type=Path, metavar="FILE", help="the CA of the node's certificate, PEM")
-        node.add_argument("--tls-cert", type=Path, metavar="FILE", help="our certificate, PEM, with its key")
+        node.add_argument("--tls-cert", type=Path, metavar="FILE", help="our certificate with its chain, PEM")
+        node.add_argument(
+            "--tls-key", type=Path, metavar="FILE", help="its private key, else in the same file"
+        )
         bulk = parser.add_argument_group("Bulk Data ($export)")
         bulk.add_argument(
             "--bulk", action="append", default=[], metavar="URL", help="base URL to export from"
@@ -99,11 +101,16 @@ class Command(BaseCommand):
         parser.add_argument(
             "--token-env", default="", metavar="NAME", help="environment variable that holds the bearer token"
         )
+        parser.add_argument(
+            "--dicom-token-env",
+            default="",
+            metavar="NAME",
+            help="the same for DICOMweb, where it differs; it may hold user:password",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         if not options["fhir"] and not options["dicom"] and not options["bulk"]:
             raise CommandError("name at least one --fhir, --bulk or --dicom source")
-        token = os.environ.get(options["token_env"], "") if options["token_env"] else ""
         now, by = timezone.now(), recording.system("ingest")
         tally = Tally()
         try:
@@ -111,17 +118,23 @@ class Command(BaseCommand):
             with show_progress() as progress:
                 common: dict[str, Any] = {"source": source, "by": by, "now": now, "progress": progress}
                 for where in options["fhir"]:
-                    given = _signed_in(where, options) or token
+                    how = _fhir_how(where, options)
                     done = ingesting.ingest_fhir(
-                        where, token=given, only_changed=options["changed"], **common
+                        where,
+                        token=_sign_in(where, how),
+                        only_changed=options["changed"],
+                        how=how,
+                        **common,
                     )
                     tally.merge(done)
                 of = "" if options["bulk_of"] == "system" else options["bulk_of"]
                 for where in options["bulk"]:
+                    how = _fhir_how(where, options)
                     done = ingesting.ingest_bulk(
                         where,
                         of=of,
-                        token=_signed_in(where, options) or token,
+                        token=_sign_in(where, how),
+                        how=how,
                         file_hosts=options["file_host"],
                         everything=options["everything"],
                         **common,
@@ -131,9 +144,9 @@ class Command(BaseCommand):
                     if pulling.is_node(where):
                         tally.merge(_pull(where, options, common))
                     else:
-                        tally.merge(ingesting.ingest_dicom(where, token=token, **common))
+                        tally.merge(_pull_web(where, options, common))
                 ingesting.request_scores(tally, by=by, now=now, progress=progress)
-        except ClinicError as error:
+        except (ClinicError, ehr.Retriable) as error:
             raise CommandError(str(error)) from error
         print_tally(tally)
         if options["report"]:
@@ -145,32 +158,39 @@ class Command(BaseCommand):
 def _pull(where: str, options: dict[str, Any], common: dict[str, Any]) -> Tally:
     """What a DICOM node has of what the options ask for."""
     names = ("patient_id", "accession", "modality", "since", "until", "announced")
-    tls = None
-    if where.startswith("dimse+tls") and (options["tls_ca"] or options["tls_cert"]):
-        try:
-            tls = ssl.create_default_context(cafile=options["tls_ca"])
-            if options["tls_cert"]:
-                tls.load_cert_chain(options["tls_cert"])
-        except (OSError, ssl.SSLError) as error:
-            raise CommandError(f"the TLS files cannot be used: {error}") from error
+    how = reaching.keep(title=options["calling"], **{name: options[name] for name in TLS if options[name]})
     return pulling.pull(
         where,
         wanted=pulling.Wanted(**{name: options[name] for name in names}),
         title=options["calling"],
         move_to=options["move_to"],
-        tls=tls,
+        tls=reaching.tls_files(how),
+        how=how,
         **common,
     )
 
 
-def _signed_in(where: str, options: dict[str, Any]) -> ehr.SignIn | None:
-    """Backend Services for a server, when a client id is given."""
-    if not options["client_id"] or not ingesting.is_address(where):
-        return None
+def _pull_web(where: str, options: dict[str, Any], common: dict[str, Any]) -> Tally:
+    """A folder, or an archive by DICOMweb, which has a login of its own where one is named."""
+    how = {}
+    if ingesting.is_address(where):
+        how = reaching.keep(token_env=options["dicom_token_env"] or options["token_env"])
+    token = reaching.secret(how.get("token_env", ""))
+    return ingesting.ingest_dicom(where, token=token, how=how, **common)
+
+
+def _fhir_how(where: str, options: dict[str, Any]) -> dict[str, str]:
+    """How a server is reached: by Backend Services given a client id, else by a token, or neither."""
+    if not ingesting.is_address(where):
+        return {}
+    if not options["client_id"]:
+        return reaching.keep(token_env=options["token_env"])
+    return reaching.keep(**{name: options[name] for name in ("client_id", "token_url", "scope")})
+
+
+def _sign_in(where: str, how: dict[str, str]) -> str | ehr.SignIn:
     try:
-        return ingesting.sign_in(
-            where, options["client_id"], token_url=options["token_url"], scope=options["scope"]
-        )
+        return ingesting.sign_in(where, how) if how else ""
     except ehr.EhrError as error:
         raise CommandError(f"cannot sign in to {where}: {error}") from error
 

@@ -16,19 +16,22 @@ import pydicom
 import pytest
 from django.utils import timezone
 from PIL import Image
+from pynetdicom import AE
 
 import ehr
 from cds.jobs import leases
 from cds.jobs.models import WorkState
 from cds.patients.models import Patient
-from cds.sending import clients, dicom_documents, queries
+from cds.sending import clients, composing, delivering, dicom_documents, queries
 from cds.sending.models import Destination, Document
 from cds.studies import clips
 from cds.studies.models import Series
+from tests import certificates
 from tests.cds.registry import ward
 from tests.cds.registry.rows import make_version
 from tests.cds.risk.scores import score_by_hand
 from tests.cds.sending.results import add_destination, colour, draw, make_radiograph, send_all, states
+from tests.certificates import Authority
 from tests.factories import NOW, make_patient
 
 pytestmark = pytest.mark.django_db
@@ -227,3 +230,69 @@ def test_lag_is_since_the_oldest_that_waits(archive: Archive, series: Series, mo
     send_all()
     (view,) = queries.list_destinations(now=timezone.now())
     assert (view.waiting, view.waiting_since) == (2, NOW)
+
+
+class Pacs:
+    """A node over TLS that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.kept: list[str] = []
+
+    def take(self, path: Path, calling: str) -> ehr.Taken:
+        self.kept.append(f"{calling} {pydicom.dcmread(path).Modality}")
+        return ehr.Taken()
+
+
+@pytest.mark.parametrize("named", ["at the destination", "for the site"])
+def test_by_c_store_over_tls_with_the_hospitals_own_authority(
+    named: str, series: Series, tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "heartbeat", ward.still_heart)
+    hospital, pacs = Authority(tmp_path), Pacs()
+    ours, theirs = hospital.issue("tessera.example"), hospital.issue("127.0.0.1")
+    files = {"tls_ca": str(hospital.ca), "tls_cert": str(ours.cert), "tls_key": str(ours.key)}
+    if named == "for the site":
+        for name, file in files.items():
+            setattr(settings, f"DICOM_{name.upper()}", file)
+    tls = certificates.server(theirs, asks_for=hospital.ca)
+    with ehr.StorageListener("PACS", 0, take=pacs.take, tls=tls) as node:
+        given = files if named == "at the destination" else {}
+        to = add_destination(f"dimse+tls://PACS@127.0.0.1:{node.port}", slug="pacs", **given)
+        assert clients.list_problems(to) == []
+        draw(series)
+        send_all()
+    assert states() == {"measurements": "done", "outlines": "done"}
+    assert sorted(pacs.kept) == ["TESSERA SEG", "TESSERA SR"]
+
+
+def test_a_destination_that_fails_is_asked_by_one_document_at_a_time(
+    archive: Archive, series: Series
+) -> None:
+    to = add_archive()
+    draw(series)
+    composing.compose_all(now=NOW + timedelta(minutes=1))
+    first, second = Document.objects.order_by("order", "kind")
+    assert leases.claim(Document, first.pk) is not None
+    Destination.objects.filter(pk=to.pk).update(failures=1)
+    delivering.deliver(second.pk)
+    second.refresh_from_db()
+    assert (second.work_state, archive.stored) == (WorkState.QUEUED, {})
+    assert second.due_at is not None
+    Document.objects.filter(pk=first.pk).update(work_state=WorkState.DONE)
+    try_now()
+    assert len(archive.stored) == 1
+
+
+def test_what_a_node_does_not_take_is_seen_before_anything_is_sent() -> None:
+    node = AE("PACS")
+    node.add_supported_context("1.2.840.10008.5.1.4.1.1.88.33")
+    server = node.start_server(("127.0.0.1", 0), block=False)
+    assert server is not None
+    to = add_destination(f"dimse://PACS@127.0.0.1:{server.server_address[1]}", slug="pacs")
+    try:
+        found = clients.list_problems(to)
+    finally:
+        server.shutdown()
+    assert [one.partition(":")[0] for one in found] == [
+        "Segmentation Storage", "Secondary Capture Image Storage"
+    ]  # fmt: skip

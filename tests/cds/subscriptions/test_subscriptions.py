@@ -11,14 +11,17 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.test import Client
 
+from cds.audit import recording
 from cds.audit.models import AuditEvent
 from cds.jobs.models import OutboxMessage, WorkState
+from cds.patients import sources
 from cds.patients.models import Observation, Patient
-from cds.subscriptions import errands, gaps
+from cds.subscriptions import errands, gaps, hearing
 from cds.subscriptions.models import Errand, Subscription
 from tests.hospital import Fault, Hospital, a_patient, a_pressure
 
 pytestmark = pytest.mark.django_db
+BY = recording.system("tests")
 TOPIC = "http://hospital.example/topics/record-changed"
 
 
@@ -361,3 +364,44 @@ class TestBackport:
         said = capsys.readouterr().out
         assert "open gap: the server has sent 4 events, 0 arrived" in said
         assert "events 4" in said
+
+
+class TestPaused:
+    """A paused source: what the server tells is remembered, and fetched when somebody resumes it."""
+
+    @pytest.fixture
+    def told(self, hospital: Hospital, caller: Caller) -> Subscription:
+        made = caller.subscribe(*BACKPORT)
+        sources.pause(made.source, by=BY, now=datetime.now(UTC))
+        return made
+
+    def test_nothing_is_fetched_until_it_is_resumed(
+        self, hospital: Hospital, caller: Caller, told: Subscription
+    ) -> None:
+        hospital.put(a_pressure("o2"))
+        asked = len(hospital.asked)
+        assert caller.notify("event-notification", "Observation/o1") == 200
+        assert caller.notify("event-notification", "Observation/o2") == 200
+        assert work() == 1, "one errand remembers both"
+        assert gaps.watch(datetime.now(UTC) + timedelta(days=1)) == 0
+        assert (held(), len(hospital.asked)) == (set(), asked)
+        sources.resume(told.source, by=BY, now=datetime.now(UTC))
+        work()
+        assert held() == {"o1", "o2"}
+        assert not Errand.objects.exists()
+
+    def test_more_than_is_kept_by_name_is_polled_for(
+        self, hospital: Hospital, caller: Caller, told: Subscription, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(hearing, "MAX_FOCI", 1)
+        hospital.put(a_pressure("o2"))
+        caller.notify("event-notification", "Observation/o1")
+        caller.notify("event-notification", "Observation/o2")
+        told.refresh_from_db()
+        assert "while the source was paused" in told.gap
+        sources.resume(told.source, by=BY, now=datetime.now(UTC))
+        assert gaps.watch(datetime.now(UTC)) == 1
+        work()
+        assert held() == {"o1", "o2"}
+        told.refresh_from_db()
+        assert told.gap == ""

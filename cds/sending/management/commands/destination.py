@@ -15,6 +15,7 @@ from cds.audit import recording
 from cds.errors import ClinicError, NotFound
 from cds.patients.models import Source
 from cds.sending import clients, destinations, queries
+from cds.sending.models import DestinationKind
 
 BY = recording.system("destination")
 
@@ -42,6 +43,13 @@ class Command(BaseCommand):
             "--secret-env", default="", metavar="NAME", help="variable with a token, or user:password"
         )
         add.add_argument("--title", default="", metavar="AET", help="DICOM node: our AE title (TESSERA)")
+        add.add_argument(
+            "--tls-ca", default="", metavar="FILE", help="dimse+tls: the CA of its certificate, PEM"
+        )
+        add.add_argument("--tls-cert", default="", metavar="FILE", help="our certificate with its chain, PEM")
+        add.add_argument(
+            "--tls-key", default="", metavar="FILE", help="its private key, else in the same file"
+        )
         add.add_argument(
             "--allow-http",
             action="store_true",
@@ -78,6 +86,9 @@ class Command(BaseCommand):
             scope=options["scope"],
             secret_env=options["secret_env"],
             title=options["title"],
+            tls_ca=options["tls_ca"],
+            tls_cert=options["tls_cert"],
+            tls_key=options["tls_key"],
             allow_http=options["allow_http"],
             by=BY,
             now=timezone.now(),
@@ -101,10 +112,11 @@ class Command(BaseCommand):
         Console(file=cast(IO[str], self.stdout), width=None if self.stdout.isatty() else 240).print(table)
 
     def _test(self, options: dict[str, Any]) -> None:
-        problems = clients.list_problems(destinations.get(options["slug"]))
+        destination = destinations.get(options["slug"])
+        problems = clients.list_problems(destination)
         if problems:
             raise CommandError("\n".join(problems))
-        self.stdout.write("it answers, and offers what is needed")
+        self.stdout.write(clients.WELL[DestinationKind(destination.kind)])
 
     def _refused(self, options: dict[str, Any]) -> None:
         destinations.get(options["slug"])
