@@ -30,6 +30,7 @@ from cds.studies import receiving
 from cds.studies.models import Instance, Series, Study, StudyState
 from cds.taking import Progress, Tally, silent, take_record
 
+MOST_FAILED = 5  # studies one after the other that an archive lists and does not give
 OVERLAP = timedelta(minutes=5)  # asked for again: clocks differ, and indexes lag
 
 
@@ -207,7 +208,7 @@ def ingest_dicom(
     tally = Tally()
     touched: dict[UUID, Study] = {}
     try:
-        for done, total, name, path in _read_dicom(where, token, tally):
+        for done, total, name, path in _read_dicom(where, token, tally, source=source, now=now):
             received = receiving.receive_file(path, source=source, by=by, now=now, where=name)
             tally.instances[received.outcome.value] += 1
             if received.outcome is receiving.Outcome.SET_ASIDE:
@@ -285,13 +286,15 @@ def _ingest_folder(
         raise Invalid(f"cannot read {folder}: {error}") from error
 
 
-def _read_dicom(where: str | Path, token: str, tally: Tally) -> Iterator[tuple[int, int | None, str, Path]]:
+def _read_dicom(
+    where: str | Path, token: str, tally: Tally, *, source: Source, now: datetime
+) -> Iterator[tuple[int, int | None, str, Path]]:
     """(how many so far, of how many, its name for people, the file), folder or server alike."""
     if is_address(where):
         check_address(str(where))
         login = reaching.web_login(token)
         with ehr.DicomWebClient(str(where), allow_http=_is_registered(str(where)), **login) as client:
-            yield from _fetch_instances(client, str(where), tally)
+            yield from _fetch_instances(client, str(where), tally, source=source, now=now)
         return
     folder = _folder(where)
     paths = [folder] if folder.is_file() else sorted(_files(folder))
@@ -308,12 +311,16 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _fetch_instances(
-    client: ehr.DicomWebClient, where: str, tally: Tally
+    client: ehr.DicomWebClient, where: str, tally: Tally, *, source: Source, now: datetime
 ) -> Iterator[tuple[int, int | None, str, Path]]:
-    """Instances of the studies we do not hold whole; each lies in a temporary file while it is received."""
+    """Instances of the studies we do not hold whole; each lies in a temporary file while it is received.
+
+    A Study that the archive lists and does not give is set aside; after MOST_FAILED one after the other, and
+    when it does not let us in any more, the pull breaks off.
+    """
     incoming = settings.DATA_DIR / "incoming"
     incoming.mkdir(parents=True, exist_ok=True)
-    done = 0
+    done = failed = 0
     for listed in client.studies():
         uid = str(_tag(listed, "0020000D") or "")
         expected = int(str(_tag(listed, "00201208") or 0))
@@ -322,12 +329,34 @@ def _fetch_instances(
         if uid and expected and held == expected:
             tally.instances["duplicate"] += held
             continue
-        for content in client.instances(uid):
-            done += 1
-            with tempfile.NamedTemporaryFile(dir=incoming, suffix=".dcm") as file:
-                file.write(content)
-                file.flush()
-                yield done, None, f"{where} study {uid}", Path(file.name)
+        name = f"{where} study {uid}"
+        try:
+            for content in client.instances(uid):
+                done += 1
+                with tempfile.NamedTemporaryFile(dir=incoming, suffix=".dcm") as file:
+                    file.write(content)
+                    file.flush()
+                    yield done, None, name, Path(file.name)
+            failed = 0
+        except ehr.EhrError as error:  # of this Study; the others may well come
+            failed += 1
+            if failed == MOST_FAILED or _is_about_us(error):
+                raise
+            _set_study_aside(name, error, source=source, now=now, tally=tally)
+
+
+def _is_about_us(error: ehr.EhrError) -> bool:
+    """Whether the archive would refuse every other Study as well."""
+    return isinstance(error, ehr.Refused) and error.status in (401, 403)
+
+
+def _set_study_aside(where: str, error: ehr.EhrError, *, source: Source, now: datetime, tally: Tally) -> None:
+    reason = f"the archive lists this study and does not give it: {error}"
+    refused = ehr.SetAside(where[:500], "DICOM", "", reason[:500])
+    importing.keep_set_aside(source, [refused], now=now)
+    tally.refuse([refused])
+    if isinstance(error, ehr.Retriable):
+        tally.interrupted = tally.interrupted or f"a study did not come: {error}"
 
 
 def _tag(dataset: Mapping[str, object], tag: str) -> object:

@@ -126,7 +126,7 @@ class DicomWebClient(ServerClient):
         """A streamed GET whose faults are already sorted into retriable and permanent."""
         try:
             with self._http.stream("GET", path, params=dict(query), headers={"Accept": accept}) as answer:
-                check_answer(answer)
+                check_answer(answer, {404: "it does not give a study that it listed, or a wrong address"})
                 yield answer
         except httpx.InvalidURL:
             raise Refused("the archive's address is not a URL") from None

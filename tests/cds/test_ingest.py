@@ -356,6 +356,32 @@ def test_an_archive_is_read_by_dicomweb_and_held_studies_are_not_fetched_again(t
     assert len(fetched) == 1
 
 
+def test_a_study_that_the_archive_lists_and_does_not_give_stops_no_other(tmp_path: Path) -> None:
+    content = write_radiograph(tmp_path / "one.dcm").read_bytes()
+    good, status, lost = ehr.read_header(content).study_uid, 404, ["1.2.1", "1.2.2"]
+
+    def answer(path: str) -> tuple[int, str, bytes]:
+        if path.split("?")[0].endswith("/studies"):
+            uids = [] if "offset=" in path and "offset=0" not in path else [*lost, good]
+            listed = [{"0020000D": {"vr": "UI", "Value": [uid]}} for uid in uids]
+            return 200, "application/dicom+json", json.dumps(listed).encode()
+        if not path.endswith(good):
+            return status, "text/plain", b"no"
+        part = b"--b\r\nContent-Type: application/dicom\r\n\r\n" + content + b"\r\n--b--\r\n"
+        return 200, 'multipart/related; type="application/dicom"; boundary=b', part
+
+    with _server(answer) as url:
+        tally = _dicom(f"{url}/dicom-web")
+        assert (tally.instances["new"], tally.interrupted) == (1, "")
+        assert "lists this study and does not give it: the archive answered 404" in tally.refused[0].reason
+        status = 500
+        assert "a study did not come" in _dicom(f"{url}/dicom-web").interrupted, "run again for it"
+        status = 401
+        assert "stopped answering" in _dicom(f"{url}/dicom-web").interrupted
+        status, lost = 404, [f"1.2.{number}" for number in range(ingesting.MOST_FAILED)]
+        assert "stopped answering" in _dicom(f"{url}/dicom-web").interrupted
+
+
 def test_the_command_prints_what_was_taken_and_writes_what_was_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -384,12 +410,14 @@ def test_the_command_needs_a_source() -> None:
 
 
 def test_a_report_in_json(tmp_path: Path) -> None:
-    tally = ingesting.Tally(refused=[ehr.SetAside("a.json", "Patient", "p1", "because [x]")])
+    tally = ingesting.Tally(refused=2 * [ehr.SetAside("a.json", "Patient", "p1", "because [x]")])
     write_report(tally, tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text())[0]["reason"] == "because [x]"
     out = StringIO()
     print_tally(tally, Console(file=out, width=200))
-    assert "because [x]" in out.getvalue()
+    assert "a.json: Patient p1 because [x] (2 times)" in out.getvalue()
+    write_report(ingesting.Tally(refused=[ehr.SetAside("a", "", "", "b")]), tmp_path / "r.csv")
+    assert (tmp_path / "r.csv").read_text().splitlines()[1] == "a,,,b", "an empty cell is no formula"
 
 
 @pytest.mark.real_data

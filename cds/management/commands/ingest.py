@@ -29,6 +29,7 @@ from cds.patients import importing
 from cds.taking import Progress, Tally
 
 TLS = ("tls_ca", "tls_cert", "tls_key")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would take for one
 STATES = ("new", "changed", "unchanged", "removed", "set_aside")
 
 
@@ -244,11 +245,15 @@ def print_tally(tally: Tally, console: Console | None = None, *, listed: int = 2
         for (kind, reason), times in reasons.most_common():
             table.add_row(escape(kind or "file"), escape(reason), str(times))
         console.print(table)
-        for item in tally.refused[:listed]:
-            said = " ".join(filter(None, (f"{item.where}:", item.kind, item.identity, item.reason)))
-            console.print(f"  {said}", highlight=False, markup=False, soft_wrap=True)
-        if len(tally.refused) > listed:
-            console.print(f"  … and {len(tally.refused) - listed} more; --report FILE lists them all")
+        said = Counter(
+            " ".join(filter(None, (f"{item.where}:", item.kind, item.identity, item.reason)))
+            for item in tally.refused
+        )
+        for line, times in list(said.items())[:listed]:
+            often = f" ({times} times)" if times > 1 else ""
+            console.print(f"  {line}{often}", highlight=False, markup=False, soft_wrap=True)
+        if len(said) > listed:
+            console.print(f"  … and {len(said) - listed} more; --report FILE lists them all")
 
 
 def write_report(tally: Tally, path: Path) -> None:
@@ -261,4 +266,4 @@ def write_report(tally: Tally, path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(names)
-        writer.writerows([[f"'{cell}" if cell[:1] in "=+-@\t\r" else cell for cell in row] for row in rows])
+        writer.writerows([[f"'{cell}" if cell.startswith(FORMULA) else cell for cell in row] for row in rows])
