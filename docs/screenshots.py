@@ -29,6 +29,7 @@ def main() -> None:
     asked.add_argument("--approver", required=True, metavar="NAME:PASSWORD")
     asked.add_argument("--out", type=Path, default=IMAGES, help="folder of the pictures")
     asked.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS), help="widths in pixels")
+    asked.add_argument("--only", nargs="+", metavar="NAME", help="these pictures, such as sources model-card")
     given = asked.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -49,12 +50,15 @@ def main() -> None:
                     "monitoring": monitoring,
                     "sources": sources,
                     "source": source,
+                    "destination": destination,
                     "audit": audit,
                 },
             ),
             (given.approver, {"model": model, "model-card": model_card}),
         ):
             for name, go in pictures.items():
+                if given.only and name not in given.only:
+                    continue
                 for width in given.widths:
                     picture(
                         browser, given.url.rstrip("/"), login, width, go, given.out / f"{name}-{width}.png"
@@ -161,6 +165,12 @@ def source(page: Page) -> None:
     """The first source: its runs, and what was set aside."""
     page.goto("/sources")
     page.get_by_test_id("source-row").first.get_by_role("link").click()
+
+
+def destination(page: Page) -> None:
+    """The first destination: what waits, what was refused."""
+    page.goto("/sources")
+    page.get_by_test_id("destination-row").first.get_by_role("link").first.click()
 
 
 def audit(page: Page) -> None:

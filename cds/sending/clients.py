@@ -24,6 +24,7 @@ WELL = {  # what `list_problems` has seen when there is none
     DestinationKind.DICOMWEB: "it answers and lets us in; whether we may store shows when results go",
     DestinationKind.DIMSE: "it takes what we send: every kind of object was agreed on",
 }
+WITHOUT_RISK = "; with --kind diagnostic-report --kind provenance instead, the number stands in the report"
 PREFIX = "dicomweb+"
 
 
@@ -59,7 +60,9 @@ def list_problems(destination: Destination) -> list[str]:
     try:
         if destination.kind == DestinationKind.FHIR:
             with fhir_writer(destination) as writer:
-                return writer.list_problems(tuple(RESOURCES[kind] for kind in destination.document_kinds))
+                found = writer.list_problems(tuple(RESOURCES[kind] for kind in destination.document_kinds))
+            lacks = "RiskAssessment: the server does not"
+            return [one + WITHOUT_RISK if one.startswith(lacks) else one for one in found]
         if destination.kind == DestinationKind.DICOMWEB:
             with stow_client(destination) as client:
                 client.check()

@@ -79,10 +79,12 @@ def _say(
 ) -> int:
     """One prediction: nothing when it is known, older than what was said last, or says the same again.
 
+    It is said by a RiskAssessment, or by a DiagnosticReport where the destination takes no other.
+
     A score that completes a preliminary one, or amends one of the same moment, takes over its identity: there
     it is updated, not doubled.
     """
-    kind = DocumentKind.RISK_ASSESSMENT
+    kind = _saying(destination)
     if destination.documents.filter(kind=kind, subject=str(prediction.pk)).exists():
         return 0
     digest = _digest(assessment, prediction)
@@ -104,23 +106,29 @@ def _say(
         patient=patient, needs=device, digest=digest, order=order, now=now,
     )  # fmt: skip
     for other in (DocumentKind.DIAGNOSTIC_REPORT, DocumentKind.PROVENANCE):
-        if other.value in destination.document_kinds:
+        if other.value in destination.document_kinds and other != kind:
             own = uuid.uuid5(identity, other.value)
             _add(destination, other, prediction.pk, own, patient=patient, needs=said, order=order, now=now)
     _supersede(said, now=now)
     return 1
 
 
+def _saying(destination: Destination) -> DocumentKind:
+    """What says the number there."""
+    is_told = DocumentKind.RISK_ASSESSMENT.value in destination.document_kinds
+    return DocumentKind.RISK_ASSESSMENT if is_told else DocumentKind.DIAGNOSTIC_REPORT
+
+
 def _last_said(
     destination: Destination, assessment: RiskAssessment, prediction: RiskPrediction
 ) -> Document | None:
-    """The RiskAssessment of this patient and outcome that was composed last."""
+    """The document about this patient and outcome that was composed last."""
     earlier = RiskPrediction.objects.filter(
         assessment__patient=assessment.patient_id, outcome=prediction.outcome
     )
     subjects = [str(pk) for pk in earlier.order_by("-pk").values_list("pk", flat=True)[:200]]
     rows = destination.documents.filter(
-        kind=DocumentKind.RISK_ASSESSMENT, patient=assessment.patient_id, subject__in=subjects
+        kind=_saying(destination), patient=assessment.patient_id, subject__in=subjects
     )
     return rows.exclude(work_state=WorkState.CANCELLED).order_by("-order", "-queued_at").first()
 

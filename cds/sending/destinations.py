@@ -25,7 +25,8 @@ FHIR_KINDS = (
     DocumentKind.PROVENANCE,
 )
 DICOM_KINDS = (DocumentKind.MEASUREMENTS, DocumentKind.OUTLINES, DocumentKind.HEAT_MAP)
-NEEDED = (DocumentKind.DEVICE, DocumentKind.RISK_ASSESSMENT)  # the others point to these
+NEEDED = (DocumentKind.DEVICE,)  # the others point to it
+SAYING = (DocumentKind.RISK_ASSESSMENT, DocumentKind.DIAGNOSTIC_REPORT)  # one of them says the number
 
 
 def get(slug: str) -> Destination:
@@ -58,7 +59,8 @@ def add(
     """Send the results about this source's patients to `address` from now on. Raises Invalid, Conflict.
 
     address  FHIR base URL; `dicomweb+https://…`, the part before /studies; or dimse://TITLE@host:port
-    kinds    of DocumentKind; all that fit the address when empty
+    kinds    of DocumentKind; all that fit the address when empty. For a FHIR server without RiskAssessment:
+             DiagnosticReport (and Provenance) only; the number then stands in the report
     tls_ca   and tls_cert, tls_key: files of DICOM over TLS; else the site's
     """
     kind, plain = clients.split_address(address)
@@ -69,7 +71,8 @@ def add(
         )
     wanted = [one for one in possible if not kinds or one.value in kinds]
     if kind is DestinationKind.FHIR:
-        wanted = [one for one in possible if one in wanted or one in NEEDED]
+        needed = NEEDED if set(SAYING) & set(wanted) else (*NEEDED, SAYING[0])
+        wanted = [one for one in possible if one in wanted or one in needed]
     if Destination.objects.filter(slug=slug).exists():
         raise Conflict(f"there is a destination {slug!r}; remove it, or choose another name")
     destination = Destination(

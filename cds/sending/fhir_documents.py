@@ -100,7 +100,7 @@ def _report(prediction: RiskPrediction, document: Document) -> dict[str, Any]:
         status=_status(prediction, document),
         patient_id=_patient_id(assessment.patient),
         encounter_id=_encounter_id(assessment.patient, assessment.as_of),
-        risk_assessment_id=remote_id(document.needs, "RiskAssessment"),
+        risk_assessment_id="" if _says_it_alone(document) else remote_id(document.needs, "RiskAssessment"),
         outcome=_label(prediction),
         occurred_at=assessment.as_of,
         issued_at=assessment.finished_at or assessment.as_of,
@@ -114,13 +114,22 @@ def _report(prediction: RiskPrediction, document: Document) -> dict[str, Any]:
 def _provenance(prediction: RiskPrediction, document: Document) -> dict[str, Any]:
     assessment, said = prediction.assessment, document.needs
     device = said.needs if said is not None else None
+    by = "DiagnosticReport" if said is not None and _says_it_alone(said) else "RiskAssessment"
     return ehr.build_provenance(
-        target=f"RiskAssessment/{remote_id(said, 'RiskAssessment')}",
+        target=f"{by}/{remote_id(said, by)}",
         device_id=remote_id(device, "Device"),
         recorded_at=assessment.finished_at or assessment.as_of,
         model_digest=assessment.version.digest,
         inputs_digest=assessment.inputs_digest,
         is_amended=said is not None and _earlier(said).exists(),
+    )
+
+
+def _says_it_alone(document: Document) -> bool:
+    """A DiagnosticReport for a server that takes no RiskAssessment."""
+    needs = document.needs
+    return document.kind == DocumentKind.DIAGNOSTIC_REPORT and (
+        needs is not None and needs.kind == DocumentKind.DEVICE
     )
 
 

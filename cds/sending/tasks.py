@@ -23,7 +23,7 @@ def check_destination(destination_id: str) -> None:
     destinations.check(destination_id, now=timezone.now())
 
 
-@app.task(name="cds.sending.tasks.collect", queue="batch", ignore_result=True)
+@app.task(name="cds.sending.tasks.collect", queue="exchange", ignore_result=True)
 def collect() -> None:
     """Every 15 s: see `composing.compose_all` and `delivering.wake_due`."""
     from cds.sending import composing, delivering

@@ -16,7 +16,7 @@ def run_errand(errand_id: str) -> None:
     errands.run(errand_id)
 
 
-@app.task(name="cds.subscriptions.tasks.watch", queue="batch", ignore_result=True)
+@app.task(name="cds.subscriptions.tasks.watch", queue="exchange", ignore_result=True)
 def watch() -> None:
     """Every minute: see `gaps.watch`."""
     from cds.subscriptions import gaps

@@ -60,20 +60,21 @@ def build_diagnostic_report(
 ) -> dict[str, Any]:
     """A pointer for whoever reads reports: to the panel, and to the RiskAssessment on the same server.
 
+    risk_assessment_id  "" where the server has none: `conclusion` then says the number
     identifier  our UUID of it
     status      "preliminary", "final", or another code of diagnostic-report-status
     study_uids  Study Instance UIDs of the pictures that were used
-    raises      BadResource without patient or RiskAssessment, or for dates without a zone
+    raises      BadResource without patient, with neither RiskAssessment nor conclusion, or for dates without
+                a zone
     """
-    if not patient_id or not risk_assessment_id:
-        raise BadResource("a DiagnosticReport points to a Patient and to a RiskAssessment")
+    if not patient_id or not (risk_assessment_id or conclusion):
+        raise BadResource(
+            "a DiagnosticReport points to a Patient, and to a RiskAssessment or says the number"
+        )
     if occurred_at.tzinfo is None or issued_at.tzinfo is None:
         raise BadResource("DiagnosticReport dates need a zone")
     report: dict[str, Any] = {
         "resourceType": "DiagnosticReport",
-        "extension": [
-            {"url": RISK_EXTENSION, "valueReference": {"reference": f"RiskAssessment/{risk_assessment_id}"}}
-        ],
         "identifier": [our_identifier(identifier)],
         "status": status,
         "code": {"text": f"Risk of {outcome}"},
@@ -82,6 +83,9 @@ def build_diagnostic_report(
         "issued": issued_at.isoformat(),
         "presentedForm": [{"contentType": "text/html", "url": panel_url, "title": "Risk panel in Tessera"}],
     }
+    if risk_assessment_id:
+        risk = {"reference": f"RiskAssessment/{risk_assessment_id}"}
+        report["extension"] = [{"url": RISK_EXTENSION, "valueReference": risk}]
     if encounter_id:
         report["encounter"] = {"reference": f"Encounter/{encounter_id}"}
     if study_uids:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
+from django.utils import timezone
 
 from cds.patients.models import Observation, Patient, SetAside
+from cds.sending.models import Document
 from cds.subscriptions import errands
 from cds.subscriptions.models import Errand, Subscription
+from tests.cds.registry.rows import make_version
+from tests.cds.risk.scores import say, score_by_hand
+from tests.cds.sending.results import send_all, states
 from tests.hospital import a_patient, a_pressure
 from tests.services.conftest import missing
 from tests.services.sekmet import Sekmet, command, running
@@ -118,3 +124,24 @@ def wait_for(is_so: Callable[[], bool], *, at_most_s: float = 30) -> None:
     while not is_so():
         assert time.monotonic() < until, "it did not come"
         time.sleep(0.1)
+
+
+def test_a_score_goes_back_as_a_report_where_no_risk_assessment_is_taken(hospital: Sekmet) -> None:
+    call_command("ingest", "--fhir", hospital.base, "--source", "ward")
+    patient = Patient.objects.get()
+    call_command("destination", "add", "ehr", hospital.base, "--source", "ward")
+    with pytest.raises(CommandError, match="does not know this type; with --kind diagnostic-report"):
+        call_command("destination", "test", "ehr")
+    call_command("destination", "remove", "ehr")
+    kinds = ("--kind", "diagnostic-report", "--kind", "provenance")
+    call_command("destination", "add", "ehr", hospital.base, "--source", "ward", *kinds)
+    call_command("destination", "test", "ehr")
+    now = timezone.now()
+    score_by_hand(patient, make_version(), say(risk=0.42), now=now)
+    send_all(now=now + timedelta(seconds=1))
+    send_all(now=now + timedelta(seconds=2))
+    assert states() == dict.fromkeys(("device", "diagnostic-report", "provenance"), "done")
+    remote = Document.objects.get(kind="diagnostic-report").remote
+    report = hospital.read(*remote.split("/"))
+    assert report["subject"] == {"reference": f"Patient/{patient.resource_id}"}
+    assert report["conclusion"].startswith("42% (")

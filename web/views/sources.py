@@ -17,6 +17,7 @@ from django.views.decorators.http import require_POST, require_safe
 from cds.audit import recording
 from cds.patients import source_queries, sources
 from cds.sending import queries as sending_queries
+from cds.studies import checking
 from web.people import actor_of
 
 PAGE_ROWS = 25
@@ -53,14 +54,21 @@ def destinations(request: HttpRequest) -> HttpResponse:
 def source(request: HttpRequest, source_id: int) -> HttpResponse:
     """One source: its state, its runs, what was set aside by reason; only the state when htmx asks."""
     view = source_queries.get_source(request.user, source_id, now=timezone.now())
+    addresses = [one.where for one in checking.addresses_of(view.source)]
     if getattr(request, "htmx", False):
-        return render(request, "web/sources/state.html", {"view": view})
+        return render(request, "web/sources/state.html", {"view": view, "addresses": addresses})
     page = Paginator(source_queries.list_reasons(request.user, view.source), PAGE_ROWS)
     runs = source_queries.list_runs(request.user, view.source)[:RUNS_SHOWN]
     return render(
         request,
         "web/sources/source.html",
-        {"view": view, "page": page.get_page(request.GET.get("page")), "runs": runs, "query": ""},
+        {
+            "view": view,
+            "addresses": addresses,
+            "page": page.get_page(request.GET.get("page")),
+            "runs": runs,
+            "query": "",
+        },
     )
 
 

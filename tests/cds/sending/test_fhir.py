@@ -63,6 +63,24 @@ def try_now(now: Any = NOW) -> None:
     send_all(now=now)
 
 
+def test_where_no_risk_assessment_is_taken_the_report_says_the_number(
+    hospital: Hospital, patient: Patient
+) -> None:
+    add_destination(kinds=["diagnostic-report", "provenance"])
+    version = make_version()
+    score(patient, version, say(risk=0.42))
+    send_all()
+    assert states() == dict.fromkeys(("device", "diagnostic-report", "provenance"), "done")
+    report = hospital.resources["DiagnosticReport/1"]
+    assert "extension" not in report
+    assert report["conclusion"].startswith("42% (")
+    assert hospital.resources["Provenance/1"]["target"] == [{"reference": "DiagnosticReport/1"}]
+    assert [fault for one in hospital.resources.values() for fault in list_faults(one)] == []
+    score(patient, version, say(risk=0.42), now=NOW + LATER)
+    send_all(now=NOW + LATER + LATER)
+    assert len(Document.objects.filter(kind="diagnostic-report")) == 1, "the same need not be said again"
+
+
 def test_nothing_is_sent_until_a_destination_is_added_nor_what_was_made_before(
     hospital: Hospital, patient: Patient
 ) -> None:
