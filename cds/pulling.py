@@ -27,6 +27,7 @@ from cds.studies import receiving
 from cds.studies.models import Instance, Study, StudyState
 from cds.taking import Progress, Tally
 
+MOST_REFUSED, MOST_SILENT = 5, 2  # studies one after the other
 ARRIVE_S = 30.0  # how long files that were sent to our receiver may take to get their rows
 
 
@@ -62,6 +63,9 @@ def pull(
 ) -> Tally:
     """Take what a node has of `wanted`.
 
+    A Study that it finds and does not give is set aside. After MOST_REFUSED in a row, or MOST_SILENT
+    with no answer, the pull breaks off.
+
     title    our AE title, which the node must know
     move_to  AE title of our receiver: C-MOVE there instead of C-GET
     tls      whom we trust and who we are, where the address says dimse+tls
@@ -73,16 +77,26 @@ def pull(
     except ehr.EhrError as error:
         raise Invalid(str(error)) from error
     try:
+        failed = 0
         for done, listed in enumerate(_listed(client, wanted, source), 1):
             study = _announce(client, listed, source=source, by=by, now=now, tally=tally)
             if study is None:
                 continue
-            if study.state != StudyState.ANNOUNCED and study.missing() == 0:
-                tally.instances["duplicate"] += Instance.objects.filter(series__study=study).count()
-            elif move_to:
-                _move(client, study, move_to, tally)
-            else:
-                _get(client, study, source=source, by=by, now=now, tally=tally)
+            try:
+                if study.state != StudyState.ANNOUNCED and study.missing() == 0:
+                    tally.instances["duplicate"] += Instance.objects.filter(series__study=study).count()
+                elif move_to:
+                    _move(client, study, move_to, tally)
+                else:
+                    _get(client, study, source=source, by=by, now=now, tally=tally)
+                failed = 0
+            except ehr.EhrError as error:  # of this Study; the others may well come
+                failed += 1
+                if failed >= (MOST_SILENT if isinstance(error, ehr.Retriable) else MOST_REFUSED):
+                    raise
+                _set_aside(
+                    f"{client.node} study {study.study_uid}", error, source=source, now=now, tally=tally
+                )
             progress("Studies fetched", done, None)
     except ehr.EhrError as error:
         tally.interrupted = f"the DICOM node did not do what was asked: {error}"
@@ -132,6 +146,14 @@ def _announce(
         importing.keep_set_aside(source, [refused], now=now)
         tally.refuse([refused])
         return None
+
+
+def _set_aside(where: str, error: ehr.EhrError, *, source: Source, now: datetime, tally: Tally) -> None:
+    refused = ehr.SetAside(where[:500], "DICOM", "", f"the node did not give this study: {error}"[:500])
+    importing.keep_set_aside(source, [refused], now=now)
+    tally.refuse([refused])
+    if isinstance(error, ehr.Retriable):
+        tally.interrupted = tally.interrupted or f"a study did not come: {error}"
 
 
 def _get(

@@ -49,7 +49,10 @@ def secret(name: str) -> str:
         return ""
     found = os.environ.get(name, "")
     if not found:
-        raise ehr.Retriable(f"the environment variable {name} is not set where this runs (a worker, mostly)")
+        raise ehr.Retriable(
+            f"the environment variable {name} is not set in the process that calls "
+            "(for results and tests: a worker)"
+        )
     return found
 
 

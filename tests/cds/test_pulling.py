@@ -153,6 +153,39 @@ def test_a_node_that_is_away_says_what_to_do(settings: Any, tmp_path: Path) -> N
     assert not SetAside.objects.exists()
 
 
+def test_a_study_that_the_node_does_not_give_stops_no_other(pacs: Pacs, tmp_path: Path) -> None:
+    """Two of three cannot be had; the third comes."""
+    good = pacs.files[0].StudyInstanceUID
+    lost = ["1.2.1", "1.2.2"]
+    find, get = pacs.find, pacs.get
+
+    def find_all(event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+        if event.identifier.get("StudyInstanceUID", "") in lost:
+            found = Dataset()
+            found.StudyInstanceUID, found.SOPClassesInStudy = event.identifier.StudyInstanceUID, [CR]
+            yield 0xFF00, found
+        elif event.identifier.QueryRetrieveLevel == "STUDY" and not event.identifier.get("StudyInstanceUID"):
+            for uid in (*lost, good):
+                found = Dataset()
+                found.StudyInstanceUID, found.PatientID = uid, pacs.files[0].PatientID
+                yield 0xFF00, found
+        else:
+            yield from find(event)
+
+    def get_one(event: evt.Event) -> Iterator[Any]:
+        if event.identifier.StudyInstanceUID in lost:
+            yield 0
+            yield 0xC000, None
+        else:
+            yield from get(event)
+
+    pacs.find, pacs.get = find_all, get_one  # type: ignore[method-assign]
+    with serving(pacs) as where:
+        call_command("ingest", "--dicom", where, "--source", "pacs")
+    assert Instance.objects.count() == 2
+    assert SetAside.objects.filter(reason__startswith="the node did not give this study").count() == 2
+
+
 def test_a_pull_leaves_its_row_and_a_paused_source_is_not_called(pacs: Pacs) -> None:
     with serving(pacs) as where:
         call_command("ingest", "--dicom", where, "--source", "pacs", "--calling", "OURS")
