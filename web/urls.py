@@ -7,8 +7,8 @@ from django.urls import URLPattern, URLResolver, path
 from web import launch
 from web.views import (
     audit,
-    ehrs,
     destinations,
+    ehrs,
     entrance,
     live,
     model_card,
