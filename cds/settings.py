@@ -171,11 +171,16 @@ def _refuse_unsafe_production() -> None:
         raise ImproperlyConfigured("Refusing to start in production: " + "; ".join(problems) + ".")
 
 
-def _embedded_broker() -> str:
-    """The broker `manage.py demo` runs in this data directory, so that other commands reach its workers."""
+def _demo() -> dict[str, Any]:
+    """What `manage.py demo` chose in this data directory, so that other commands reach its processes."""
     kept = DATA_DIR / "demo.json"
-    port = json.loads(kept.read_text()).get("broker_port") if kept.exists() else None
-    return f"redis://127.0.0.1:{port or 6399}/0"
+    return dict(json.loads(kept.read_text())) if kept.exists() else {}
+
+
+def _public_url() -> str:
+    """As configured; else where the demo of this data directory serves."""
+    port = None if PRODUCTION or "public_url" in ENV.model_fields_set else _demo().get("web_port")
+    return f"http://127.0.0.1:{port}" if port else ENV.public_url.rstrip("/")
 
 
 def _categories(said: str) -> dict[str, str]:
@@ -196,7 +201,7 @@ if PRODUCTION:
     _refuse_unsafe_production()
 DEBUG = ENV.debug
 ALLOWED_HOSTS = [host.strip() for host in ENV.allowed_hosts.split(",") if host.strip()]
-PUBLIC_URL = ENV.public_url.rstrip("/")
+PUBLIC_URL = _public_url()
 
 INSTALLED_APPS = [
     "django.contrib.auth",
@@ -290,7 +295,7 @@ DICOM_TLS_CA, DICOM_TLS_CERT, DICOM_TLS_KEY = ENV.dicom_tls_ca, ENV.dicom_tls_ce
 BUNDLE_STORE = (ENV.bundle_store or DATA_DIR / "bundles").resolve()
 
 # -- tasks -----------------------------------------------------------------------------------------
-REDIS_URL = ENV.redis_url or _embedded_broker()
+REDIS_URL = ENV.redis_url or f"redis://127.0.0.1:{_demo().get('broker_port') or 6399}/0"
 CELERY_BROKER_URL = REDIS_URL
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_SERIALIZER = "json"

@@ -67,6 +67,7 @@ def settle(arguments: Sequence[str]) -> None:
     web_port = options.port or free_port()
     os.environ["TESSERA_DEMO_WEB_PORT"] = str(web_port)
     os.environ["PUBLIC_URL"] = f"http://127.0.0.1:{web_port}"
+    write_state(data_dir, web_port=web_port)  # for commands in another terminal
     os.environ.setdefault("HOOKS_OPEN", "true")
 
 

@@ -174,7 +174,7 @@ def test_a_study_that_the_node_does_not_give_stops_no_other(pacs: Pacs, tmp_path
 
     def get_one(event: evt.Event) -> Iterator[Any]:
         if event.identifier.StudyInstanceUID in lost:
-            yield 0
+            yield 1
             yield 0xC000, None
         else:
             yield from get(event)

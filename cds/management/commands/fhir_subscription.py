@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
@@ -82,7 +83,10 @@ class Command(BaseCommand):
             except ClinicError as error:
                 refused.append(f"{criteria or options['topic']}: {error}")
                 continue
-            self.stdout.write(f"{made.pk}  {criteria or made.topic}  Subscription/{made.server_id}")
+            where = f"{settings.PUBLIC_URL}{registering.PATH}/{made.pk}"
+            self.stdout.write(
+                f"{made.pk}  {criteria or made.topic}  Subscription/{made.server_id} calls {where}"
+            )
         if refused:
             raise CommandError("\n".join(refused))
 

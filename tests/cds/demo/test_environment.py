@@ -39,6 +39,17 @@ def test_the_data_directory_and_addresses_reach_the_settings(tmp_path):
     assert os.environ["REDIS_URL"] == f"redis://127.0.0.1:{port}/0"
 
 
+def test_commands_in_another_terminal_know_where_the_demo_serves(tmp_path):
+    environment.settle(["--data-dir", str(tmp_path), "--port", "8123"])
+    elsewhere = {**os.environ, "TESSERA_DATA_DIR": str(tmp_path)}
+    for name in ("PUBLIC_URL", "REDIS_URL"):
+        elsewhere.pop(name)
+    say = "from cds import settings as s; print(s.PUBLIC_URL, s.REDIS_URL)"
+    run = subprocess.run([sys.executable, "-c", say], cwd=ROOT, env=elsewhere, capture_output=True, text=True)
+    port = environment.read_state(tmp_path)["broker_port"]
+    assert run.stdout.split() == ["http://127.0.0.1:8123", f"redis://127.0.0.1:{port}/0"]
+
+
 def test_a_broker_of_the_users_own_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("REDIS_URL", "redis://elsewhere:6379/0")
     environment.settle(["--data-dir", str(tmp_path)])

@@ -125,7 +125,7 @@ class Command(BaseCommand):
 
     def _retry(self, options: dict[str, Any]) -> None:
         count = destinations.retry(options["slug"], by=BY, now=timezone.now())
-        self.stdout.write(f"{count} documents are sent again")
+        self.stdout.write(f"{count} refused documents are sent again; what waits is tried now")
 
     def _pause(self, options: dict[str, Any]) -> None:
         destinations.set_active(options["slug"], False, by=BY, now=timezone.now())
