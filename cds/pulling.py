@@ -148,7 +148,7 @@ def _announce(
         return None
 
 
-def _set_aside(where: str, error: ehr.EhrError, *, source: Source, now: datetime, tally: Tally) -> None:
+def _set_aside(where: str, error: ehr.EhrError | str, *, source: Source, now: datetime, tally: Tally) -> None:
     refused = ehr.SetAside(where[:500], "DICOM", "", f"the node did not give this study: {error}"[:500])
     importing.keep_set_aside(source, [refused], now=now)
     tally.refuse([refused])
@@ -166,11 +166,14 @@ def _get(
     tally: Tally,
 ) -> None:
     where = f"{client.node} study {study.study_uid}"
+    unwanted = 0
 
     def take(path: Path) -> ehr.Taken:
+        nonlocal unwanted
         received = receiving.receive_file(path, source=source, by=by, now=now, where=where)
         tally.instances[received.outcome.value] += 1
         if received.outcome is receiving.Outcome.SET_ASIDE:
+            unwanted += 1
             tally.refuse([ehr.SetAside(where, "DICOM", "", received.reason)])
             return ehr.Taken(received.reason)
         return ehr.Taken()
@@ -188,8 +191,13 @@ def _get(
             tally.studies += 1
             if study.patient_id is not None:
                 tally.changed.add(study.patient_id)
+    words = ""
     if moved.completed == 0 and moved.failed == 0:
-        tally.refuse([ehr.SetAside(where, "DICOM", "", "the node sent nothing; try C-MOVE (--move-to)")])
+        words = "it sent nothing; try C-MOVE (--move-to)"
+    elif moved.failed > unwanted:
+        words = f"{moved.failed - unwanted} of its instances could not be sent: {moved.words}"
+    if words:
+        _set_aside(where, words, source=source, now=now, tally=tally)
 
 
 def _move(client: ehr.DimseClient, study: Study, to: str, tally: Tally) -> None:

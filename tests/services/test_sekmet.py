@@ -128,7 +128,7 @@ def wait_for(is_so: Callable[[], bool], *, at_most_s: float = 30) -> None:
 
 def test_a_score_goes_back_as_a_report_where_no_risk_assessment_is_taken(hospital: Sekmet) -> None:
     call_command("ingest", "--fhir", hospital.base, "--source", "ward")
-    patient = Patient.objects.get()
+    patient = Patient.objects.get(resource_id="p1")
     call_command("destination", "add", "ehr", hospital.base, "--source", "ward")
     with pytest.raises(CommandError, match="does not know this type; with --kind diagnostic-report"):
         call_command("destination", "test", "ehr")
