@@ -1,6 +1,6 @@
 """`/livez`: the process answers. `/readyz`: it can do its work, or which part of it cannot (OPERATIONS 1).
 
-    database   a query is answered
+    database   a query is answered within two seconds
     broker     Redis answers a ping
     workers    somebody works on the queues people wait for (interactive, batch); train is told, not required
     model      at least one model is active, and its bundle lies where it should
@@ -10,6 +10,7 @@ Nothing here loads torch, names a patient, or waits longer than a second or two.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import redis
@@ -21,6 +22,8 @@ from django.views.decorators.http import require_safe
 from cds.jobs import Queue, beats
 from cds.registry.models import ActiveModel
 
+PROBE_S = 2.0
+_prober = ThreadPoolExecutor(1, thread_name_prefix="readyz")
 REQUIRED = (Queue.INTERACTIVE, Queue.BATCH)
 
 
@@ -51,14 +54,25 @@ def readyz(request: HttpRequest) -> HttpResponse:
 
 
 def check_database() -> Check:
-    """A query is answered."""
+    """A query is answered in time. It is asked in a thread, for a database that hangs lets nobody go."""
+    asked = _prober.submit(_ask_database)
+    try:
+        asked.result(PROBE_S)
+    except TimeoutError:
+        asked.cancel()  # the one before it may still hang
+        return Check(False, f"the database did not answer within {PROBE_S:.0f} s")
+    except DatabaseError as error:
+        return Check(False, f"the database does not answer ({type(error).__name__})")
+    return Check(True)
+
+
+def _ask_database() -> None:
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
             cursor.fetchone()
-    except DatabaseError as error:
-        return Check(False, f"the database does not answer ({type(error).__name__})")
-    return Check(True)
+    finally:
+        connection.close()  # of this thread
 
 
 def check_broker_and_workers() -> tuple[Check, Check]:

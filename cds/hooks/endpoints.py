@@ -20,7 +20,7 @@ from django.views.decorators.csrf import csrf_exempt
 import ehr
 from cds.audit import recording
 from cds.errors import ClinicError, Conflict, Invalid, NotAllowed, NotFound, Unavailable
-from cds.hooks import client_auth
+from cds.hooks import client_auth, limiting
 from cds.hooks.client_auth import Unauthorised
 from cds.hooks.fields import BadRequest
 from cds.hooks.replies import operation_outcome
@@ -61,9 +61,8 @@ def endpoint(method: str) -> Callable[[Body], Callable[..., HttpResponse]]:
                     response["Allow"] = f"{method}, OPTIONS"
                 else:
                     response = _answer(request, body, kwargs)
-            except (OperationalError, InterfaceError):
-                logger.warning("database out of reach during a CDS Hooks call", exc_info=True)
-                is_allowed, response = False, away("the database is out of reach")
+            except (OperationalError, InterfaceError) as error:
+                is_allowed, response = False, _without_database(error)
             if is_allowed:
                 response["Access-Control-Allow-Origin"] = origin
                 for name, value in CORS_HEADERS.items():
@@ -82,7 +81,7 @@ def read_body(request: HttpRequest) -> bytes:
     if request.content_type != "application/json":
         raise UnsupportedType("Content-Type must be application/json")
     declared = request.META.get("CONTENT_LENGTH") or "0"
-    if not declared.isdigit() or int(declared) > MAX_BODY_BYTES:
+    if not (declared.isascii() and declared.isdigit()) or int(declared) > MAX_BODY_BYTES:
         raise BodyTooLarge(f"a body has at most {MAX_BODY_BYTES} bytes")
     body: bytes = request.read(MAX_BODY_BYTES + 1)  # a chunked body declares no length
     if len(body) > MAX_BODY_BYTES:
@@ -121,13 +120,23 @@ def _answer(request: HttpRequest, body: Body, kwargs: dict[str, Any]) -> HttpRes
         return body(request, caller=caller, now=now, **kwargs)
     except (ClinicError, ehr.EhrError) as error:
         response = _refused(error)
-    except (OperationalError, InterfaceError):
-        raise
+    except (OperationalError, InterfaceError) as error:
+        response = _without_database(error)
+        if not limiting.is_overdue(error):
+            return response  # nobody is there to note it
     except Exception:  # the EHR must get an OperationOutcome and never a page; the trace goes to the log
         logger.exception("a CDS Hooks call failed")
         response = refusal(500, "an unexpected error; it was logged", code="exception")
     _record_refusal(caller.actor, request, response.status_code, now)
     return response
+
+
+def _without_database(error: Exception) -> HttpResponse:
+    if limiting.is_overdue(error):
+        logger.warning("the database took longer than a CDS Hooks call may")
+        return away("the database did not answer within the call's budget: try again")
+    logger.warning("database out of reach during a CDS Hooks call", exc_info=error)
+    return away("the database is out of reach")
 
 
 def _refused(error: Exception) -> HttpResponse:

@@ -16,6 +16,7 @@ from cds.registry.models import ModelVersion
 from cds.registry.outcomes import OUTCOMES
 
 PREFIX = "tessera-"
+MODEL = "tessera.model"  # our extension at discovery
 KEPT_S = 2.0  # how long a process believes what it read about active models
 _kept: dict[str, tuple[float, ModelVersion]] = {}
 
@@ -69,7 +70,11 @@ def forget() -> None:
 
 
 def describe(service: Service) -> dict[str, Any]:
-    """The entry of a service at discovery (INTEROP 1-6)."""
+    """The entry of a service at discovery (INTEROP 1-6).
+
+    `version` is of the 3.0 ballot: a model is its major number. Which model answers, for which 2.0 has no
+    word, is an extension; a client need read neither.
+    """
     version = service.version
     label = OUTCOMES[service.outcome].label if service.outcome in OUTCOMES else service.outcome
     about = (
@@ -81,6 +86,7 @@ def describe(service: Service) -> dict[str, Any]:
         {
             "hook": service.hook,
             "id": service.id,
+            "version": f"{version.number}.0.0",
             "title": f"Risk: {label}",
             "description": (
                 f"{label}: {about}; {HOOKS[service.hook]}. Model {version.label}. "
@@ -88,11 +94,25 @@ def describe(service: Service) -> dict[str, Any]:
             ),
             "prefetch": templates.templates(version),
             "usageRequirements": (
-                "Send the prefetch data. What is missing is read from fhirServer with the token of the call, "
-                "when that server is registered for you."
+                "Sign every call (JWT, ES384 or RS384). Send the prefetch data. What is missing is read "
+                "from fhirServer with the token of the call, which must be for context.patientId, when that "
+                "server is registered for you."
             ),
+            "extension": {MODEL: _model(version)},
         }
     )
+
+
+def _model(version: ModelVersion) -> dict[str, Any]:
+    """Which model answers: the same words as in its model card and in the Device we send."""
+    said = {
+        "name": version.name,
+        "number": version.number,
+        "digest": version.digest,
+        "card": f"{settings.PUBLIC_URL}/models/{version.pk}/card",
+        "regulatoryLabel": settings.REGULATORY_LABEL,
+    }
+    return replies.without_empty(said)
 
 
 def _answering(outcome: str) -> ModelVersion | None:

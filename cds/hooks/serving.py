@@ -7,7 +7,8 @@ the event loop sends the answer.
 
 The watch is what keeps INTEROP 23: the budget begins when the body has come, and when it is over the caller
 gets its 503 with an OperationOutcome, whatever the thread still waits for: a slow database, a lock, an
-address that does not answer. The thread ends by itself, finds its time over, and keeps nothing as shown.
+address that does not answer. The thread ends by itself (`limiting` sees to that in the database), finds its
+time over, and keeps nothing as shown. A call whose time was over before a thread was free is not begun.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import io
+import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +29,10 @@ from django.core.handlers.base import BaseHandler
 from django.http import HttpResponse, HttpResponseBase
 from django.urls import get_resolver, set_script_prefix
 
-from cds.hooks import budget
+from cds.hooks import budget, limiting
 from cds.hooks.wire import MAX_BODY_BYTES
 
+logger = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -52,6 +55,13 @@ class HookHandler(BaseHandler):
 
     def answer(self, scope: Scope, body: bytes, until: float) -> HttpResponseBase:
         """Answer one call. Runs in a thread; the database connection goes back at the end."""
+        if time.monotonic() >= until:
+            logger.warning("a CDS Hooks call waited for a thread until its time was over")
+            return _late()
+        with limiting.limited(settings.HOOKS_BUDGET_S):
+            return self._answer(scope, body, until)
+
+    def _answer(self, scope: Scope, body: bytes, until: float) -> HttpResponseBase:
         set_script_prefix("")
         signals.request_started.send(sender=self.__class__, scope=scope)
         request = ASGIRequest(scope, io.BytesIO(body))

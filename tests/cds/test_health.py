@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,11 +84,28 @@ def test_not_ready_without_its_database(client: Client, whole: Path, monkeypatch
     def broken() -> None:
         raise DatabaseError("gone")
 
-    monkeypatch.setattr(health, "connection", SimpleNamespace(cursor=broken))
+    monkeypatch.setattr(health, "_ask_database", broken)
     status, checks = _ready(client)
     assert status == 503
     assert not checks["database"]["ok"]
     assert client.get("/livez").status_code == 200
+
+
+def test_a_database_that_hangs_is_told_and_the_process_still_lives(
+    client: Client, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(health, "_prober", ThreadPoolExecutor(1))
+    monkeypatch.setattr(health, "PROBE_S", 0.2)
+    monkeypatch.setattr(health, "_ask_database", lambda: ended.wait(60))
+    try:
+        for _ in range(2):  # the second finds the first still hanging
+            status, checks = _ready(client)
+            assert (status, checks["database"]["ok"]) == (503, False)
+            assert "did not answer within" in checks["database"]["detail"]
+        assert client.get("/livez").status_code == 200
+    finally:
+        ended.set()
 
 
 @pytest.mark.parametrize(

@@ -87,13 +87,13 @@ def test_with_the_broker_away_a_call_says_not_yet_known_and_loses_nothing(
     call: Call, version: ModelVersion, settings: Any
 ) -> None:
     settings.HOOKS_WAIT_S = 0.05
-    workers._speak_to(f"redis://127.0.0.1:{workers.free_port()}/0", {"socket_connect_timeout": 0.5})
+    workers.speak_to(f"redis://127.0.0.1:{workers.free_port()}/0", {"socket_connect_timeout": 0.5})
     try:
         began = time.monotonic()
         (card,) = call(SERVICE, body_with(88, 60)).json()["cards"]
         assert time.monotonic() - began < 3
     finally:
-        workers._speak_to("memory://", {})
+        workers.speak_to("memory://", {})
     assert "not yet known" in card["summary"]
     assert RiskAssessment.objects.get(patient__resource_id="p1").work_state == WorkState.QUEUED
 

@@ -59,14 +59,14 @@ def running(tmp_path: Path, *queues: Queue) -> Iterator[Workers]:
         if not url:
             supervisor.start(processes.broker(port=port, folder=tmp_path / "broker"))
             supervisor.wait_until_ready()
-        _speak_to(environment["REDIS_URL"], {"socket_connect_timeout": 2})
+        speak_to(environment["REDIS_URL"], {"socket_connect_timeout": 2})
         for queue in queues:
             supervisor.start(processes.worker(queue.value, is_ready=lambda queue=queue: _is_alive(queue)))
         supervisor.wait_until_ready(timeout_s=60)
         yield Workers(supervisor)
     finally:
         supervisor.stop()
-        _speak_to(kept[0], kept[1])
+        speak_to(kept[0], kept[1])
         settings.REDIS_URL = kept[2]
 
 
@@ -78,7 +78,8 @@ def wait_until(is_so: Callable[[], bool], *, seconds: float = 120.0) -> None:
         time.sleep(0.05)
 
 
-def _speak_to(url: str, options: dict[str, Any]) -> None:
+def speak_to(url: str, options: dict[str, Any]) -> None:
+    """Publish by another broker from now on."""
     pools.reset()  # connections to the one before, for good: a closed pool of the same address stays closed
     app.conf.update(broker_url=url, broker_transport_options=options)
     app._pool = None

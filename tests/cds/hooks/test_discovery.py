@@ -37,9 +37,14 @@ def test_one_service_per_active_outcome_and_hook(call: Call, version: ModelVersi
         (f"tessera-{outcome}-{hook}", hook) for outcome in ("icu-admission", "death") for hook in HOOKS
     ]
     for one in services:
-        assert set(one) <= {"hook", "id", "title", "description", "prefetch", "usageRequirements"}
+        of_2_0 = {"hook", "id", "title", "description", "prefetch", "usageRequirements", "extension"}
+        assert set(one) == of_2_0 | {"version"}
         assert all(one.values())  # nothing null or empty (INTEROP 4)
         assert "icu-admission v3" in one["description"]
+        assert one["version"] == "3.0.0"
+        model = one["extension"]["tessera.model"]
+        assert (model["name"], model["number"], model["digest"]) == ("icu-admission", 3, "0" * 64)
+        assert model["card"].endswith(f"/models/{version.pk}/card")
 
 
 def test_a_site_chooses_its_hooks(call: Call, version: ModelVersion, settings: Any) -> None:
