@@ -15,7 +15,7 @@ from web import launch, streams
 
 EHR_PAGES = (
     "ehrs", "ehr-client", "new-ehr-client", "edit-ehr-client", "withdraw-ehr-client",
-    "ehr-server", "new-ehr-server", "edit-ehr-server", "withdraw-ehr-server",
+    "ehr-server", "new-ehr-server", "edit-ehr-server", "withdraw-ehr-server", "sandbox",
 )  # fmt: skip
 
 

@@ -11,17 +11,24 @@ from django.http import HttpRequest
 from cds.errors import Unavailable
 
 META_KEY = "tessera.hook_deadline"  # set by `serving`, when the body has come
+NO_WAIT_KEY = "tessera.hook_no_wait"  # set by `sandbox`
 RESERVE_S = 0.08  # for the way back: reading the score, writing what was shown
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """until: `time.monotonic()` after which the caller has its 503 and nobody reads our answer."""
+    """until: `time.monotonic()` after which the caller has its 503 and nobody reads our answer.
+
+    may_wait  False: what is not there already is not waited for
+    """
 
     until: float
+    may_wait: bool = True
 
     def left(self) -> float:
         """Seconds that may still be spent on waiting, 0 or more; the way back is set aside."""
+        if not self.may_wait:
+            return 0.0
         return max(0.0, self.until - RESERVE_S - time.monotonic())
 
     def spent_ms(self) -> float:
@@ -37,4 +44,7 @@ class Budget:
 def of(request: HttpRequest) -> Budget:
     """The budget of a call; it begins now where nobody noted its arrival."""
     until = request.META.get(META_KEY)
-    return Budget(until if until is not None else time.monotonic() + settings.HOOKS_BUDGET_S)
+    return Budget(
+        until if until is not None else time.monotonic() + settings.HOOKS_BUDGET_S,
+        may_wait=NO_WAIT_KEY not in request.META,
+    )

@@ -132,6 +132,14 @@ def _digest_of(glance: Outline, length: int) -> str:
     return digest.hexdigest()
 
 
+def know(body: bytes, *, patient: Patient, service: Service) -> None:
+    """Take a body's prefetch for what the patient's record says already: that call reads nothing from it."""
+    glance = outline(body)
+    if glance is None:
+        raise BadRequest("the body holds no prefetch of a patient", expression="prefetch")
+    _remember(glance, body, patient, service, ())
+
+
 def _remember(
     glance: Outline, body: bytes, patient: Patient, service: Service, missing: tuple[str, ...]
 ) -> None:

@@ -6,6 +6,7 @@ Counts only: no patient is shown, and none can be opened from here.
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
@@ -33,7 +34,7 @@ def monitoring(request: HttpRequest) -> HttpResponse:
     version = _asked_version(request)
     asked = request.GET.get("days", "")
     days = int(asked) if asked.isdigit() and int(asked) in DAYS else 7
-    context = {
+    context: dict[str, Any] = {
         "version": version,
         "versions": queries.list_versions(),
         "choices": DAYS,
