@@ -127,6 +127,32 @@ class Environment(BaseSettings):
     text_backbone: str = Field(
         "minilm", description="Text encoder used for notes that arrive before any model is active."
     )
+    oidc_issuer: str = Field(
+        "", description="Issuer of the hospital's own accounts (OpenID Connect); empty: local accounts only."
+    )
+    oidc_client_id: str = Field("", description="What that provider calls us.")
+    oidc_client_auth: Literal["secret", "private_key", "none"] = Field(
+        "secret",
+        description="How we sign in there: secret (OIDC_CLIENT_SECRET), private_key (that of "
+        "`manage.py fhir_key`), or none (PKCE alone).",
+    )
+    oidc_client_secret: str = Field("", description="The secret shared with the provider.")
+    oidc_scopes: str = Field("openid profile", description="Scopes asked for; openid is one of them.")
+    oidc_role_claim: str = Field(
+        "groups", description="Claim of the id_token that names groups, such as realm_access.roles."
+    )
+    oidc_roles: str = Field(
+        "",
+        description="Which of those groups are which role, comma separated: "
+        "tessera-clinicians=clinician,tessera-admins=admin,tessera-approvers=approver.",
+    )
+    oidc_unit_claim: str = Field(
+        "", description="Claim that names the units a person sees; empty: units are given here."
+    )
+    oidc_algorithms: str = Field(
+        "RS256,ES256,PS256", description="Signatures of id_tokens that are accepted; never none or HMAC."
+    )
+    oidc_origins: str = Field("", description="Further origins of the provider's endpoints, comma separated.")
     session_idle_minutes: int = Field(15, ge=1, description="Sign out after this long without a click.")
     session_hours: int = Field(8, ge=1, description="Sign out after this long in any case.")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
@@ -194,6 +220,43 @@ def _categories(said: str) -> dict[str, str]:
             )
         found[outcome.strip()] = category
     return found
+
+
+def _listed(said: str) -> list[str]:
+    return [one.strip() for one in said.split(",") if one.strip()]
+
+
+def _oidc_roles(said: str) -> tuple[tuple[str, str], ...]:
+    """(group there, role here), as OIDC_ROLES lists them; a group's name may hold `=`."""
+    pairs = [one.rpartition("=") for one in _listed(said)]
+    if any(not group or role not in {"clinician", "admin", "approver"} for group, _, role in pairs):
+        raise ImproperlyConfigured("OIDC_ROLES takes GROUP=clinician, GROUP=admin or GROUP=approver")
+    return tuple((group.strip(), role) for group, _, role in pairs)
+
+
+def _origins_of(*urls: str) -> list[str]:
+    return [f"{urlsplit(url).scheme}://{urlsplit(url).netloc}" for url in urls if url]
+
+
+def _check_oidc() -> None:
+    if not ENV.oidc_issuer:
+        return
+    problems = []
+    if urlsplit(ENV.oidc_issuer).scheme != "https" and PRODUCTION:
+        problems.append("OIDC_ISSUER must be https")
+    if not ENV.oidc_client_id:
+        problems.append("OIDC_CLIENT_ID must be set")
+    if ENV.oidc_client_auth == "secret" and not ENV.oidc_client_secret:
+        problems.append("OIDC_CLIENT_SECRET must be set, or OIDC_CLIENT_AUTH be private_key or none")
+    if not ENV.oidc_roles:
+        problems.append("OIDC_ROLES must say which groups may come in")
+    if "openid" not in ENV.oidc_scopes.split():
+        problems.append("OIDC_SCOPES must hold openid")
+    known = {"RS256", "RS384", "RS512", "ES256", "ES384", "PS256", "PS384"}
+    if not _listed(ENV.oidc_algorithms) or set(_listed(ENV.oidc_algorithms)) - known:
+        problems.append(f"OIDC_ALGORITHMS takes {', '.join(sorted(known))}")
+    if problems:
+        raise ImproperlyConfigured("Sign-in with hospital accounts: " + "; ".join(problems) + ".")
 
 
 SECRET_KEY = _secret_key()
@@ -346,6 +409,13 @@ AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_LOCKOUT_TEMPLATE = "web/locked.html"
 AXES_RESET_ON_SUCCESS = True
 AXES_ENABLE_ADMIN = False
+_check_oidc()
+OIDC_ISSUER = ENV.oidc_issuer.rstrip("/")
+OIDC_CLIENT_ID, OIDC_CLIENT_SECRET = ENV.oidc_client_id, ENV.oidc_client_secret
+OIDC_CLIENT_AUTH, OIDC_SCOPES = ENV.oidc_client_auth, ENV.oidc_scopes
+OIDC_ROLE_CLAIM, OIDC_UNIT_CLAIM = ENV.oidc_role_claim, ENV.oidc_unit_claim
+OIDC_ROLES = _oidc_roles(ENV.oidc_roles)
+OIDC_ALGORITHMS, OIDC_ORIGINS = _listed(ENV.oidc_algorithms), _listed(ENV.oidc_origins)
 SESSION_COOKIE_AGE = ENV.session_idle_minutes * 60
 SESSION_SAVE_EVERY_REQUEST = True
 SESSION_ABSOLUTE_AGE = ENV.session_hours * 3600
@@ -369,7 +439,8 @@ CONTENT_SECURITY_POLICY = {
         "img-src": [SELF],
         "font-src": [SELF],
         "connect-src": [SELF],
-        "form-action": [SELF],
+        # signing out leads on to the provider, and browsers count that redirect as part of the form
+        "form-action": [SELF, *_origins_of(OIDC_ISSUER, *OIDC_ORIGINS)],
         "base-uri": [NONE],
         "frame-ancestors": [SELF, *FRAME_ANCESTORS],
     }

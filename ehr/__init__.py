@@ -36,6 +36,8 @@ from ehr.fhir.risk_assessment import build_risk_assessment
 from ehr.fhir.sign_in import BackendServices, SignIn, discover_token_url, new_key, public_keys
 from ehr.fhir.smart import LaunchContext, Pending, SmartApp, SmartConfiguration, fhir_user_of
 from ehr.fhir.sorting import Bucket, SortedFolder, estimate_size, list_fhir_files, sort_folder
+from ehr.fhir.smart import LaunchContext, SmartApp, SmartConfiguration, fhir_user_of
+from ehr.fhir.sorting import Bucket, SortedFolder, list_fhir_files, sort_folder
 from ehr.fhir.subscriptions import (
     ChangeEvent,
     Notification,
@@ -46,6 +48,7 @@ from ehr.fhir.subscriptions import (
 )
 from ehr.fhir.writing import Done, FhirWriter, Written, identified
 from ehr.json_documents import read_key_set
+from ehr.openid import HospitalSignIn, Pending, ProviderConfiguration, SignedIn
 from ehr.pseudonyms import Pseudonyms, moved
 from ehr.records import (
     AllergyRecord,
@@ -102,6 +105,7 @@ __all__ = [
     "FhirClient",
     "FhirWriter",
     "GenomicRecord",
+    "HospitalSignIn",
     "Icd10",
     "Identifier",
     "ImagingStudyRecord",
@@ -127,6 +131,7 @@ __all__ = [
     "Permanent",
     "Piece",
     "ProcedureRecord",
+    "ProviderConfiguration",
     "Pseudonyms",
     "ReadingTally",
     "Refused",
@@ -138,6 +143,7 @@ __all__ = [
     "SetAside",
     "Sex",
     "SignIn",
+    "SignedIn",
     "SizeOut",
     "SmartApp",
     "SmartConfiguration",

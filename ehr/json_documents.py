@@ -42,20 +42,23 @@ def call_json(
     url: str,
     *,
     form: Mapping[str, str] | None = None,
+    basic: tuple[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> dict[str, Any]:
     """The JSON object that an address answers. Messages name its path only.
 
+    basic   user and password, for whoever signs in that way
     raises  Refused, Retriable (out of reach, 429, 5xx), BadResource (no JSON object), TooLarge
     """
-    return run(_called(method, url, form, timeout_s, transport or guarded_transport()))
+    return run(_called(method, url, form, basic, timeout_s, transport or guarded_transport()))
 
 
 async def _called(
     method: str,
     url: str,
     form: Mapping[str, str] | None,
+    basic: tuple[str, str] | None,
     timeout_s: float,
     transport: httpx.AsyncBaseTransport,
 ) -> dict[str, Any]:
@@ -64,7 +67,11 @@ async def _called(
         async with (
             asyncio.timeout(timeout_s),
             httpx.AsyncClient(
-                transport=transport, timeout=timeout_s, follow_redirects=False, trust_env=False
+                transport=transport,
+                timeout=timeout_s,
+                follow_redirects=False,
+                trust_env=False,
+                auth=basic,
             ) as http,
             http.stream(method, url, data=form, headers=HEADERS) as response,
         ):

@@ -7,9 +7,11 @@ from django.urls import URLPattern, URLResolver, path
 from web import launch
 from web.views import (
     audit,
+    description,
     destinations,
     ehrs,
     entrance,
+    hospital,
     live,
     model_card,
     models,
@@ -18,6 +20,7 @@ from web.views import (
     pixels,
     responses,
     runs,
+    sandbox,
     sources,
     worklist,
 )
@@ -25,6 +28,8 @@ from web.views import (
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", entrance.home, name="home"),
     path("login", entrance.SignIn.as_view(), name="login"),
+    path("login/hospital", hospital.begin, name="hospital-sign-in"),
+    path("login/hospital/callback", hospital.callback, name="hospital-callback"),
     path("logout", entrance.SignOut.as_view(), name="logout"),
     path("stay", entrance.stay, name="stay"),
     path("help", entrance.help_page, name="help"),
@@ -79,5 +84,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("destinations", sources.destinations, name="destinations"),
     path("destinations/<slug:slug>", destinations.destination, name="destination"),
     path("destinations/<slug:slug>/<str:kind>", destinations.act, name="destination-act"),
+    path("hooks/sandbox", sandbox.sandbox_page, name="sandbox"),
+    path("openapi.json", description.description, name="openapi"),
     path("audit", audit.events, name="audit"),
 ]

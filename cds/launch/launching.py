@@ -71,7 +71,7 @@ def begin(issuer: str, *, launch: str = "") -> tuple[str, SmartServer, ehr.Pendi
     server = _registered(issuer)
     app = _app(server)
     try:
-        there, pending = app.begin(_cached(server, "configuration", app.discover), launch=launch)
+        there, pending = app.begin(cached(server.issuer, "configuration", app.discover), launch=launch)
     except ehr.EhrError as error:
         raise Unavailable(f"the EHR's sign-in could not be found: {error}") from error
     return there, server, pending
@@ -88,12 +88,14 @@ def complete(
     server = _registered(issuer)
     app = _app(server)
     try:
-        configuration = _cached(server, "configuration", app.discover)
+        configuration = cached(server.issuer, "configuration", app.discover)
         said = app.complete(
             configuration,
             code,
             pending,
-            keys=lambda fresh: _cached(server, "keys", lambda: app.read_keys(configuration), fresh=fresh),
+            keys=lambda fresh: cached(
+                server.issuer, "keys", lambda: app.read_keys(configuration), fresh=fresh
+            ),
         )
         kind, identity = ehr.fhir_user_of(said.fhir_user, server.issuer)
     except ehr.Permanent as error:
@@ -217,9 +219,9 @@ _held: dict[tuple[str, str], tuple[float, Any]] = {}
 _lock = Lock()
 
 
-def _cached(server: SmartServer, what: str, read: Callable[[], T], *, fresh: bool = False) -> T:
+def cached(issuer: str, what: str, read: Callable[[], T], *, fresh: bool = False) -> T:
     """What a server said, for an hour: at most MOST_CACHED answers in this process."""
-    key = (server.issuer, what)
+    key = (issuer, what)
     with _lock:
         at, found = _held.get(key, (-CACHED_S, None))
     if not fresh and time.monotonic() - at < CACHED_S:

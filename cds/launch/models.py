@@ -1,4 +1,4 @@
-"""The EHRs that may launch us (SMART App Launch), and the people who came that way."""
+"""EHRs that may launch us (SMART App Launch); people who came from there, or by the hospital's sign-in."""
 
 from __future__ import annotations
 
@@ -37,4 +37,20 @@ class SmartIdentity(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["server", "fhir_user"], name="smart_identity_once"),
+        ]
+
+
+class HospitalIdentity(models.Model):
+    """A person by what the hospital's identity provider calls them, and the account here that they are."""
+
+    issuer = models.CharField(max_length=300)
+    subject = models.CharField(max_length=255)
+    user = models.OneToOneField(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="hospital_identity"
+    )
+    first_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["issuer", "subject"], name="hospital_identity_once"),
         ]

@@ -9,6 +9,7 @@ patient until the session ends (`grant`).
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -84,6 +85,18 @@ def join_unit(user: User, name: str) -> Unit:
     unit, _ = Unit.objects.get_or_create(name=name)
     unit.members.add(user)
     return unit
+
+
+@transaction.atomic
+def set_units(user: User, names: Collection[str]) -> list[str] | None:
+    """Make a person a member of exactly these units, of those there are; their names when that changed."""
+    held = set(Unit.objects.filter(members=user.pk).values_list("name", flat=True))
+    wanted = set(Unit.objects.filter(name__in=list(names)).values_list("name", flat=True))
+    if held == wanted:
+        return None
+    for unit in Unit.objects.filter(name__in=held | wanted):
+        (unit.members.add if unit.name in wanted else unit.members.remove)(user)
+    return sorted(wanted)
 
 
 def can_view_patients(user: Viewer) -> bool:

@@ -3,43 +3,19 @@
 Source: SMART App Launch 2.2 (launch sequence; scopes and launch context; client authentication: asymmetric),
 OpenID Connect Core 3.1.3.7 (the id_token), RFC 7636 (PKCE). INTEROP 24 to 28.
 
-Only addresses of the registered server, or of origins registered beside it, are called: https outside
-loopback, no redirects, the address looked at again when connecting, three seconds, 256 KB. Tokens are in no
-message.
+How servers are called and id_tokens verified: `ehr.openid`.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
-import secrets
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
-from urllib.parse import urlencode, urlsplit
+from typing import Any
 
-import httpx
-from joserfc import jwt
-from joserfc.errors import JoseError
-from joserfc.jwk import KeySet
-
-from ehr.addresses import Origin, check_base_url, origin_of
 from ehr.errors import BadResource, Refused
-from ehr.fhir.sign_in import ASSERTION_TYPE, Jwk, client_assertion
-from ehr.json_documents import call_json
+from ehr.openid import OpenIdApp, Pending
 
-SKEW_S = 60
-ID_TOKEN_ALGORITHMS = [
-    "RS256",
-    "RS384",
-    "RS512",
-    "ES256",
-    "ES384",
-    "PS256",
-    "PS384",
-]  # never none, never HMAC
 RESOURCES_V2, RESOURCES_V1 = "patient/*.rs", "patient/*.read"
 _FHIR_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 
@@ -53,15 +29,6 @@ class SmartConfiguration:
     jwks_uri: str
     id_issuer: str
     capabilities: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A launch on its way through the EHR's sign-in; kept in the session of the browser it began in."""
-
-    state: str
-    nonce: str
-    verifier: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,31 +49,8 @@ class LaunchContext:
     access_token: str = field(default="", repr=False)
 
 
-class SmartApp:
-    """This app towards one registered server.
-
-    issuer     base URL of its FHIR endpoint, as `iss` names it
-    client_id  what the server calls us
-    key        private JWK to sign in with (private_key_jwt); None: a public client, by PKCE alone
-    origins    further origins its endpoints may lie on, such as a sign-in server of its own
-    raises     Refused for an address that may not be called
-    """
-
-    def __init__(
-        self,
-        issuer: str,
-        client_id: str,
-        *,
-        redirect_uri: str,
-        key: Jwk | None = None,
-        origins: Collection[str] = (),
-        transport: httpx.AsyncBaseTransport | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self.issuer = issuer.rstrip("/")
-        self._allowed: frozenset[Origin] = frozenset({check_base_url(issuer), *map(origin_of, origins)})
-        self._client_id, self._redirect_uri, self._key = client_id, redirect_uri, key
-        self._transport, self._clock = transport, clock
+class SmartApp(OpenIdApp):
+    """This app towards one registered server. `issuer`: base URL of its FHIR endpoint, as `iss` names it."""
 
     def discover(self) -> SmartConfiguration:
         """Raises Refused (an endpoint on an unregistered origin; no PKCE), Retriable, BadResource, "
@@ -133,22 +77,9 @@ class SmartApp:
 
         launch  the EHR's handle; "": standalone, the EHR lets the person choose a patient
         """
-        pending = Pending(secrets.token_urlsafe(32), secrets.token_urlsafe(32), secrets.token_urlsafe(64))
-        asked = {
-            "response_type": "code",
-            "client_id": self._client_id,
-            "redirect_uri": self._redirect_uri,
-            "scope": scopes_for(configuration, standalone=not launch),
-            "state": pending.state,
-            "nonce": pending.nonce,
-            "aud": self.issuer,
-            "code_challenge": challenge_of(pending.verifier),
-            "code_challenge_method": "S256",
-        }
-        if launch:
-            asked["launch"] = launch
-        there = configuration.authorization_endpoint
-        return f"{there}{'&' if urlsplit(there).query else '?'}{urlencode(asked)}", pending
+        more = {"aud": self.issuer, **({"launch": launch} if launch else {})}
+        scope = scopes_for(configuration, standalone=not launch)
+        return self._begin(configuration.authorization_endpoint, scope, more)
 
     def complete(
         self,
@@ -165,20 +96,7 @@ class SmartApp:
         raises  Refused when the server refuses the code, or what it says of the person does not verify;
                 Retriable, BadResource, TooLarge
         """
-        form = {
-            "grant_type": "authorization_code",
-            "code": code,
-            "redirect_uri": self._redirect_uri,
-            "code_verifier": pending.verifier,
-        }
-        if self._key is None:
-            form["client_id"] = self._client_id
-        else:
-            form["client_assertion_type"] = ASSERTION_TYPE
-            form["client_assertion"] = client_assertion(
-                self._client_id, configuration.token_endpoint, self._key, clock=self._clock
-            )
-        said = self._call("POST", configuration.token_endpoint, form)
+        said = self._exchange(configuration.token_endpoint, code, pending)
         if str(said.get("token_type", "")).lower() != "bearer" or not isinstance(
             said.get("access_token"), str
         ):
@@ -187,7 +105,7 @@ class SmartApp:
         if not isinstance(token, str):
             raise Refused("the server gave no id_token: allow this app the scopes openid and fhirUser")
         keys = keys or (lambda fresh: self.read_keys(configuration))
-        claims = self._verified(token, configuration, pending.nonce, keys)
+        claims = self._verified(token, {configuration.id_issuer, self.issuer}, pending.nonce, keys)
         patient, encounter = str(said.get("patient") or ""), str(said.get("encounter") or "")
         if not _FHIR_ID.fullmatch(patient):
             raise Refused("the server named no patient: allow this app the scope launch, or launch/patient")
@@ -210,68 +128,6 @@ class SmartApp:
         """A `smart_style_url` of the server. Raises as `discover` does."""
         return self._get(self._checked(url, "smart_style_url"))
 
-    def _verified(
-        self,
-        token: str,
-        configuration: SmartConfiguration,
-        nonce: str,
-        keys: Callable[[bool], Mapping[str, Any]],
-    ) -> dict[str, Any]:
-        for fresh in (False, True):
-            try:
-                held = KeySet.import_key_set(keys(fresh))  # type: ignore[arg-type]
-                claims = jwt.decode(token, held, algorithms=ID_TOKEN_ALGORITHMS).claims
-            except (JoseError, ValueError, KeyError, TypeError) as error:
-                if fresh:
-                    raise Refused(
-                        f"the id_token does not verify against the server's keys ({type(error).__name__})"
-                    ) from None
-            else:
-                break
-        self._check_claims(claims, configuration, nonce)
-        return claims
-
-    def _check_claims(self, claims: dict[str, Any], configuration: SmartConfiguration, nonce: str) -> None:
-        """OpenID Connect Core 3.1.3.7: iss, aud, azp, exp, iat, nonce."""
-        named, now = claims.get("aud"), self._clock()
-        audiences = named if isinstance(named, list) else [named]
-        expires, issued = _seconds(claims.get("exp")), _seconds(claims.get("iat"))
-        wrong = next(
-            (
-                name
-                for name, holds in (
-                    ("iss", claims.get("iss") in (configuration.id_issuer, self.issuer)),
-                    ("aud", self._client_id in audiences),
-                    ("azp", len(audiences) == 1 or claims.get("azp") == self._client_id),
-                    ("nonce", secrets.compare_digest(str(claims.get("nonce") or ""), nonce)),
-                    ("exp", expires is not None and expires + SKEW_S > now),
-                    ("iat", issued is not None and issued - SKEW_S <= now),
-                )
-                if not holds
-            ),
-            "",
-        )
-        if wrong:
-            raise Refused(f"the id_token's {wrong} is not what it must be")
-
-    def _checked(self, url: object, what: str) -> str:
-        if not isinstance(url, str) or not url:
-            raise Refused(f"the server's discovery names no {what}")
-        origin = check_base_url(url)
-        if origin not in self._allowed:
-            raise Refused(
-                f"the {what} lies on {origin[0]}://{origin[1]}, which is not registered for this "
-                f"server: register "
-                "that origin, too, if it is the hospital's"
-            )
-        return url
-
-    def _get(self, url: str) -> dict[str, Any]:
-        return self._call("GET", url, None)
-
-    def _call(self, method: str, url: str, form: Mapping[str, str] | None) -> dict[str, Any]:
-        return call_json(method, url, form=form, transport=self._transport)
-
 
 def scopes_for(configuration: SmartConfiguration, *, standalone: bool) -> str:
     """INTEROP 26: SMART 2 scopes, or those of version 1 where the server lists only `permission-v1`."""
@@ -282,11 +138,6 @@ def scopes_for(configuration: SmartConfiguration, *, standalone: bool) -> str:
     return f"openid fhirUser {who} {RESOURCES_V1 if is_old else RESOURCES_V2}"
 
 
-def challenge_of(verifier: str) -> str:
-    """RFC 7636: BASE64URL(SHA-256(verifier)), without padding."""
-    return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
-
-
 def fhir_user_of(said: str, issuer: str) -> tuple[str, str]:
     """(type, id) of a `fhirUser`, relative or absolute at the server itself. Raises Refused."""
     path = said.removeprefix(issuer.rstrip("/") + "/")
@@ -294,9 +145,3 @@ def fhir_user_of(said: str, issuer: str) -> tuple[str, str]:
     if found is None:
         raise Refused("the id_token's fhirUser names nobody of this server")
     return found[1], found[2]
-
-
-def _seconds(value: object) -> float | None:
-    """Seconds since 1970; None for anything else."""
-    is_time = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**40
-    return float(cast(float, value)) if is_time else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.forms import AuthenticationForm
 from django.contrib.auth.views import LoginView, LogoutView
@@ -12,9 +14,11 @@ from django.utils import timezone
 from django.views.decorators.http import require_POST, require_safe
 
 from cds.audit import recording
+from cds.launch import accounts
 from cds.patients import access
 from web import launch
 from web.people import user_of
+from web.views import hospital
 
 START: dict[access.Role, str] = {
     access.Role.CLINICIAN: "worklist",
@@ -39,6 +43,10 @@ class SignIn(LoginView):
     form_class = SignInForm
     redirect_authenticated_user = True
 
+    def get_context_data(self, **more: Any) -> dict[str, Any]:
+        context: dict[str, Any] = super().get_context_data(**more)
+        return {**context, "hospital_offered": accounts.is_offered()}
+
     def form_valid(self, form: AuthenticationForm) -> HttpResponse:
         response = super().form_valid(form)
         _record(self.request, "session.begin", "success")
@@ -52,7 +60,7 @@ class SignIn(LoginView):
 
 
 class SignOut(LogoutView):
-    """By POST only; the end of a session is audited."""
+    """By POST only; the end of a session is audited. Who came from the hospital is signed out there, too."""
 
     http_method_names = ["post", "options"]
 
@@ -60,7 +68,9 @@ class SignOut(LogoutView):
         if request.user.is_authenticated:
             _record(request, "session.end", "success")
             access.end_grants(user_of(request))
-        return super().post(request, *args, **kwargs)
+        there = hospital.sign_out_url(request)
+        ended: HttpResponse = super().post(request, *args, **kwargs)
+        return redirect(there) if there else ended
 
 
 @require_safe

@@ -18,6 +18,7 @@ from cds.registry.models import Stage
 from cds.risk import shifts
 from web import reports, words
 from web.people import actor_of, user_of
+from web.views import hospital
 
 
 @require_safe
@@ -93,7 +94,7 @@ def decide(request: HttpRequest, promotion_id: object, answer: str) -> HttpRespo
         return _show(
             request,
             promotion.version_id,
-            decide_error="The password is not right. Nothing was approved.",
+            decide_error=f"{_not_shown(request)} Nothing was approved.",
             status=400,
         )
     version = promoting.approve(promotion, by=by, user=user_of(request), now=now)
@@ -113,7 +114,7 @@ def rollback(request: HttpRequest) -> HttpResponse:
         raise Conflict("no model is in use for this outcome")
     if not _knows_password(request):
         return _show(
-            request, held.pk, rollback_error="The password is not right. Nothing was rolled back.", status=400
+            request, held.pk, rollback_error=f"{_not_shown(request)} Nothing was rolled back.", status=400
         )
     try:
         version = promoting.rollback(
@@ -152,14 +153,27 @@ def _show(request: HttpRequest, version_id: object, *, status: int = 200, **erro
         "answering": answering,
         "can_roll_back": access.can_approve_promotion(request.user)
         and any(held.previous_id for held in answering),
+        "by_hospital": not user_of(request).has_usable_password(),
+        "is_fresh": hospital.is_fresh(request),
         **errors,
     }
     return render(request, "web/models/model.html", context, status=status)
 
 
 def _knows_password(request: HttpRequest) -> bool:
-    """Ask again who sits here; wrong tries count towards the lock of django-axes."""
+    """Ask again who sits here; wrong tries count towards the lock of django-axes.
+
+    A hospital account has no password here: it must have shown at the provider, just now, who it is.
+    """
+    if not user_of(request).has_usable_password():
+        return hospital.is_fresh(request)
     user = authenticate(
         request, username=request.user.get_username(), password=request.POST.get("password", "")
     )
     return user is not None and user.pk == request.user.pk
+
+
+def _not_shown(request: HttpRequest) -> str:
+    if user_of(request).has_usable_password():
+        return "The password is not right."
+    return "Sign in at the hospital once more, then decide within five minutes."

@@ -13,7 +13,7 @@ import pytest
 from joserfc.jwk import ECKey
 
 import ehr
-from ehr.fhir.smart import challenge_of
+from ehr.openid import challenge_of
 from tests.launching_ehr import CLIENT, LaunchingEhr, launching_ehr
 
 BACK = "https://tessera.example/launch/callback"
