@@ -34,10 +34,8 @@ from ehr.fhir.research_copy import Keeping, ResearchRecord, deidentify_record
 from ehr.fhir.resources import ReadingTally
 from ehr.fhir.risk_assessment import build_risk_assessment
 from ehr.fhir.sign_in import BackendServices, SignIn, discover_token_url, new_key, public_keys
-from ehr.fhir.smart import LaunchContext, Pending, SmartApp, SmartConfiguration, fhir_user_of
-from ehr.fhir.sorting import Bucket, SortedFolder, estimate_size, list_fhir_files, sort_folder
 from ehr.fhir.smart import LaunchContext, SmartApp, SmartConfiguration, fhir_user_of
-from ehr.fhir.sorting import Bucket, SortedFolder, list_fhir_files, sort_folder
+from ehr.fhir.sorting import Bucket, SortedFolder, estimate_size, list_fhir_files, sort_folder
 from ehr.fhir.subscriptions import (
     ChangeEvent,
     Notification,
