@@ -133,7 +133,7 @@ SCHEMAS: Json = {
         outcomeTimestamp=MOMENT,
         acceptedSuggestions=_list(_object(("id",), id=FILLED)),
         overrideReason=_object(
-            reason=_object(("code",), code=FILLED, system=TEXT, display=TEXT),
+            reason=_object(("code", "system"), code=FILLED, system=FILLED, display=TEXT),
             userComment={"type": ["string", "null"], "maxLength": MAX_COMMENT},
         ),
     ),

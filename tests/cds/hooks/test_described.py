@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from cds.hooks.models import CardShown
+from cds.hooks.models import CardShown, Feedback
 from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
+from cds.risk import responding
 from tests.cds.hooks.conftest import SERVICE, Call, hook_body, make_score
 from tests.described import answer_faults, body_faults
 
@@ -36,12 +37,16 @@ def test_feedback_is_as_described(call: Call, version: ModelVersion) -> None:
                 "card": str(CardShown.objects.get().pk),
                 "outcome": "overridden",
                 "outcomeTimestamp": timezone.now().isoformat(),
-                "overrideReason": {"reason": {"code": "action-completed"}, "userComment": "seen"},
+                "overrideReason": {
+                    "reason": {"code": "action-completed", "system": responding.REASON_SYSTEM},
+                    "userComment": "seen",
+                },
             }
         ]
     }
     assert body_faults("FeedbackBatch", told) == []
     assert answer_faults(TOLD, "post", call(f"{SERVICE}/feedback", told)) == []
+    assert Feedback.objects.count() == 1
     told["feedback"][0]["card"] = str(uuid.uuid4())
     assert answer_faults(TOLD, "post", call(f"{SERVICE}/feedback", told)) == []
 
