@@ -95,7 +95,12 @@ def test_a_study_known_by_uid_only_is_a_logical_reference() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"patient_id": ""}, {"risk_assessment_id": ""}, {"issued_at": NOW.replace(tzinfo=None)}]
+    "changes",
+    [
+        {"patient_id": ""},
+        {"risk_assessment_id": "", "conclusion": ""},  # the report would say nothing
+        {"issued_at": NOW.replace(tzinfo=None)},
+    ],
 )
 def test_a_report_without_its_ends_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(BadResource):
