@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks import measuring, scratch
+from benchmarks.dicom_pictures import write_slices
 
 INSTANCES = 240
 SLICES = 300
@@ -29,55 +30,88 @@ QUIET_S = 10.0
 
 def run() -> measuring.Table:
     """Measure."""
-    columns = ("what", "associations", "instances/s", "MB/s", "goal", "met")
-    table = measuring.Table("Receiving DICOM by C-STORE", columns)
+    columns = ("what", "associations", "instances/s", "MB/s", "processor ms each", "goal", "met")
+    table, load = measuring.Table("Receiving DICOM by C-STORE", columns), os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="tessera-benchmark-") as name:
         folder = Path(name)
-        for associations, goal in GOALS.items():
-            files = write_slices(folder / f"files-{associations}", INSTANCES, seed=associations)
-            size = sum(path.stat().st_size for path in files) / 1e6
-            seconds = _disk(folder / f"disk-{associations}", files[0].read_bytes(), associations)
-            table.add("limit: the disk alone, write and fsync", associations, *_speed(files, size, seconds))
-            if (told := _peer(folder, files, associations)) is not None:
-                table.add("peer: dcmtk's storescp, nothing synced", associations, *_speed(files, size, told))
-            with _bare(folder / f"bare-{associations}") as port:
-                seconds = send(files, associations, port)
-            table.add("ours, not looked into: only synced", associations, *_speed(files, size, seconds))
+        for associations in GOALS:
+            _others(table, folder / f"others-{associations}", associations)
             for database, url in _databases().items():
-                mine = write_slices(folder / f"{database}-{associations}-files", INSTANCES, seed=associations)
-                place = folder / f"{database}-{associations}"
-                with _ours(place, url) as port:
-                    began = time.perf_counter()
-                    seconds = send(mine, associations, port)
-                    _settle(place)
-                    settled = time.perf_counter() - began
-                met = "yes" if len(mine) / seconds >= goal else "**no**"
-                speed = _speed(mine, size, seconds)[:2]
-                what = f"**ours: checked and durable when answered**, {database}"
-                table.add(what, associations, *speed, f"{goal:g}", met)
-                what = f"ours, until the last row is written, {database}"
-                table.add(what, associations, *_speed(mine, size, settled))
-                shutil.rmtree(folder / f"{database}-{associations}-files")
-            shutil.rmtree(folder / f"files-{associations}")
+                _receiver(table, folder / f"{database}-{associations}", associations, database, url)
         for database, url in _databases().items():
             seconds = _last_to_queryable(folder / f"ct-{database}", url, announced=True)
             met = "yes" if seconds <= QUERYABLE_S else "**no**"
             what = f"CT of {SLICES} slices, announced: last answer to queryable, {database}"
-            table.add(what, 1, f"{seconds:.1f} s", "", f"{QUERYABLE_S:g} s", met)
+            table.add(what, 1, f"{seconds:.1f} s", "", "", f"{QUERYABLE_S:g} s", met)
         seconds = _last_to_queryable(folder / "unannounced", "", announced=False)
         what = f"the same, not announced: after {QUIET_S:g} s of quiet, SQLite"
-        table.add(what, 1, f"{seconds:.1f} s", "", "", "")
+        table.add(what, 1, f"{seconds:.1f} s", "", "", "", "")
     sender = "dcmtk's storescu" if _dcmtk("storescu") else "pynetdicom"
-    table.notes.append(
+    table.notes += [
         f"{INSTANCES} simulated 512 x 512 slices of 16 bits, 0.5 MB each; sent by {sender} from other "
-        f"processes on the same two cores. Set BENCHMARK_DATABASE_URL to measure on PostgreSQL as well."
-    )
-    table.notes.append("The CT is decoded to one volume in between.")
+        "processes on the same two cores, after one to warm up. Set BENCHMARK_DATABASE_URL to measure on "
+        "PostgreSQL as well.",
+        "Processor time is of the receiver and its decoding process; that of senders and database comes on "
+        "top. storescp runs with TCP_NODELAY=1: without, each of its answers waits 40 ms for an "
+        "acknowledgement (21 a second). The CT is decoded to one volume in between.",
+        f"Load of the machine when it began: {load:.1f}, of two cores.",
+    ]
     return table
 
 
-def _speed(files: list[Path], megabytes: float, seconds: float) -> tuple[float | str, ...]:
-    return len(files) / seconds, megabytes / seconds, "", ""
+def _others(table: measuring.Table, folder: Path, associations: int) -> None:
+    """The disk alone, dcmtk's receiver, and ours without looking into what comes."""
+    folder.mkdir()
+    files = write_slices(folder / "files", INSTANCES, seed=associations)
+    seconds = _disk(folder / "disk", files[0].read_bytes(), associations)
+    table.add("limit: the disk alone, write and fsync", associations, *_speed(files, seconds), "", "", "")
+    if (told := _peer(folder, files, associations)) is not None:
+        table.add("peer: dcmtk's storescp, nothing synced", associations, *_speed(files, told), "", "", "")
+    with _bare(folder / "bare") as (port, receiver):
+        before = _processor_s(receiver)
+        seconds = send(files, associations, port)
+        spent = f"{1000 * (_processor_s(receiver) - before) / len(files):.1f}"
+    what = "ours, not looked into: only synced"
+    table.add(what, associations, *_speed(files, seconds), spent, "", "")
+    shutil.rmtree(folder)
+
+
+def _receiver(table: measuring.Table, folder: Path, associations: int, database: str, url: str) -> None:
+    """`receive_dicom`: until all were answered, and until all have their rows."""
+    first, *files = write_slices(folder / "files", INSTANCES + 1, seed=associations)
+    with _ours(folder, url) as (port, receiver):
+        send([first], 1, port)
+        _settle(folder)
+        before, began = _processor_s(receiver), time.perf_counter()
+        seconds = send(files, associations, port)
+        _settle(folder)
+        settled = time.perf_counter() - began
+        spent = f"{1000 * (_processor_s(receiver) - before) / len(files):.1f}"
+    goal = GOALS[associations]
+    met = "yes" if len(files) / seconds >= goal else "**no**"
+    what = f"**ours: checked and durable when answered**, {database}"
+    table.add(what, associations, *_speed(files, seconds), spent, f"{goal:g}", met)
+    what = f"ours, until the last row is written, {database}"
+    table.add(what, associations, *_speed(files, settled), "", "", "")
+    shutil.rmtree(folder / "files")
+
+
+def _speed(files: list[Path], seconds: float) -> tuple[float, float]:
+    """Instances and megabytes a second."""
+    return len(files) / seconds, sum(path.stat().st_size for path in files) / 1e6 / seconds
+
+
+def _processor_s(process: int) -> float:
+    """Processor time of a process and of its children so far; 0 where the system does not tell."""
+    ticks = 0
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = place.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended
+        if process in (int(place.parent.name), int(fields[1])):
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _dcmtk(name: str) -> str | None:
@@ -121,13 +155,14 @@ def _settle(folder: Path) -> None:
 
 
 @contextmanager
-def _ours(folder: Path, url: str, *, quiet_s: float = 3600) -> Iterator[int]:
+def _ours(folder: Path, url: str, *, quiet_s: float = 3600) -> Iterator[tuple[int, int]]:
+    """Port and process of a receiver."""
     environment = _environment(folder, url)
     manage, port = [sys.executable, "manage.py"], scratch.free_port()
     subprocess.run([*manage, "migrate", "-v", "0"], cwd=scratch.ROOT, env=environment, check=True)
     asked = [*manage, "receive_dicom", "--port", str(port), "--quiet", str(quiet_s)]
-    with _process(asked, environment):
-        yield port
+    with _process(asked, environment) as started:
+        yield port, started.pid
 
 
 def _databases() -> dict[str, str]:
@@ -147,7 +182,7 @@ def _environment(folder: Path, url: str) -> dict[str, str]:
 def _last_to_queryable(folder: Path, url: str, *, announced: bool) -> float:
     """Seconds from the last slice's answer until the volume can be asked for."""
     files = write_slices(folder / "files", SLICES, seed=9)
-    with _ours(folder, url, quiet_s=3600 if announced else QUIET_S) as port:
+    with _ours(folder, url, quiet_s=3600 if announced else QUIET_S) as (port, _):
         tool = [sys.executable, "-m", "benchmarks.c_store"]
         environment = _environment(folder, url)
         if announced:
@@ -204,11 +239,11 @@ def _wait(path: str) -> None:
 
 
 @contextmanager
-def _bare(folder: Path) -> Iterator[int]:
+def _bare(folder: Path) -> Iterator[tuple[int, int]]:
     port = scratch.free_port()
     command = [sys.executable, "-m", "benchmarks.c_store", "bare", str(port), str(folder)]
-    with _process(command, dict(os.environ)):
-        yield port
+    with _process(command, dict(os.environ)) as started:
+        yield port, started.pid
 
 
 @contextmanager
@@ -238,42 +273,12 @@ def _peer(folder: Path, files: list[Path], associations: int) -> float | None:
 
 
 def _serve_peer(kept: str, associations: str, files: str) -> None:
-    server = subprocess.Popen([str(_dcmtk("storescp")), "--fork", "-aet", "TESSERA", "-od", kept, "11112"])
+    """With TCP_NODELAY: without, its answers wait for acknowledgements and each costs 40 ms."""
+    command = [str(_dcmtk("storescp")), "--fork", "-aet", "TESSERA", "-od", kept, "11112"]
+    server = subprocess.Popen(command, env={**os.environ, "TCP_NODELAY": "1"})
     time.sleep(0.5)
     print(send(sorted(Path(files).glob("*.dcm")), int(associations), 11112))
     server.kill()
-
-
-def write_slices(folder: Path, count: int, *, seed: int) -> list[Path]:
-    """Slices of one CT with other UIDs and other pixels each; new UIDs every time."""
-    import numpy as np
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    study, series = generate_uid(), generate_uid()
-    paths = []
-    for number in range(count):
-        slice_ = Dataset()
-        slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, generate_uid()
-        slice_.StudyInstanceUID, slice_.SeriesInstanceUID = study, series
-        slice_.PatientID, slice_.Modality, slice_.BodyPartExamined = "SIM-1", "CT", "CHEST"
-        slice_.StudyDate, slice_.StudyTime, slice_.InstanceNumber = "20260301", "110000", number
-        slice_.ImagePositionPatient, slice_.PixelSpacing = [0, 0, number], [0.7, 0.7]
-        slice_.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        slice_.WindowCenter, slice_.WindowWidth = 2048, 4096
-        slice_.Rows = slice_.Columns = 512
-        slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
-        slice_.BitsAllocated = slice_.BitsStored = 16
-        slice_.HighBit, slice_.PixelRepresentation = 15, 0
-        slice_.PixelData = rng.integers(0, 4096, (512, 512), dtype=np.uint16).tobytes()
-        slice_.file_meta = FileMetaDataset()
-        slice_.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        path = folder / f"{number:04}.dcm"
-        slice_.save_as(path, enforce_file_format=True)
-        paths.append(path)
-    return paths
 
 
 def send(files: list[Path], associations: int, port: int) -> float:

@@ -1,4 +1,4 @@
-"""A simulated radiograph as a DICOM file in a chosen transfer syntax: 2000 x 2000, 12 bits, with noise."""
+"""Simulated pictures as DICOM files: a radiograph in a chosen transfer syntax, the slices of a CT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOISE = 4.0  # standard deviation of the quantum noise, of 4096 grey levels: the
 
 
 def radiograph(path: Path, syntax: str) -> Path:
-    """Write it; `syntax` is "raw", "JPEG-LS", "JPEG 2000" or "RLE" (all lossless)."""
+    """One of 2000 x 2000, 12 bits, with noise; `syntax` "raw", "JPEG-LS", "JPEG 2000" or "RLE" (lossless)."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import (
         ExplicitVRLittleEndian,
@@ -45,3 +45,34 @@ def radiograph(path: Path, syntax: str) -> Path:
         dataset.compress(syntaxes[syntax], generate_instance_uid=False)
     dataset.save_as(path, enforce_file_format=True)
     return path
+
+
+def write_slices(folder: Path, count: int, *, seed: int) -> list[Path]:
+    """Slices of one CT with other UIDs and other pixels each; new UIDs every time."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    study, series = generate_uid(), generate_uid()
+    paths = []
+    for number in range(count):
+        slice_ = Dataset()
+        slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, generate_uid()
+        slice_.StudyInstanceUID, slice_.SeriesInstanceUID = study, series
+        slice_.PatientID, slice_.Modality, slice_.BodyPartExamined = "SIM-1", "CT", "CHEST"
+        slice_.StudyDate, slice_.StudyTime, slice_.InstanceNumber = "20260301", "110000", number
+        slice_.ImagePositionPatient, slice_.PixelSpacing = [0, 0, number], [0.7, 0.7]
+        slice_.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        slice_.WindowCenter, slice_.WindowWidth = 2048, 4096
+        slice_.Rows = slice_.Columns = 512
+        slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
+        slice_.BitsAllocated = slice_.BitsStored = 16
+        slice_.HighBit, slice_.PixelRepresentation = 15, 0
+        slice_.PixelData = rng.integers(0, 4096, (512, 512), dtype=np.uint16).tobytes()
+        slice_.file_meta = FileMetaDataset()
+        slice_.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        path = folder / f"{number:04}.dcm"
+        slice_.save_as(path, enforce_file_format=True)
+        paths.append(path)
+    return paths

@@ -63,6 +63,7 @@ class Arrivals:
         self._uids: dict[str, int] = {}  # SOP Instance UIDs of files without a row
         self._settled = threading.Condition(self._lock)
         self._queue: queue.Queue[arriving.Arrived | None] = queue.Queue()
+        self._whole = threading.Event()
         self._syncers = ThreadPoolExecutor(8, thread_name_prefix="sync")
         self._checkers = ThreadPoolExecutor(CHECKERS, thread_name_prefix="check")
         self._recorder = threading.Thread(target=self._record_all, name="recorder")
@@ -152,6 +153,15 @@ class Arrivals:
                     self._last.setdefault(pk, time.monotonic())
         return done
 
+    def wait(self, timeout_s: float) -> None:
+        """Until a Study is whole, `wake` is called, or the time is over."""
+        if self._whole.wait(timeout_s):
+            self._whole.clear()
+
+    def wake(self) -> None:
+        """Whoever waits goes on."""
+        self._whole.set()
+
     def settle(self, timeout_s: float = SETTLE_S) -> bool:
         """Wait until every file taken so far has its row; whether they have."""
         with self._settled:
@@ -233,6 +243,8 @@ class Arrivals:
             for pk in whole:
                 self._last[pk] = time.monotonic() - self._quiet_s  # due: nothing more is expected
             self._settled.notify_all()
+        if whole:
+            self._whole.set()
         for arrived, received in zip(batch, done, strict=True):
             if received.outcome is receiving.Outcome.SET_ASIDE:  # after success was answered: keep the file
                 os.replace(arrived.path, self.aside / f"{arrived.found.sha256}.dcm")
@@ -262,8 +274,9 @@ class Arrivals:
 
 
 def watch(arrivals: Arrivals, stop: threading.Event, *, every_s: float = 1.0) -> None:
-    """Complete what is due until `stop` is set."""
-    while not stop.wait(every_s):
+    """Complete what is due until `stop` is set: every so often, and at once when a Study is whole."""
+    while not stop.is_set():
+        arrivals.wait(every_s)
         close_old_connections()
         arrivals.look_whether_paused()
         arrivals.complete_due()

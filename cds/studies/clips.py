@@ -61,9 +61,16 @@ def place(inbox: Path, relative: str) -> None:
 
 def keep_clip(clip: ehr.Clip, folder: str, name: str) -> str:
     """Store a Clip's frames and times durably; returns the relative path of the frames."""
-    frames = np.rint(np.clip(clip.frames, 0, 1) * FULL).astype(np.uint16)
+
+    def save(target: IO[bytes]) -> None:
+        """As numpy.save would, but a frame at a time: a volume is not held twice more."""
+        shape = {"descr": "<u2", "fortran_order": False, "shape": clip.frames.shape}
+        np.lib.format.write_array_header_1_0(target, shape)
+        for frame in clip.frames:
+            target.write(np.rint(np.clip(frame, 0, 1) * FULL).astype("<u2").tobytes())
+
     _write(folder, lambda target: np.save(target, clip.times_ms), lambda: f"{name}.times.npy")
-    return _write(folder, lambda target: np.save(target, frames), lambda: f"{name}.npy")
+    return _write(folder, save, lambda: f"{name}.npy")
 
 
 def keep_masks(masks: NDArray[np.bool_], folder: str, name: str) -> str:

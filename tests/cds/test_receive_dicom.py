@@ -19,20 +19,20 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from django.db import OperationalError
+from django.db import OperationalError, connections
 from pydicom.dataset import Dataset
 from pynetdicom import AE
 from pynetdicom.association import Association
 
 from cds import listening
 from cds.patients.models import Patient, SetAside
-from cds.studies import clips
+from cds.studies import clips, receiving
 from cds.studies.models import Encoding, Instance, Study, StudyState
-from ehr import Refused, StorageListener
+from ehr import ImagingStudyRecord, Refused, StorageListener
 from ehr.dicom import guard
 from tests.cds.dicom_files import write_radiograph
 from tests.ehr.dicom.making import bomb, make_dataset, save
-from tests.factories import NOW, make_source
+from tests.factories import NOW, TESTS, make_source
 
 SEND_RAW = """
 import sys
@@ -279,6 +279,35 @@ def test_a_study_that_a_killed_process_left_is_completed(
         send(listener.port, write_radiograph(tmp_path / "a.dcm"))
     again = listening.Arrivals(Study.objects.get().source, quiet_s=0)
     assert again.complete_due() == 1
+
+
+def test_a_study_that_is_whole_is_completed_at_once(arrivals: listening.Arrivals, tmp_path: Path) -> None:
+    path = write_radiograph(tmp_path / "a.dcm")
+    header = pydicom.dcmread(path)
+    told = ImagingStudyRecord(
+        resource_type="ImagingStudy", resource_id="s1", available_at=None,
+        study_uid=str(header.StudyInstanceUID), expected=((str(header.SeriesInstanceUID), 1),),
+    )  # fmt: skip
+    arrivals._quiet_s = 3600
+    receiving.announce(told, source=make_source(), by=TESTS, now=NOW)
+    stop = threading.Event()
+
+    def watch() -> None:
+        listening.watch(arrivals, stop, every_s=600)
+        connections.close_all()
+
+    watching = threading.Thread(target=watch)
+    with node(arrivals) as listener:
+        watching.start()
+        send(listener.port, path)
+        until = time.monotonic() + 60
+        while Study.objects.get().state != StudyState.STORED and time.monotonic() < until:
+            time.sleep(0.05)
+        stop.set()
+        arrivals.wake()
+        watching.join(30)
+    assert Study.objects.get().state == StudyState.STORED
+    assert not watching.is_alive()
 
 
 def test_a_patient_who_is_known_is_scored_anew(arrivals: listening.Arrivals, tmp_path: Path) -> None:

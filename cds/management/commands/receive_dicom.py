@@ -53,8 +53,13 @@ class Command(BaseCommand):
             importing.get_source(options["source"], now=timezone.now()), quiet_s=options["quiet"]
         )
         stop = threading.Event()
+
+        def end(*_: object) -> None:
+            stop.set()
+            arrivals.wake()
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
+            signal.signal(number, end)
         with arrivals, _listener(arrivals, options) as node:
             who = ", ".join(options["allow"]) or "anybody on this machine"
             self.stdout.write(
