@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 import pytest
 from django.apps import apps
+from django.db import connection
 from django.http import HttpResponse
 from hypothesis import given
 
@@ -45,8 +46,12 @@ def ready(call: Call, hook_client: HookClient, version: ModelVersion, settings: 
 
 
 def counts() -> Counter[str]:
-    """Rows of every model."""
-    return Counter({one.__name__: one._default_manager.count() for one in apps.get_models()})
+    """Rows of every model, in one query."""
+    names = {one._meta.db_table: one.__name__ for one in apps.get_models()}
+    each = (f"SELECT '{table}', COUNT(*) FROM {table}" for table in names)
+    with connection.cursor() as cursor:
+        cursor.execute(" UNION ALL ".join(each))
+        return Counter({names[table]: rows for table, rows in cursor.fetchall()})
 
 
 def check(asked: Case, answer: HttpResponse, before: Counter[str]) -> list[dict[str, Any]]:
