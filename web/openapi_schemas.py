@@ -52,6 +52,20 @@ SCHEMAS: Json = {
         description=FILLED,
         prefetch={"type": "object", "additionalProperties": FILLED},
         usageRequirements=FILLED,
+        version={"type": "string", "pattern": r"^\d+\.0\.0$", "description": "A model is its major number"},
+        extension=_object(
+            **{
+                "tessera.model": _object(
+                    ("name", "number", "digest", "card"),
+                    closed=True,
+                    name=FILLED,
+                    number=WHOLE,
+                    digest=FILLED,
+                    card=URL,
+                    regulatoryLabel=FILLED,
+                )
+            }
+        ),
     ),
     "HookRequest": _object(
         ("hook", "hookInstance", "context"),
