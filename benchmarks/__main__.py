@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import measuring
 
-NAMES = ("hook_call", "ingest", "c_store", "decode", "study_to_score")
+NAMES = ("hook_call", "hook_keys", "ingest", "c_store", "decode", "study_to_score")
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 

@@ -142,7 +142,10 @@ def _read_token(
             issuer=issuer,
         ) from None
     if not is_signed:
-        raise Unauthorised("the signature does not verify with the registered key of that kid", issuer=issuer)
+        raise Unauthorised(
+            "the signature does not verify with the registered key of that kid: register the key that signs",
+            issuer=issuer,
+        )
     _check_claims(claims, client, audience=audience, now=now)
     return client, claims
 
@@ -150,7 +153,7 @@ def _read_token(
 def _check_header(header: dict[str, Any], issuer: str) -> None:
     """INTEROP 19 and 20. Keys and addresses in it (jwk, x5c, x5u, jku) are never used."""
     if header.get("alg") not in ALGORITHMS:
-        raise Unauthorised("alg must be ES384 or RS384", issuer=issuer)
+        raise Unauthorised("alg must be ES384 or RS384: sign with a key of P-384, or RSA", issuer=issuer)
     if header.get("typ") != "JWT":
         raise Unauthorised("typ must be JWT", issuer=issuer)
     if "crit" in header or "b64" in header:
@@ -245,18 +248,22 @@ def _check_claims(claims: dict[str, Any], client: HookClient, *, audience: str, 
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**40:
             raise Unauthorised(f"{name} must be a number of seconds since 1970", issuer=issuer)
     if claims["exp"] + SKEW_S < clock:
-        raise Unauthorised("the token has expired", issuer=issuer)
+        raise Unauthorised(
+            "the token has expired: sign a new one for each call, and compare clocks", issuer=issuer
+        )
     if claims["exp"] - SKEW_S > clock + LONGEST_LIFE_S:
-        raise Unauthorised(f"exp lies more than {LONGEST_LIFE_S} s ahead", issuer=issuer)
+        raise Unauthorised(
+            f"exp lies more than {LONGEST_LIFE_S} s ahead: five minutes are enough", issuer=issuer
+        )
     if claims["iat"] - SKEW_S > clock:
-        raise Unauthorised("iat lies in the future", issuer=issuer)
+        raise Unauthorised(f"iat lies in the future, by more than {SKEW_S} s: compare clocks", issuer=issuer)
     if "nbf" in claims and claims["nbf"] - SKEW_S > clock:
-        raise Unauthorised("nbf lies in the future", issuer=issuer)
+        raise Unauthorised(f"nbf lies in the future, by more than {SKEW_S} s: compare clocks", issuer=issuer)
     named = claims.get("aud")
     if audience not in (named if isinstance(named, list) else [named]):
         raise Unauthorised(f"aud must be {audience}", issuer=issuer)
     if client.tenant and claims.get("tenant") != client.tenant:
-        raise Unauthorised("tenant is not the registered one", issuer=issuer)
+        raise Unauthorised("tenant is not the registered one: send it exactly as registered", issuer=issuer)
     jti = claims.get("jti")
     if not isinstance(jti, str) or not 0 < len(jti) <= 200 or "\x00" in jti:
         raise Unauthorised("jti must be text of 1 to 200 characters", issuer=issuer)
