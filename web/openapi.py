@@ -56,7 +56,7 @@ def describe(*, server: str, version: str) -> Json:
 
 
 def _hooks() -> Json:
-    signed = [{"signedToken": []}]
+    signed: list[Json] = [{"signedToken": []}]
     service = _path("service_id", "An id from discovery", {"type": "string", "maxLength": 200})
     called = {
         "operationId": "callService",

@@ -173,7 +173,7 @@ def _follow(
     for role in set(roles) - held:
         access.give_role(user, role)
     user.groups.remove(*Group.objects.filter(name__in=[role.value for role in held - set(roles)]))
-    changed = {"roles": sorted(role.value for role in roles)} if set(roles) != held else {}
+    changed: dict[str, Any] = {"roles": sorted(role.value for role in roles)} if set(roles) != held else {}
     if settings.OIDC_UNIT_CLAIM:
         units = access.set_units(user, values_of(claims, settings.OIDC_UNIT_CLAIM))
         changed |= {"units": units} if units is not None else {}

@@ -162,6 +162,7 @@ def responses(version: ModelVersion, *, since: datetime) -> Responses:
     waited = [
         (at - scored).total_seconds() / 60
         for scored, at in moments.values_list("prediction__assessment__finished_at", "at")[:NEWEST]
+        if scored is not None
     ]
     return Responses(
         acknowledged=kinds.get("acknowledged", 0),
