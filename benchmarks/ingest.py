@@ -130,6 +130,11 @@ def _table(measured: list[Measured]) -> measuring.Table:
         "Simulated Bulk Data export, 100 resources a patient. Ours: sorted by patient, checked, units "
         "and codes converted, refusals kept, stored as the rows that features are built from, audited."
     )
+    if any(one.how != "alone" for one in measured):
+        table.notes.append(
+            "Where the machine was not alone, seconds say more about the others: compare with the limits of "
+            "the same run, and see below for the processor time of each stage, which others hardly change."
+        )
     return table
 
 
