@@ -151,7 +151,8 @@ def table(stages: list[Stage]) -> measuring.Table:
             whole = (sum(stage[place] for stage in mine) * 1e6 for place in (1, 2, 3))
             made.add(f"{when}: all", *(f"{one:.1f}" for one in whole), "")
     made.notes.append(
-        "PostgreSQL, one process; work is processor time (the server's in steps of 10 ms in all), the rest waiting."
+        "PostgreSQL, one process; work is processor time (the server's in steps of 10 ms in all), "
+        "the rest waiting."
     )
     return made
 
