@@ -83,6 +83,7 @@ def answers() -> measuring.Table:
     import fusion
     from benchmarks import dicom_pictures
     from fusion.attribution import shapley
+    from fusion.encoders.record import RecordEncoder
     from fusion.fuse import build_fusion
     from fusion.serving import serve
 
@@ -100,8 +101,11 @@ def answers() -> measuring.Table:
     one = patients[-1]
     add("risk, interval, exact Shapley over 4 modalities", lambda: fusion.predict(bundle, [one]), 10)
     larger, others = simulated_patients.four_modalities(1700)
-    trees = [m.value for m in larger.config.modalities if hasattr(larger.model.encoder(m), "trees")
-             and bool(larger.model.encoder(m).trees.is_fitted.all())]  # type: ignore[union-attr]  # fmt: skip
+    trees = [
+        m.value
+        for m in larger.config.modalities
+        if isinstance(found := larger.model.encoder(m), RecordEncoder) and bool(found.trees.is_fitted.all())
+    ]
     add(
         f"the same of a larger model (850 patients; boosted trees in: {', '.join(trees) or 'nothing'})",
         lambda: fusion.predict(larger, [others[-1]]),

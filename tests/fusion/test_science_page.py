@@ -76,15 +76,14 @@ def test_every_row_of_what_must_work_is_in_the_map() -> None:
 def some(count: int, seed: int) -> list[Example]:
     """Simulated patients with two fields, series, a note, a picture and a clip that can be read."""
     rng = np.random.default_rng(seed)
-    found = []
+    found: list[Example] = []
     for one in simulated.examples(count, seed, missing=0.0):
         number = len(found)
         inputs, dead = one.inputs, number % 2
         grey = rng.random((6, 32, 32), dtype=np.float32) * (0.7 + 0.3 * dead)
         grey[:, 2:8, 4:28] = 1  # a bar at the top: the picture has a right way up
-        image = PixelInput(
-            f"i{seed}-{number}", partial(Frames, grey[:1], np.zeros(1, np.float32)), np.zeros(1)
-        )
+        still = Frames(grey[:1], np.zeros(1, np.float32))
+        image = PixelInput(f"i{seed}-{number}", partial(replace, still), still.times_ms)
         times = np.arange(6, dtype=np.float32) * 40
         cine = PixelInput(f"c{seed}-{number}", partial(Frames, grey, times), times)
         inputs = replace(
@@ -156,7 +155,7 @@ def drawings(count: int, structures: int) -> list[fusion.Drawn]:
 
 def weighs(known: dict[str, Any]) -> bool:
     (weights,) = known["said"].frame_weights.values()
-    return abs(sum(weights) - 1) < 1e-4
+    return bool(abs(sum(weights) - 1) < 1e-4)
 
 
 HOLDS: dict[str, Callable[[dict[str, Any]], bool]] = {
