@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -205,15 +206,9 @@ class _Round:
             arms[kind.value] = lambda present, bundle=bundle: self.fused(bundle, present)  # type: ignore[misc]
         arms["boosting on out-of-fold logits"] = self.boosted()
         rows, labels = self.train_rows()
-        simple = {
-            "gradient boosting": _boosting(self.config.seed),
-            "logistic regression": make_pipeline(
-                SimpleImputer(add_indicator=True), StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)
-            ),
-        }
-        for name, model in simple.items():
+        for name, model in simple_models(self.config.seed).items():
             model.fit(rows, labels)
-            arms[f"{name} on embeddings and fields"] = lambda present, model=model: np.asarray(  # type: ignore[misc]
+            arms[name] = lambda present, model=model: np.asarray(  # type: ignore[misc]
                 model.predict_proba(self.asked_rows(present))[:, 1]
             )
         return arms
@@ -286,19 +281,30 @@ class _Round:
 
     def train_rows(self) -> tuple[Array, Array]:
         """For peers that want one plain row: (rows [B, F], NaN = missing; labels [B])."""
-        rows = [_plain(collate([e.inputs for e in c.examples], self.config, self.bundle.embedder))
+        rows = [plain(collate([e.inputs for e in c.examples], self.config, self.bundle.embedder))
                 for c in (self.train, self.tuning)]  # fmt: skip
         return np.concatenate(rows), np.concatenate([self.train.labels, self.tuning.labels])
 
     def asked_rows(self, present: Mask) -> Array:
         """The same for the patients asked about."""
-        return _plain(hiding(self.batch, present))
+        return plain(hiding(self.batch, present))
 
 
 def _boosting(seed: int) -> HistGradientBoostingClassifier:
     return HistGradientBoostingClassifier(
         max_iter=100, learning_rate=0.06, min_samples_leaf=10, random_state=seed
     )
+
+
+def simple_models(seed: int) -> dict[str, Any]:
+    """What learns from one plain row a patient, NaN = missing."""
+    logistic = make_pipeline(
+        SimpleImputer(add_indicator=True), StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)
+    )
+    return {
+        "gradient boosting on embeddings and fields": _boosting(seed),
+        "logistic regression on embeddings and fields": logistic,
+    }
 
 
 def hiding(batch: Batch, present: Mask) -> Batch:
@@ -315,7 +321,8 @@ def hiding(batch: Batch, present: Mask) -> Batch:
     return dataclasses.replace(batch, tokens=empty, present=batch.present & here)
 
 
-def _plain(batch: Batch) -> Array:
+def plain(batch: Batch) -> Array:
+    """One row a patient, float64 [B, F], NaN = missing: mean embeddings, the record as it is."""
     parts = []
     for modality in MODALITIES:
         tokens = batch.tokens[modality]

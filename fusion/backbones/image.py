@@ -39,7 +39,6 @@ PREPARATION = "grey x3, bilinear antialiased square resize, ImageNet mean and sc
 TUNED = "+tuned"  # in a version, after the name
 SEED = 20261123
 FRAMES_AT_ONCE = 16
-ONE = 0x3F800000  # the bits of 1.0 as float32
 
 BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "convnext_tiny": networks.convnext_tiny,
@@ -100,15 +99,12 @@ class ImageBackbone:
                 f"not {list(values.shape)}"
             )
         frames = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))  # a copy only where it must be
-        if not _is_within(frames):
-            low, high = (float(bound) for bound in torch.aminmax(frames))  # a NaN is both bounds
-            if not (math.isfinite(low) and math.isfinite(high)):
-                raise BadInput("frames hold values that are not finite")
-            frames = frames.clamp(0, 1)
-        if self.is_harmonised:  # each frame by itself: crops differ in size until they are resized
-            parts = [torch.from_numpy(harmonise(frame[None].numpy())) for frame in frames]
-            return torch.cat([squared(part, size) for part in parts])
-        return squared(frames, size)
+        if not self.is_harmonised:
+            made, is_within = squared(frames, size)
+            return made if is_within else squared(_cut(frames), size)[0]
+        # Each frame by itself: crops differ in size until they are resized.
+        parts = [torch.from_numpy(harmonise(frame[None].numpy())) for frame in _cut(frames)]
+        return torch.cat([squared(part, size)[0] for part in parts])
 
     def normalise(self, frames: Tensor) -> Tensor:
         """float32 [T, C, size, size] in [0, 1] → with the mean and scale its weights were trained with."""
@@ -223,12 +219,12 @@ def _put(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
     network.load_state_dict({key: state.get(key, value) for key, value in own.items()})
 
 
-def _is_within(frames: Tensor) -> bool:
-    """All float32 values are in [0, 1] for certain: read as whole numbers, their bits are at most ONE.
-
-    Those of a negative number, an infinity and a NaN are larger. One pass instead of two.
-    """
-    return int(frames.numpy().view(np.uint32).max()) <= ONE
+def _cut(frames: Tensor) -> Tensor:
+    """Within 0 and 1. Raises BadInput for values that are not finite."""
+    low, high = (float(bound) for bound in torch.aminmax(frames))  # a NaN is both bounds
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise BadInput("frames hold values that are not finite")
+    return frames.clamp(0, 1) if low < 0 or high > 1 else frames
 
 
 def _columns(values: tuple[float, ...]) -> Tensor:

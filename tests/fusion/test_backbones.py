@@ -112,7 +112,10 @@ def test_pictures_are_made_square_as_torch_makes_them(shape: tuple[int, ...]) ->
     told = torch.nn.functional.interpolate(
         frames, size=(48, 48), mode="bilinear", antialias=True, align_corners=False
     )
-    assert squared(frames, 48).numpy() == pytest.approx(told.numpy(), abs=1e-6)
+    made, is_within = squared(frames, 48)
+    assert made.numpy() == pytest.approx(told.numpy(), abs=1e-6)
+    assert is_within
+    assert not any(squared(frames + shift, 48)[1] for shift in (-1.0, 1.0))
 
 
 def test_values_outside_0_to_1_are_cut_and_those_not_finite_refused() -> None:
@@ -120,9 +123,11 @@ def test_values_outside_0_to_1_are_cut_and_those_not_finite_refused() -> None:
     values = np.array([[[-3.0, 0.0, -0.0], [0.5, 1.0, 7.0], [0.2, 0.3, 1.0000001]]], np.float32)
     assert (small.prepare(values, 32) == small.prepare(np.clip(values, 0, 1), 32)).all()
     for wrong in (np.nan, -np.nan, np.inf, -np.inf):
-        values[0, 1, 1] = wrong
-        with pytest.raises(fusion.BadInput, match="not finite"):
-            small.prepare(values, 32)
+        for row in (0, 450, 899):
+            large = np.zeros((1, 900, 3), np.float32)
+            large[0, row, 1] = wrong
+            with pytest.raises(fusion.BadInput, match="not finite"):
+                small.prepare(large, 32)
 
 
 def test_randomised_is_another_network_of_the_same_shape() -> None:
