@@ -117,6 +117,8 @@ class Arrivals:
             except ehr.Permanent as fault:
                 synced.result()
                 return self._refuse(f"C-STORE from {calling}", str(fault))
+            if found.header.is_ours:
+                return ehr.Taken()  # a result of ours that came back: it lies where it came from
             arrived = arriving.Arrived(kept, found, f"C-STORE from {calling}")
             self._wait_for(found.header.sop_uid)
             looked: Future[receiving.Received | None] = self._checkers.submit(self._look, arrived)
@@ -257,9 +259,14 @@ class Arrivals:
         left = []
         for path in sorted(inbox.glob("*.dcm")):
             try:
-                left.append(arriving.Arrived(path, receiving.inspect(path), "C-STORE, found in the inbox"))
+                found = receiving.inspect(path)
             except ehr.Permanent:
                 path.unlink()
+                continue
+            if found.header.is_ours:
+                path.unlink()
+            else:
+                left.append(arriving.Arrived(path, found, "C-STORE, found in the inbox"))
         for place in range(0, len(left), BATCH):
             if not self._record(left[place : place + BATCH], timezone.now()):
                 raise ClinicError("the database cannot be written: files of a killed receiver wait for it")

@@ -195,6 +195,12 @@ class GenomicRecord(Fact):
     code: Code | None = None
 
 
+MANUFACTURER = "Tessera"  # of our own results
+OUR_SERIES = {
+    "SR": "9001",
+    "SEG": "9002",
+    "OT": "9003",
+}  # Modality → SeriesNumber, far behind those of scanners
 WITHOUT_PIXELS = frozenset(
     {
         "SR",
@@ -306,6 +312,11 @@ class InstanceHeader:
     burned_in_annotation: bool | None = None
     has_pixels: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a result that Tessera made, and that comes back."""
+        return self.manufacturer == MANUFACTURER
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,13 +89,16 @@ def receive_file(
 
     where   what to call the file when it is set aside; by default its path
     The same SOP Instance UID with the same pixels (as sent, or as decoded from another lossless transfer
-    syntax) is a duplicate; with other pixels it is set aside, and what was there first stays.
+    syntax) is a duplicate; with other pixels it is set aside, and what was there first stays. A result of our
+    own that comes back counts as a duplicate and is not kept: no model reads its own heat map.
     raises  ehr.Retriable when the decoding process cannot be started, OSError when the store is full
     """
     identity, called = "", where if where is not None else str(path)
     try:
         found = inspect(path)
         header, identity = found.header, found.header.sop_uid
+        if header.is_ours:
+            return Received(None, None, Outcome.DUPLICATE, "a result of ours that came back")
         known = find_instance(header.sop_uid)
         if known is None:
             study, series = rows_for(header, source=source, by=by, now=now)
@@ -113,9 +116,9 @@ def receive_file(
 
 
 def inspect(path: Path) -> ehr.Inspected:
-    """What a file is. Raises ehr.BadInstance when it is no picture of ours, or cannot be read."""
+    """What a file is. Raises ehr.BadInstance for one that is neither a picture nor a result of ours."""
     found = ehr.inspect(path, default_tz=settings.TIME_ZONE)
-    if not found.header.has_pixels:
+    if not found.header.has_pixels and not found.header.is_ours:
         kind = f" (Modality {found.header.modality})" if found.header.modality else ""
         raise ehr.BadInstance(f"there is no pixel data{kind}")
     return found

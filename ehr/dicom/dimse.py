@@ -111,7 +111,7 @@ class DimseClient(Caller):
 
     def series(self, study_uid: str) -> list[dict[str, Any]]:
         """The Series of a Study as DICOM JSON: UID, Modality and, where told, how many instances."""
-        wanted = ("SeriesInstanceUID", "Modality", "NumberOfSeriesRelatedInstances")
+        wanted = ("SeriesInstanceUID", "Modality", "SeriesNumber", "NumberOfSeriesRelatedInstances")
         with self._associated([(FIND, list(SYNTAXES[:2]))]) as peer:
             found, _ = self._find(peer, "SERIES", {"StudyInstanceUID": study_uid}, wanted)
         return [one.to_json_dict(suppress_invalid_tags=True) for one in found]

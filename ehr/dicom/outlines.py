@@ -22,7 +22,6 @@ from pydicom.uid import SecondaryCaptureImageStorage
 
 from ehr.dicom.outputs import (
     FAMILY,
-    MANUFACTURER,
     STRUCTURE,
     Concept,
     Frames,
@@ -36,8 +35,9 @@ from ehr.dicom.outputs import (
 )
 from ehr.dicom.sources import Sources
 from ehr.errors import BadInstance, TooLarge
+from ehr.records import MANUFACTURER, OUR_SERIES
 
-SEG_SERIES = 9002
+SEG_SERIES = int(OUR_SERIES["SEG"])
 LARGEST = 256 * 2**20  # bytes of all frames and segments of one SEG before packing
 Pixels = NDArray[np.uint8]  # [T, H, W, segments] of 0 and 1
 

@@ -21,10 +21,11 @@ from pydicom.valuerep import DA, DT, TM
 
 from ehr.dicom.sources import Sources
 from ehr.errors import BadInstance
+from ehr.records import MANUFACTURER, OUR_SERIES
 
-MANUFACTURER = MODEL = "Tessera"
+MODEL = MANUFACTURER
 ROOT = uuid.UUID("0b7a1f0e-6d5b-5a3c-9a41-7d1a2b1f3c55")  # of the names our UIDs are derived from
-SR_SERIES, CAPTURE_SERIES = 9001, 9003  # SeriesNumber: far behind those of scanners
+SR_SERIES, CAPTURE_SERIES = (int(OUR_SERIES[modality]) for modality in ("SR", "OT"))
 LONG_STRING = 64  # VR LO
 
 

@@ -20,7 +20,7 @@ from ehr.dicom.multipart import read_parts
 from ehr.errors import BadResource, Refused, Retriable
 from ehr.fhir.sign_in import SignIn
 from ehr.fhir.waiting import retry_after
-from ehr.records import WITHOUT_PIXELS, ImagingStudyRecord
+from ehr.records import OUR_SERIES, WITHOUT_PIXELS, ImagingStudyRecord
 
 MIB = 1024 * 1024
 UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -201,11 +201,15 @@ def read_study(
 
 
 def read_expected(series: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, int], ...]:
-    """How many instances each Series with pixels has, where all of them say so; else nothing is expected."""
+    """How many instances each Series with pixels has, where all of them say so; else nothing is expected.
+
+    Series of our own results are not waited for.
+    """
     counts = [
         (value_of(one, "0020000E"), _count(one, "00201209"))
         for one in series
-        if value_of(one, "00080060") not in WITHOUT_PIXELS
+        if (modality := value_of(one, "00080060")) not in WITHOUT_PIXELS
+        and OUR_SERIES.get(modality) != value_of(one, "00200011")
     ]
     return tuple(counts) if counts and all(uid and count for uid, count in counts) else ()
 

@@ -19,12 +19,13 @@ from PIL import Image
 from pynetdicom import AE
 
 import ehr
+from cds import listening
 from cds.jobs import leases
 from cds.jobs.models import WorkState
-from cds.patients.models import Patient
+from cds.patients.models import Patient, SetAside
 from cds.sending import clients, composing, delivering, dicom_documents, queries
 from cds.sending.models import Destination, Document
-from cds.studies import clips
+from cds.studies import clips, receiving
 from cds.studies.models import Series
 from tests import certificates
 from tests.cds.registry import ward
@@ -32,7 +33,7 @@ from tests.cds.registry.rows import make_version
 from tests.cds.risk.scores import score_by_hand
 from tests.cds.sending.results import add_destination, colour, draw, make_radiograph, send_all, states
 from tests.certificates import Authority
-from tests.factories import NOW, make_patient
+from tests.factories import NOW, TESTS, make_patient
 
 pytestmark = pytest.mark.django_db
 
@@ -296,3 +297,26 @@ def test_what_a_node_does_not_take_is_seen_before_anything_is_sent() -> None:
     assert [one.partition(":")[0] for one in found] == [
         "Segmentation Storage", "Secondary Capture Image Storage"
     ]  # fmt: skip
+
+
+def test_results_that_come_back_with_their_study_are_known_and_not_kept(
+    archive: Archive, series: Series, patient: Patient, tmp_path: Path
+) -> None:
+    """A PACS gives them with the next pull: no refusal that ends a C-MOVE, no picture for a model."""
+    add_archive()
+    draw(series)
+    colour(series, score_by_hand(patient, make_version()).predictions.get())
+    send_all()
+    assert set(archive.by_modality()) == {"SR", "SEG", "OT"}
+    before = set(Series.objects.values_list("pk", flat=True))
+    arrivals = listening.Arrivals(series.study.source)
+    arrivals.inbox.mkdir(parents=True)
+    for number, (content, *_) in enumerate(archive.stored.values()):
+        path = tmp_path / f"{number}.dcm"
+        path.write_bytes(content)
+        found = receiving.receive_file(path, source=series.study.source, by=TESTS, now=NOW)
+        assert (found.outcome, found.reason) == ("duplicate", "a result of ours that came back")
+        assert arrivals.take(path, "PACS").refused == ""
+    assert set(Series.objects.values_list("pk", flat=True)) == before
+    assert not list(arrivals.inbox.iterdir())
+    assert not SetAside.objects.exists()
