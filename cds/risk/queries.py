@@ -134,6 +134,7 @@ def banner(patient: Patient, *, now: datetime) -> Banner:
         source=patient.source.title,
         simulated=patient.source.simulated,
         deceased=patient.deceased,
+        paused_since=patient.source.paused_at,
     )
 
 

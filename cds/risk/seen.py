@@ -73,7 +73,7 @@ class WorklistPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Banner:
-    """Who the panel is about."""
+    """Who the panel is about. paused_since: since when nothing of their source is taken in."""
 
     patient_id: str
     name: str
@@ -85,6 +85,7 @@ class Banner:
     source: str
     simulated: bool
     deceased: bool
+    paused_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

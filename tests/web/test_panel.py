@@ -12,9 +12,10 @@ import pytest
 from django.test import Client
 from PIL import Image
 
+from cds.patients import sources
 from cds.patients.models import Note, Patient
 from cds.risk.models import HeatMap, Response, RiskAssessment, RiskPrediction
-from tests.web.clinic import Clinic, assessment
+from tests.web.clinic import BY, Clinic, assessment
 from web import words
 
 NASTY = '<script>alert(1)</script> O\'Hara & "Söhne"'
@@ -34,6 +35,15 @@ def values(page: str, testid: str) -> list[float]:
 
 def newest(patient: Patient) -> RiskPrediction:
     return RiskPrediction.objects.filter(assessment__patient=patient).order_by("-assessment__as_of")[0]
+
+
+def test_a_paused_source_is_said_beside_every_number(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    client, patient = sign_in("clinician"), ward.patients[0]
+    assert 'data-testid="paused"' not in text_of(client, patient)
+    sources.pause(patient.source, by=BY, now=ward.now)
+    page = text_of(client, patient)
+    assert 'data-testid="paused"' in page
+    assert "somebody has paused it" in page
 
 
 def test_numbers_on_the_screen_are_the_stored_ones(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
