@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.db.models import QuerySet
 
 import ehr
 from cds import ingest_runs
@@ -28,6 +29,7 @@ from cds.studies.models import Instance, Study, StudyState
 from cds.taking import Progress, Tally
 
 MOST_REFUSED, MOST_SILENT = 5, 2  # studies one after the other
+STILL_S = 3.0  # no further row for so long: what else was sent is not kept
 ARRIVE_S = 30.0  # how long files that were sent to our receiver may take to get their rows
 
 
@@ -200,18 +202,30 @@ def _get(
         _set_aside(where, words, source=source, now=now, tally=tally)
 
 
+def _settled(held: QuerySet[Instance], sent: int) -> int:
+    """How many instances of a Study have their rows, once as many as were sent have, or no more come.
+
+    Results of our own that come back have none.
+    """
+    until = time.monotonic() + ARRIVE_S
+    count, since = held.count(), time.monotonic()
+    while count < sent and time.monotonic() < (min(until, since + STILL_S) if count else until):
+        time.sleep(0.2)
+        if (now := held.count()) != count:
+            count, since = now, time.monotonic()
+    return count
+
+
 def _move(client: ehr.DimseClient, study: Study, to: str, tally: Tally) -> None:
     """Ask for a Study and wait until our receiver has recorded what was sent."""
     held = Instance.objects.filter(series__study__study_uid=study.study_uid)
     before = held.count()
     moved = client.move(study.study_uid, to)
-    until = time.monotonic() + ARRIVE_S
-    while held.count() < moved.completed and time.monotonic() < until:
-        time.sleep(0.2)
-    tally.instances["new"] += held.count() - before
+    arrived = _settled(held, moved.completed)
+    tally.instances["new"] += arrived - before
     tally.studies += 1
     where = f"{client.node} study {study.study_uid}"
-    if moved.completed and not held.exists():
+    if moved.completed and not arrived:
         raise ehr.Refused(
             f"{client.node} says that it sent {moved.completed} files to {to}, and none is here: is it our "
             "receiver that listens there, on this database?"
