@@ -274,7 +274,8 @@ class DimseClient(Caller):
                 if code == 0xA801 or (to and code in (0xC000, 0xA702) and not done.completed):
                     raise Refused(
                         f"{self.node} could not send it (status 0x{code:04X}): tell it of {to}, and have it "
-                        "reach us there"
+                        "reach us there. If other studies come, our receiver refused one of its instances, "
+                        "and says why"
                     )
                 if code in (0xFF00, 0x0000):
                     continue
