@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import measuring
 
-NAMES = ("hook_call", "hook_keys", "ingest", "c_store", "decode", "study_to_score")
+NAMES = ("hook_keys", "ingest", "c_store", "decode", "study_to_score")
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
@@ -35,6 +35,7 @@ def main() -> None:
         for name in NAMES:
             about = importlib.import_module(f"benchmarks.{name}").__doc__ or ""
             print(f"{name:16} {about.strip().splitlines()[0]}")
+        print("hooks            its own command: python -m benchmarks.hooks --help")
         print("study            its own command, on real data: python -m benchmarks.study --help")
         print("fusion           its own command: python -m benchmarks.fusion --help")
         print("oracle           its own command: python -m benchmarks.oracle --help")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -41,23 +40,6 @@ def timed(call: Callable[[], object], times: int) -> list[float]:
         call()
         seconds.append(time.perf_counter() - began)
     return seconds
-
-
-def per_second(call: Callable[[], object], *, threads: int, seconds: float) -> float:
-    """Calls a second from `threads` callers at once, for a bounded time."""
-    counts, until = [0] * threads, time.perf_counter() + seconds
-
-    def work(place: int) -> None:
-        while time.perf_counter() < until:
-            call()
-            counts[place] += 1
-
-    callers = [threading.Thread(target=work, args=(place,)) for place in range(threads)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    return sum(counts) / seconds
 
 
 def spread(seconds: Sequence[float]) -> tuple[str, str, str]:

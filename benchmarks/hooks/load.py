@@ -6,6 +6,7 @@ Signing costs as much as a call does, so every token is signed before the run an
 from __future__ import annotations
 
 import re
+import resource
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -27,13 +28,6 @@ request = function()
   if #tokens > 0 then headers["Authorization"] = "Bearer " .. (tokens[at] or "used-up") end
   return wrk.format("POST", nil, headers, bodies[(at - 1) %% #bodies + 1])
 end
-local bad, first = 0, nil
-response = function(status, headers, body)
-  if status ~= 200 then
-    bad = bad + 1
-    if bad == 1 then print("first refusal: " .. status .. " " .. string.sub(body, 1, 300)) end
-  end
-end
 done = function(summary, latency, requests)
   local errors = summary.errors
   print(string.format("requests %%d micros %%d refused %%d errors %%d", summary.requests, summary.duration,
@@ -48,7 +42,7 @@ end
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What wrk saw. Milliseconds."""
+    """What wrk saw. Milliseconds; `cores` is the share of a core that wrk itself used."""
 
     per_second: float
     p: dict[str, float]
@@ -56,6 +50,7 @@ class Run:
     refused: int
     errors: int
     said: str
+    cores: float
 
 
 def available() -> bool:
@@ -74,11 +69,14 @@ def post(
     script = folder / "post.lua"
     script.write_text(LUA % {"bodies": len(bodies), "folder": folder})
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s", "-s", str(script), url]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     found = re.search(r"requests (\d+) micros (\d+) refused (\d+) errors (\d+)", said)
     if found is None:
         raise RuntimeError(f"wrk said: {said[-400:]}")
     requests, micros, refused, errors = (int(one) for one in found.groups())
     p = {name: float(value) for name, value in re.findall(r"p([\d.]+) ([\d.]+)", said)}
     worst = float(re.search(r"worst ([\d.]+)", said)[1])  # type: ignore[index]
-    return Run(requests / micros * 1e6, p, worst, refused, errors, said)
+    return Run(requests / micros * 1e6, p, worst, refused, errors, said, used / seconds)

@@ -67,35 +67,35 @@ def bare(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def healthchain(folder: Path, body: bytes) -> Iterator[str | None]:
-    """The peer's service with one static card, as it serves itself; None where it cannot be had."""
+def healthchain(folder: Path, body: bytes, python: Path | None) -> Iterator[str | None]:
+    """The peer's service with one static card, as it serves itself; None where it cannot be had.
+
+    python  of an environment that has it; None: one is made here, from the package index
+    """
     home = folder / "peer"
     home.mkdir()
-    venv.create(home / "venv", with_pip=True)
-    python = home / "venv" / "bin" / "python"
-    got = subprocess.run(
-        [python, "-m", "pip", "install", "-q", PEER, "uvicorn"], capture_output=True, text=True
-    )
-    if got.returncode:
+    if python is None:
+        python = _environment(home / "venv")
+    if python is None:
         yield None
         return
     (home / "theirs.py").write_text(THEIRS)
-    command = [
-        str(python),
-        "-m",
-        "uvicorn",
-        "theirs:app",
-        "--log-level",
-        "warning",
-        "--workers",
-        str(WORKERS),
-    ]
+    command = [str(python), "-m", "uvicorn", "theirs:app", "--log-level", "warning"]
     try:
-        with _served(command, home, "/cds/cds-services/static", body) as url:
+        with _served([*command, "--workers", str(WORKERS)], home, "/cds/cds-services/static", body) as url:
             yield url
     except RuntimeError as error:
         print(error)
         yield None
+
+
+def _environment(folder: Path) -> Path | None:
+    """`python3 -m venv FOLDER` and `FOLDER/bin/pip install healthchain==…`; some minutes."""
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    command = [python, "-m", "pip", "install", "-q", PEER, "uvicorn"]
+    got = subprocess.run(command, capture_output=True, text=True)
+    return None if got.returncode else python
 
 
 @contextmanager

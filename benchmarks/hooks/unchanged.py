@@ -1,0 +1,101 @@
+"""The same prefetches again and again, as fast as wrk can: the limit, another service, and ours."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from joserfc.jwk import ECKey
+
+from benchmarks import measuring, scratch
+from benchmarks.hooks import bodies, calling, load, peers
+
+CONNECTIONS = (1, 8, 32)
+GOAL_RATE, GOAL_P95 = 450, 60.0
+SIGNED_PER_S = 1500  # tokens signed beforehand for each second of a run: more than are used
+COLUMNS = ("what", "body", "connections", "calls/s", "p50 ms", "p95 ms", "p99 ms", "worst ms", "goal", "met")
+Kinds = Mapping[str, Sequence[bytes]]
+
+
+def kinds(sent: Sequence[bodies.Sent]) -> Kinds:
+    """The bodies by what the table calls them."""
+    small, large = [one.small() for one in sent], [one.large() for one in sent]
+    return {f"{len(small[0])} B": small, f"{len(large[0]) // 1000} KB": large}
+
+
+def table() -> measuring.Table:
+    """An empty one."""
+    return measuring.Table("Hook calls, unchanged prefetch", COLUMNS)
+
+
+def measure_others(calls: measuring.Table, found: Kinds, folder: Path, asked: Namespace) -> None:
+    """The bare view, then the other service."""
+    with peers.bare(folder) as url:
+        for kind, sent, connections in _runs(found):
+            run = load.post(
+                url, sent, [], connections=connections, seconds=asked.seconds, folder=folder / "bare"
+            )
+            _row(calls, "limit: bare Django view that parses", kind, connections, run)
+    if asked.no_peer:
+        return
+    first = next(iter(found.values()))[0]
+    with peers.healthchain(folder, first, asked.peer) as other:
+        if other is None:
+            calls.notes.append(f"{peers.PEER} could not be installed or started here.")
+            return
+        for kind, sent, connections in _runs(found):
+            run = load.post(
+                other, sent, [], connections=connections, seconds=asked.seconds, folder=folder / "peer"
+            )
+            _row(calls, f"{peers.PEER}: one static card", kind, connections, run)
+
+
+def measure_ours(
+    calls: measuring.Table,
+    found: Kinds,
+    clinic: scratch.Clinic,
+    key: ECKey,
+    url: str,
+    *,
+    folder: Path,
+    seconds: int,
+) -> None:
+    """Ours: every patient has a stored score of this prefetch before the first call is timed."""
+    held, used = [], []
+    for kind, sent in found.items():
+        calling.settle(key, url, sent)
+        for connections in CONNECTIONS:
+            tokens = [bodies.token(key, url) for _ in range(seconds * SIGNED_PER_S)]
+            run = load.post(
+                url, sent, tokens, connections=connections, seconds=seconds, folder=folder / "ours"
+            )
+            is_goal = connections == 8 and len(sent[0]) > 1000
+            _row(calls, "ours: score stored", kind, connections, run, is_goal=is_goal)
+            held.append(calling.memory(clinic))
+            used.append(run.cores)
+    calls.notes += [
+        "Ours: ES384 verified, jti used up in Redis, cards kept, audited in its hash chain, PostgreSQL; "
+        f"gunicorn, {peers.WORKERS} processes, their log written; {bodies.PATIENTS} simulated patients.",
+        f"Resident memory of the web processes after each of these runs: {', '.join(map(str, held))} MiB.",
+        "Load from wrk on the same cores, tokens signed before; it used "
+        f"{min(used):.2f} to {max(used):.2f} of a core beside ours.",
+    ]
+
+
+def _runs(found: Kinds) -> list[tuple[str, Sequence[bytes], int]]:
+    return [(kind, sent, connections) for kind, sent in found.items() for connections in CONNECTIONS]
+
+
+def _row(
+    calls: measuring.Table, what: str, kind: str, connections: int, run: load.Run, *, is_goal: bool = False
+) -> None:
+    goal = f"≥ {GOAL_RATE}/s, p95 ≤ {GOAL_P95:g}" if is_goal else ""
+    met = ("yes" if run.per_second >= GOAL_RATE and run.p["95"] <= GOAL_P95 else "**no**") if is_goal else ""
+    spread = (run.p["50"], run.p["95"], run.p["99"], run.worst)
+    calls.add(what, kind, connections, f"{run.per_second:.0f}", *spread, goal, met)
+    print(" | ".join(calls.rows[-1]), flush=True)
+    if run.refused or run.errors:
+        calls.notes.append(
+            f"{what}, {kind}, {connections}: {run.refused} refused, {run.errors} errors. {run.said[:300]}"
+        )
