@@ -14,8 +14,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
+import orjson
 from django.conf import settings
-from django.db.models import F, Q
+from django.db.models import F, Q, TextField
+from django.db.models.functions import Cast
 
 import ehr
 from cds import catalogue
@@ -197,7 +199,7 @@ def _observations(patient: Patient, *, as_of: datetime, series_hours: float) -> 
         .values_list(
             "code_system",
             "code",
-            "also",
+            Cast("also", TextField()),  # mostly "[]": not worth a JSON reader a row
             "effective_at",
             "available_at",
             "value",
@@ -210,7 +212,8 @@ def _observations(patient: Patient, *, as_of: datetime, series_hours: float) -> 
     for system, code, also, effective_at, available_at, value, unit, kind, identity in rows:
         if value is None or available_at is None:
             continue  # the query asked for neither
-        measured = next((by_code[c] for c in _loinc_codes(system, code, also) if c in by_code), None)
+        others = () if also == "[]" else orjson.loads(also)
+        measured = next((by_code[c] for c in _loinc_codes(system, code, others) if c in by_code), None)
         at = effective_at or available_at
         if (
             measured is None

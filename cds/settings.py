@@ -483,7 +483,7 @@ HOOKS_REDIS_URL = (
 HOOKS_MIDDLEWARE = [  # of hook calls under gunicorn: no cookie, no session, no page
     "django_prometheus.middleware.PrometheusBeforeMiddleware",
     "django.middleware.security.SecurityMiddleware",
-    "django_structlog.middlewares.RequestMiddleware",
+    "cds.hooks.serving.CallLog",
     "django.middleware.common.CommonMiddleware",
     "django_prometheus.middleware.PrometheusAfterMiddleware",
 ]

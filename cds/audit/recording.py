@@ -27,12 +27,25 @@ from django.db.models import Max
 from django.http import HttpRequest
 
 from cds.audit.models import AuditChain, AuditEvent
+from cds.statements import prepared_cursor
 
 CHAINS = 16
 OUTCOMES = frozenset({"success", "refused", "failed"})
 _TABLE = AuditChain._meta.db_table
 HEAD = f"SELECT length, head FROM {_TABLE} WHERE number = %s"  # noqa: S608 (our own table's name)
-SET_HEAD = f"UPDATE {_TABLE} SET length = %s, head = %s WHERE number = %s"  # noqa: S608
+SET_HEAD = f"UPDATE {_TABLE} SET length = %s, head = %s WHERE number = %s"  # noqa: S608 (the same)
+APPEND = f"""
+WITH head AS (SELECT number, length + 1 AS next, head FROM {_TABLE} WHERE number = %s FOR UPDATE),
+event AS (
+  INSERT INTO {AuditEvent._meta.db_table} (
+    chain_id, sequence, previous_hash, hash, at, actor, role, action, object_type, object_id, patient_id,
+    outcome, source_address, correlation_id, detail)
+  SELECT number, next, head, encode(sha256(convert_to(head || %s || next || %s, 'UTF8')), 'hex'),
+    %s::timestamptz, %s, %s, %s, %s, %s, %s::uuid, %s, %s, %s, %s::jsonb FROM head
+  RETURNING id, chain_id, sequence, previous_hash, hash),
+moved AS (UPDATE {_TABLE} SET length = sequence, head = hash FROM event WHERE number = chain_id)
+SELECT id, sequence, previous_hash, hash FROM event
+"""  # noqa: S608 (our own tables' names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +113,13 @@ def record(
         raise RuntimeError("audit.recording.record needs the transaction of the act it records")
     if outcome not in OUTCOMES:
         raise ValueError(f"outcome {outcome!r} is not one of {sorted(OUTCOMES)}")
-    chain = _locked_chain(chain_of(patient_id, object_type, object_id))
-    event = _next_event(chain, by, action, object_type, object_id, patient_id, outcome, now, detail)
+    number = chain_of(patient_id, object_type, object_id)
+    event = _event(number, by, action, object_type, object_id, patient_id, outcome, now, detail)
+    if connection.vendor == "postgresql":
+        _append_at_once(event)
+        return event
+    chain = _locked_chain(number)
+    _follow(chain, event)
     event.save(force_insert=True)
     with connection.cursor() as cursor:
         cursor.execute(SET_HEAD, [chain.length, chain.head, chain.pk])
@@ -126,17 +144,19 @@ def record_many(*, by: Actor, action: str, object_type: str, now: datetime, acts
         raise RuntimeError("audit.recording.record_many needs the transaction of the acts it records")
     numbers = [chain_of(act.patient_id, object_type, act.object_id) for act in acts]
     chains = {number: _locked_chain(number) for number in sorted(set(numbers))}  # one order: no deadlock
-    AuditEvent.objects.bulk_create(
-        _next_event(
-            chains[number], by, action, object_type, act.object_id, act.patient_id, "success", now, act.detail
+    events = []
+    for number, act in zip(numbers, acts, strict=True):
+        event = _event(
+            number, by, action, object_type, act.object_id, act.patient_id, "success", now, act.detail
         )
-        for number, act in zip(numbers, acts, strict=True)
-    )
+        _follow(chains[number], event)
+        events.append(event)
+    AuditEvent.objects.bulk_create(events)
     AuditChain.objects.bulk_update(chains.values(), ["length", "head"])
 
 
-def _next_event(
-    chain: AuditChain,
+def _event(
+    number: int,
     by: Actor,
     action: str,
     object_type: str,
@@ -146,11 +166,10 @@ def _next_event(
     now: datetime,
     detail: Mapping[str, Any],
 ) -> AuditEvent:
-    """The event that follows the head of a locked chain, which moves on to it; neither is saved yet."""
+    """An event that has no place in its chain yet."""
     context = structlog.contextvars.get_contextvars()
-    event = AuditEvent(
-        chain=chain,
-        sequence=chain.length + 1,
+    return AuditEvent(
+        chain_id=number,
         at=now.astimezone(UTC),
         actor=_text(by.name, 150),
         role=_text(by.role, 40),
@@ -162,11 +181,36 @@ def _next_event(
         source_address=_text(by.address, 64),
         correlation_id=_text(context.get("correlation_id") or context.get("request_id") or "", 64),
         detail=_plain(detail),
-        previous_hash=chain.head,
     )
+
+
+def _follow(chain: AuditChain, event: AuditEvent) -> None:
+    """Give an event the place after the head of its locked chain, which moves on to it; nothing is saved."""
+    event.sequence, event.previous_hash = chain.length + 1, chain.head
     event.hash = hash_of(event)
     chain.length, chain.head = event.sequence, event.hash
-    return event
+
+
+def _append_at_once(event: AuditEvent) -> None:
+    """On PostgreSQL: lock the head, insert the event, move the head, in one statement.
+
+    PostgreSQL makes the hash of the same text as `hash_of` does, for only there is the head known.
+    """
+    before, after = _around_sequence(event)
+    values = [
+        event.chain_id, before, after, event.at, event.actor, event.role, event.action, event.object_type,
+        event.object_id, event.patient_id, event.outcome, event.source_address, event.correlation_id,
+        json.dumps(event.detail),
+    ]  # fmt: skip
+    with prepared_cursor() as cursor:
+        cursor.execute(APPEND, values)
+        found = cursor.fetchone()
+        if found is None:
+            AuditChain.objects.get_or_create(pk=event.chain_id)
+            cursor.execute(APPEND, values)
+            found = cursor.fetchone()
+    event.pk, event.sequence, event.previous_hash, event.hash = found
+    event._state.adding = False
 
 
 def chain_of(patient_id: object, object_type: str, object_id: object) -> int:
@@ -177,9 +221,14 @@ def chain_of(patient_id: object, object_type: str, object_id: object) -> int:
 
 def hash_of(event: AuditEvent) -> str:
     """SHA-256 hex over the previous hash and the event's canonical JSON (sorted keys, UTC times)."""
+    before, after = _around_sequence(event)
+    return hashlib.sha256(f"{event.previous_hash}{before}{event.sequence}{after}".encode()).hexdigest()
+
+
+def _around_sequence(event: AuditEvent) -> tuple[str, str]:
+    """The canonical JSON before and after the sequence number, which stands last but one by its name."""
     payload = {
         "chain": event.chain_id,
-        "sequence": event.sequence,
         "at": event.at.astimezone(UTC).isoformat(timespec="microseconds"),
         "actor": event.actor,
         "role": event.role,
@@ -188,12 +237,11 @@ def hash_of(event: AuditEvent) -> str:
         "object_id": event.object_id,
         "patient_id": str(event.patient_id) if event.patient_id else None,
         "outcome": event.outcome,
-        "source_address": event.source_address,
         "correlation_id": event.correlation_id,
         "detail": event.detail,
     }
-    canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256((event.previous_hash + canonical).encode()).hexdigest()
+    before = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return f'{before[:-1]},"sequence":', f',"source_address":{json.dumps(event.source_address)}}}'
 
 
 def verify(anchors: Mapping[int, tuple[int, str]] | None = None) -> list[ChainCheck]:

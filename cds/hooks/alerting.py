@@ -19,10 +19,26 @@ from cds.hooks.models import CardShown
 from cds.hooks.replies import Indicator
 from cds.patients.models import Patient
 from cds.risk import thresholds
-from cds.risk.models import Response, RiskPrediction
+from cds.risk.models import RiskPrediction
+from cds.risk.responding import Answer
+from cds.statements import Statement
 
 ALERTS = (Indicator.WARNING, Indicator.CRITICAL)
 ANSWERS = {"acknowledged": "Acknowledged", "overridden": "Answered"}
+
+_alerts = Statement(
+    lambda patient, user, outcome, since: (
+        CardShown.objects.filter(
+            patient=patient,
+            user=user,
+            outcome=outcome,
+            indicator__in=[one.value for one in ALERTS],
+            shown_at__gt=since,
+        )
+        .order_by("-shown_at")
+        .values_list("category", "shown_at")[:20]
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +51,7 @@ class Alert:
 
 def decide(
     prediction: RiskPrediction,
-    answer: Response | None,
+    answer: Answer | None,
     *,
     patient: Patient,
     context: Context,
@@ -53,20 +69,10 @@ def decide(
     since = now - timedelta(seconds=settings.HOOKS_QUIET_S)
     rank = _rank(prediction.category)
     is_answered = answer is not None and answer.kind in ANSWERS and answer.at > since
-    if answer is not None and is_answered and _rank(answer.prediction.category) >= rank:
+    if answer is not None and is_answered and _rank(answer.category) >= rank:
         return Alert(note=f"{ANSWERS[answer.kind]} at {_time(answer.at)}, so not an alert again.")
-    seen = (
-        CardShown.objects.filter(
-            patient=patient,
-            user=context.user,
-            outcome=prediction.outcome,
-            indicator__in=[one.value for one in ALERTS],
-            shown_at__gt=since,
-        )
-        .order_by("-shown_at")
-        .values_list("category", "shown_at")
-    )
-    for category, at in seen[:20]:
+    seen = _alerts.rows(patient=patient.pk, user=context.user, outcome=prediction.outcome, since=since)
+    for category, at in seen:
         if _rank(category) >= rank:
             return Alert(note=f"You were alerted to this at {_time(at)}, so not again.")
     return Alert(wanted)

@@ -16,6 +16,9 @@ from cds.hooks.models import CardShown, Feedback
 from cds.hooks.offering import Service
 from cds.hooks.prefetching import Taken
 from cds.risk import responding
+from cds.statements import Insertion
+
+_cards = Insertion(CardShown)
 
 
 @transaction.atomic
@@ -30,25 +33,25 @@ def keep_shown(
 ) -> None:
     """The cards that leave, and who was shown what, in one transaction. `took_ms`: until they were made."""
     asked, patient = taken.asked, taken.patient
-    CardShown.objects.bulk_create(
-        CardShown(
-            id=one.card.uuid,
-            client=caller.client,
-            service=service.id,
-            hook_instance=asked.hook_instance,
-            prediction=one.prediction,
-            kind=one.kind.value,
-            patient=patient,
-            outcome=service.outcome,
-            user=asked.context.user,
-            indicator=one.card.indicator.value,
-            category=one.prediction.category if one.prediction is not None else "",
-            version=service.version,
-            milliseconds=round(took_ms, 1),
-            shown_at=now,
+    for one in shown:
+        _cards.insert(
+            CardShown(
+                id=one.card.uuid,
+                client=caller.client,
+                service=service.id,
+                hook_instance=asked.hook_instance,
+                prediction=one.prediction,
+                kind=one.kind.value,
+                patient=patient,
+                outcome=service.outcome,
+                user=asked.context.user,
+                indicator=one.card.indicator.value,
+                category=one.prediction.category if one.prediction is not None else "",
+                version=service.version,
+                milliseconds=round(took_ms, 1),
+                shown_at=now,
+            )
         )
-        for one in shown
-    )
     recording.record(
         by=caller.actor,
         action="hook.call",

@@ -21,6 +21,7 @@ from datetime import datetime
 from typing import Any
 
 import orjson
+from django.db import connection
 from django.db.models import F
 
 import ehr
@@ -33,6 +34,7 @@ from cds.hooks.offering import Service
 from cds.hooks.wire import HookRequest, Outline, Unobtainable, outline, parse_json, parse_request
 from cds.patients import code_map, importing, merging, sources
 from cds.patients.models import Patient
+from cds.statements import Statement
 from cds.studies import receiving
 
 logger = logging.getLogger(__name__)
@@ -102,27 +104,37 @@ def _as_held(body: bytes, service: Service, caller: Caller) -> Taken:
 
 
 # -- what was read before ----------------------------------------------------------------------------
+_OF_PATIENT = [field.attname for field in Patient._meta.concrete_fields]
+_known = Statement(
+    lambda source, patient, service, version: PrefetchRead.objects.filter(
+        patient__source=source,
+        patient__resource_id=patient,
+        service=service,
+        version=version,
+        revision=F("patient__revision"),
+    ).values_list("length", "digest", "missing", *(f"patient__{name}" for name in _OF_PATIENT))[:1]
+)
+
+
 def _read_before(glance: Outline, service: Service, caller: Caller) -> Taken | None:
     """The call, when its prefetch is byte for byte the one read last and the patient is as they were then."""
-    held = (
-        PrefetchRead.objects.select_related("patient")
-        .filter(
-            patient__source=caller.source,
-            patient__resource_id=glance.patient_id,
-            service=service.id,
-            version=service.version.pk,
-            revision=F("patient__revision"),
-        )
-        .first()
+    held = _known.row(
+        source=caller.source.pk,
+        patient=glance.patient_id,
+        service=service.id,
+        version=service.version.pk,
     )
-    if held is None or _digest_of(glance, held.length) != held.digest:
+    if held is None:
         return None
-    asked = glance.parse_rest(held.length, hook=service.hook)
-    if asked is None or (held.missing and _server_of(asked, caller)):
+    length, digest, missing, *columns = held
+    if _digest_of(glance, length) != digest:
         return None
-    patient = held.patient
+    asked = glance.parse_rest(length, hook=service.hook)
+    if asked is None or (missing and _server_of(asked, caller)):
+        return None
+    patient = Patient.from_db(connection.alias, _OF_PATIENT, columns)
     patient.source = caller.source
-    return Taken(asked, patient, tuple(held.missing))
+    return Taken(asked, patient, tuple(missing))
 
 
 def _digest_of(glance: Outline, length: int) -> str:
@@ -146,16 +158,20 @@ def _remember(
     """Note the bytes of a prefetch that was read whole, so that they are known again."""
     length = _length_of(glance, body, service)
     if length:
-        PrefetchRead.objects.update_or_create(
+        read = PrefetchRead(
             patient=patient,
             service=service.id,
-            defaults={
-                "version": service.version.pk,
-                "digest": _digest_of(glance, length),
-                "length": length,
-                "missing": list(missing),
-                "revision": patient.revision,
-            },
+            version=service.version.pk,
+            digest=_digest_of(glance, length),
+            length=length,
+            missing=list(missing),
+            revision=patient.revision,
+        )
+        PrefetchRead.objects.bulk_create(
+            [read],
+            update_conflicts=True,
+            unique_fields=["patient", "service"],
+            update_fields=["version", "digest", "length", "missing", "revision"],
         )
 
 

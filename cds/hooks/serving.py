@@ -18,16 +18,19 @@ import contextvars
 import io
 import logging
 import time
+import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import structlog
 from django.conf import settings
 from django.core import signals
 from django.core.handlers.asgi import ASGIRequest
 from django.core.handlers.base import BaseHandler
-from django.http import HttpResponse, HttpResponseBase
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.urls import get_resolver, set_script_prefix
+from django_structlog.middlewares import RequestMiddleware
 
 from cds.hooks import budget, limiting
 from cds.hooks.wire import MAX_BODY_BYTES
@@ -69,6 +72,25 @@ class HookHandler(BaseHandler):
         response = self.get_response(request)
         response.close()  # sends request_finished here, in the thread that holds the connection
         return response
+
+
+class CallLog(RequestMiddleware):
+    """The id and the address that every line of a call carries; only what was refused gets a line itself.
+
+    Of what went well the web server's log tells, and the audit trail.
+    """
+
+    def prepare(self, request: HttpRequest) -> None:
+        """An id of our own: what a caller sends is not taken for one."""
+        address = request.META.get("REMOTE_ADDR")
+        structlog.contextvars.bind_contextvars(request_id=str(uuid.uuid4()), ip=address)
+
+    def handle_response(self, request: HttpRequest, response: HttpResponse) -> None:
+        """A line for a refusal or a fault."""
+        if response.status_code >= 400 or hasattr(request, "_raised_exception"):
+            super().handle_response(request, response)
+        else:
+            structlog.contextvars.clear_contextvars()
 
 
 class HookServer:

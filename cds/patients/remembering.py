@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from django.db import connection
 from django.db.models import F
 
 from cds.patients import code_map
 from cds.patients.models import ImportedRecord, Patient, Source
+from cds.statements import Statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +82,19 @@ def remember_pieces(pieces: Iterable[Known]) -> None:
 
 def find_unchanged(source: Source, resource_id: str, digest: str) -> Patient | None:
     """The patient, when this very record was imported before and nothing has changed since."""
-    known = (
-        ImportedRecord.objects.filter(
-            digest=digest,
-            patient__source=source,
-            patient__resource_id=resource_id,
-            revision=F("patient__revision"),
-        )
-        .select_related("patient")
-        .first()
-    )
-    return known.patient if known else None
+    found = _unchanged.row(digest=digest, source=source.pk, resource_id=resource_id)
+    return Patient.from_db(connection.alias, _OF_PATIENT, found) if found else None
+
+
+_OF_PATIENT = [field.attname for field in Patient._meta.concrete_fields]
+_unchanged = Statement(
+    lambda digest, source, resource_id: ImportedRecord.objects.filter(
+        digest=digest,
+        patient__source=source,
+        patient__resource_id=resource_id,
+        revision=F("patient__revision"),
+    ).values_list(*(f"patient__{name}" for name in _OF_PATIENT))[:1]
+)
 
 
 def remember(patient: Patient, digest: str, *, is_new: bool) -> None:
@@ -99,6 +103,9 @@ def remember(patient: Patient, digest: str, *, is_new: bool) -> None:
         ImportedRecord.objects.create(patient=patient, digest=digest, revision=patient.revision)
         return
     patient.imported_records.filter(revision__lt=patient.revision).exclude(digest=digest).delete()
-    ImportedRecord.objects.update_or_create(
-        patient=patient, digest=digest, defaults={"revision": patient.revision}
+    ImportedRecord.objects.bulk_create(
+        [ImportedRecord(patient=patient, digest=digest, revision=patient.revision)],
+        update_conflicts=True,
+        unique_fields=["patient", "digest"],
+        update_fields=["revision"],
     )

@@ -20,8 +20,8 @@ from uuid import UUID
 
 from django.conf import settings
 from django.contrib.auth.models import User
-from django.db import transaction
-from django.db.models import Max, Q
+from django.db import connection, transaction
+from django.db.models import Max, Q, QuerySet
 
 from cds.audit import recording
 from cds.errors import Conflict
@@ -34,6 +34,7 @@ from cds.registry.models import ModelVersion
 from cds.registry.outcomes import INTENSIVE_CARE, NOT_AT_RISK, STAYS, been_in_intensive_care
 from cds.risk import thresholds
 from cds.risk.models import AssessmentStatus, RiskAssessment, RiskPrediction
+from cds.statements import Statement
 
 POLL_S = 0.01
 OPEN = frozenset({"arrived", "triaged", "in-progress", "onleave"})  # Encounter.status of somebody who is here
@@ -267,10 +268,7 @@ def current_of(
         return [found[version.pk] for version in versions]
     waiting = [request(patient, version, by=by, now=now).pk for version in unsettled]
     while waiting and time.monotonic() < deadline:
-        open_ = RiskAssessment.objects.filter(
-            pk__in=waiting, work_state__in=[WorkState.QUEUED, WorkState.RUNNING]
-        )
-        if not open_.exists():
+        if not any(_open.row(pk=pk) for pk in waiting):
             break
         time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
     found |= {version.pk: stand(patient, version, now=now, is_light=True) for version in unsettled}
@@ -280,6 +278,29 @@ def current_of(
 _SETTLED = frozenset({DataState.CURRENT, DataState.PARTIAL, DataState.ABSTAINED, DataState.NOT_ELIGIBLE})
 _LATEST = 8  # rows looked at before the newest finished one is asked for by itself
 _HEAVY = ("basis", "frame_weights", "milliseconds")  # of an assessment; no card needs them
+_LIGHT = tuple(field.attname for field in RiskAssessment._meta.concrete_fields if field.attname not in _HEAVY)
+
+
+def _newest_first(patient: object, version: object) -> QuerySet[RiskAssessment]:
+    """Every assessment of a patient by a version; rows, or their keys."""
+    asked = RiskAssessment.objects.filter(patient=patient, version=version)
+    return asked.order_by("-revision", "-queued_at")
+
+
+_latest = Statement(lambda patient, version: _newest_first(patient, version).values_list(*_LIGHT)[:_LATEST])
+
+
+_open = Statement(
+    lambda pk: RiskAssessment.objects.filter(
+        pk=pk, work_state__in=[WorkState.QUEUED, WorkState.RUNNING]
+    ).values_list("pk")
+)
+
+
+def _latest_light(patient: Patient, version: ModelVersion) -> list[RiskAssessment]:
+    """The newest assessments, each without what is heavy."""
+    found = _latest.rows(patient=patient.pk, version=version.pk)
+    return [RiskAssessment.from_db(connection.alias, _LIGHT, row) for row in found]
 
 
 @lru_cache(maxsize=4096)
@@ -298,13 +319,12 @@ def stand(patient: Patient, version: ModelVersion, *, now: datetime, is_light: b
     reason = not_eligible(patient, version, as_of, stays=stays)
     if reason:
         return Standing(version, None, DataState.NOT_ELIGIBLE, reason)
-    rows = RiskAssessment.objects.filter(patient=patient, version=version)
-    rows = rows.defer(*_HEAVY) if is_light else rows
-    latest = list(rows.order_by("-revision", "-queued_at")[:_LATEST])
+    latest = _latest_light(patient, version) if is_light else list(_newest_first(patient, version)[:_LATEST])
     ended = [row for row in latest if row.work_state == WorkState.DONE]
     done = max(ended, key=lambda row: (row.revision, row.as_of), default=None)
     if done is None and len(latest) == _LATEST:
-        done = rows.filter(work_state=WorkState.DONE).order_by("-revision", "-as_of").first()
+        ended_before = _newest_first(patient, version).filter(work_state=WorkState.DONE)
+        done = ended_before.order_by("-revision", "-as_of").first()
     newest = latest[0] if latest else None
     return standing_of(version, done, newest, revision=patient.revision, now=now)
 

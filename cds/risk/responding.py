@@ -19,6 +19,7 @@ from cds.errors import Conflict, Invalid
 from cds.jobs import outbox
 from cds.patients import access
 from cds.risk.models import Response, RiskPrediction
+from cds.statements import Statement
 
 REASON_SYSTEM = "http://terminology.hl7.org/CodeSystem/non-adherence-reason-codes"
 SNOOZE = timedelta(hours=4)
@@ -137,21 +138,32 @@ def last_response(prediction: RiskPrediction) -> Response | None:
     return None if latest is None or latest.kind == "undone" else latest
 
 
-def latest_of(patient_id: UUID, outcome: str) -> Response | None:
-    """The latest answer to this or an earlier score of this outcome, with the category it was given to."""
-    return (
-        Response.objects.filter(
-            prediction__assessment__patient=patient_id,
-            prediction__outcome=outcome,
-        )
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What somebody answered: kind, when, until when it holds, and the category it was given to."""
+
+    kind: str
+    at: datetime
+    until: datetime | None
+    category: str
+
+
+_latest = Statement(
+    lambda patient, outcome: (
+        Response.objects.filter(prediction__assessment__patient=patient, prediction__outcome=outcome)
         .order_by("-at", "-pk")
-        .select_related("prediction")
-        .only("kind", "at", "until", "prediction__category")
-        .first()
+        .values_list("kind", "at", "until", "prediction__category")[:1]
     )
+)
 
 
-def is_snoozed(answer: Response | None, *, now: datetime) -> bool:
+def latest_of(patient_id: UUID, outcome: str) -> Answer | None:
+    """The latest answer to this or an earlier score of this outcome."""
+    found = _latest.row(patient=patient_id, outcome=outcome)
+    return None if found is None else Answer(*found)
+
+
+def is_snoozed(answer: Answer | None, *, now: datetime) -> bool:
     """Whether cards for this patient and outcome are snoozed, by the latest answer."""
     return answer is not None and answer.kind == "snoozed" and answer.until is not None and answer.until > now
 

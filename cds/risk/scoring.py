@@ -7,7 +7,6 @@ stored only while the claim is still ours: killed at any moment or run twice, th
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 import uuid
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
@@ -223,6 +223,8 @@ def score(assessment_id: uuid.UUID | str) -> None:
 
 def _compute(work: RiskAssessment) -> tuple[assessing.Result, frozenset[Modality]]:
     started = time.perf_counter()
+    work.version = _version(work.version_id)
+    work.patient = Patient.objects.select_related("source").get(pk=work.patient_id)
     bundle = get_bundle(work.version)
     loaded = time.perf_counter()
     built = features.build_inputs(
@@ -239,7 +241,7 @@ def _compute(work: RiskAssessment) -> tuple[assessing.Result, frozenset[Modality
     nothing = "" if built.inputs.present() else "nothing is known about this patient yet"
     return (
         assessing.Result(
-            predictions=[dataclasses.asdict(one) for one in said.outcomes if one.outcome in wanted],
+            predictions=[orjson.loads(orjson.dumps(one)) for one in said.outcomes if one.outcome in wanted],
             inputs_digest=built.inputs.digest(),
             data_until=built.data_until,
             present=[modality.value for modality in said.present],
@@ -261,6 +263,12 @@ def _compute(work: RiskAssessment) -> tuple[assessing.Result, frozenset[Modality
         ),
         built.inputs.pending,
     )
+
+
+@lru_cache(maxsize=8)
+def _version(pk: uuid.UUID) -> ModelVersion:
+    """A version, read once: what a score reads of it is settled when it is made."""
+    return ModelVersion.objects.get(pk=pk)
 
 
 def _ms(start: float, end: float) -> float:
