@@ -66,6 +66,24 @@ def ask(
     )
 
 
+def test_a_call_has_an_id_of_its_own_and_only_refusals_leave_a_line(
+    server: serving.HookServer,
+    hook_client: HookClient,
+    version: ModelVersion,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    theirs = {"x-request-id": "theirs", "x-correlation-id": "theirs"}
+    assert ask(server, SERVICE, orjson.dumps(hook_body()), **theirs)[0] == 200
+    event = AuditEvent.objects.get(action="hook.call")
+    assert len(event.correlation_id) == 36
+    said = [record for record in caplog.records if "django_structlog" in record.name]
+    assert said == []
+    assert ask(server, SERVICE, b"{}", authorization="")[0] == 401
+    said = [record for record in caplog.records if "django_structlog" in record.name]
+    assert [record.levelname for record in said] == ["WARNING"]
+    assert len({event.correlation_id for event in AuditEvent.objects.filter(action="hook.call")}) == 2
+
+
 def test_a_call_gets_its_card(
     server: serving.HookServer, hook_client: HookClient, version: ModelVersion
 ) -> None:
