@@ -93,7 +93,7 @@ def _prepared(connection: BaseDatabaseWrapper) -> Any:
     connection.ensure_connection()
     raw: psycopg.Connection[Row] = connection.connection
     raw.prepare_threshold = _PREPARED_AFTER
-    cursor = psycopg.Cursor(raw)
+    cursor: Any = psycopg.Cursor(raw)
     if connection.queries_logged:
         return connection.make_debug_cursor(cursor)
     return CursorWrapper(cursor, connection)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from joserfc.jwk import ECKey
@@ -80,9 +81,39 @@ def _summary(http: httpx.Client, key: ECKey, url: str, body: bytes) -> str:
     return str(said["cards"][0]["summary"]) if answer.status_code == 200 else f"{answer.status_code} {said}"
 
 
+def processor_ms(clinic: scratch.Clinic) -> dict[str, float]:
+    """Processor time used so far by the web processes, the worker, Redis and PostgreSQL's connections."""
+    ticks = dict.fromkeys(("web", "worker", "Redis", "PostgreSQL"), 0)
+    database = urlsplit(os.environ["DATABASE_URL"])
+    backend = f"postgres: {database.username} {database.path[1:]} ".encode()
+    names = dict.fromkeys(_web(clinic), "web")
+    names |= {clinic.pids["worker-interactive"]: "worker", clinic.pids["broker"]: "Redis"}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            name = names.get(int(folder.name), "")
+            if not name and (folder / "cmdline").read_bytes().startswith(backend):
+                name = "PostgreSQL"
+            if name:
+                said = (folder / "stat").read_text().rpartition(")")[2].split()
+                ticks[name] += int(said[11]) + int(said[12])
+        except OSError:
+            continue  # it has just ended
+    return {name: count * 1000 / os.sysconf("SC_CLK_TCK") for name, count in ticks.items()}
+
+
+def per_call(before: Mapping[str, float], after: Mapping[str, float], calls: float) -> str:
+    """Processor time of one call, in words."""
+    spent = {name: (after[name] - before[name]) / calls for name in before}
+    return ", ".join(f"{name} {ms:.2g} ms" for name, ms in spent.items() if ms >= 0.01)
+
+
 def memory(clinic: scratch.Clinic) -> int:
     """Resident MiB of gunicorn and its workers."""
-    master = clinic.pids["web"]
-    found = [str(master), *Path(f"/proc/{master}/task/{master}/children").read_text().split()]
-    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in found)
+    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in _web(clinic))
     return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+
+def _web(clinic: scratch.Clinic) -> list[int]:
+    master = clinic.pids["web"]
+    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    return [master, *map(int, children)]

@@ -27,7 +27,7 @@ def measure(
         at, newest = datetime.now(UTC) - timedelta(minutes=1), round(60 + 60 * values.random(), 3)
         return sent[number % len(sent)].large(newest=newest, at=at), tokens[number]
 
-    before = calling.memory(clinic)
+    before, spent = calling.memory(clinic), calling.processor_ms(clinic)
     found = pacing.post(url, make, per_second=RATE, seconds=minutes * 60)
     ms = np.array(found.ms)
     p50, p95, p99 = np.percentile(ms, [50, 95, 99])
@@ -42,6 +42,7 @@ def measure(
     table.notes += [
         f"Each body of {len(sent[0].large()) // 1000} KB holds one value that is new; times count from when "
         "a call was due. One worker answers.",
+        f"Processor time of a call: {calling.per_call(spent, calling.processor_ms(clinic), len(ms))}.",
         f"Resident memory of the web processes: {before} MiB before, {calling.memory(clinic)} MiB after.",
     ]
     return table

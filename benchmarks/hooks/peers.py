@@ -93,7 +93,7 @@ def _environment(folder: Path) -> Path | None:
     """`python3 -m venv FOLDER` and `FOLDER/bin/pip install healthchain==…`; some minutes."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    command = [python, "-m", "pip", "install", "-q", PEER, "uvicorn"]
+    command = [str(python), "-m", "pip", "install", "-q", PEER, "uvicorn"]
     got = subprocess.run(command, capture_output=True, text=True)
     return None if got.returncode else python
 

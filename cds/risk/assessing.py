@@ -281,7 +281,7 @@ _HEAVY = ("basis", "frame_weights", "milliseconds")  # of an assessment; no card
 _LIGHT = tuple(field.attname for field in RiskAssessment._meta.concrete_fields if field.attname not in _HEAVY)
 
 
-def _newest_first(patient: object, version: object) -> QuerySet[RiskAssessment]:
+def _newest_first(patient: Patient | UUID, version: ModelVersion | UUID) -> QuerySet[RiskAssessment]:
     """Every assessment of a patient by a version; rows, or their keys."""
     asked = RiskAssessment.objects.filter(patient=patient, version=version)
     return asked.order_by("-revision", "-queued_at")

@@ -72,7 +72,7 @@ def test_a_call_has_an_id_of_its_own_and_only_refusals_leave_a_line(
     version: ModelVersion,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    theirs = {"x-request-id": "theirs", "x-correlation-id": "theirs"}
+    theirs: Any = {"x-request-id": "theirs", "x-correlation-id": "theirs"}
     assert ask(server, SERVICE, orjson.dumps(hook_body()), **theirs)[0] == 200
     event = AuditEvent.objects.get(action="hook.call")
     assert len(event.correlation_id) == 36
