@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from benchmarks import dicom_pictures, measuring
 
-TIMES = 12
+TIMES = 20
+MOST_S = 15
 WITHIN = 1.1
 OURS = ("raw", "RLE", "JPEG-LS", "JPEG 2000")  # what pydicom can write
 DCMCJPEG = {"JPEG baseline, 8 bits": "+eb", "JPEG extended, 12 bits": "+ee", "JPEG lossless": "+e1"}
@@ -24,19 +26,25 @@ def run() -> measuring.Table:
         "plug-in alone MB/s",
         "decoded in the child MB/s",
         "as a Clip MB/s",
+        "processor ms: alone",
+        "in the child",
         "within 10 %",
     )
-    table = measuring.Table("Decoding DICOM", columns)
+    table, load = measuring.Table("Decoding DICOM", columns), os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="tessera-benchmark-") as name:
         for syntax, path in _files(Path(name)).items():
-            alone, apart, clip = _measure(path)
-            met = "yes" if apart * WITHIN >= alone else "**no**"
-            table.add(syntax, alone, apart, clip, met)
-    table.notes.append(
-        f"A simulated radiograph of {dicom_pictures.SIDE} x {dicom_pictures.SIDE}, 12 bits; best of {TIMES}. "
-        "The plug-in alone: opened, decoded and hashed in one process. In the child: checked too, and asked "
-        "for; as a Clip: windowed and handed over too."
-    )
+            (alone, apart, clip), (spent_alone, spent_apart, _) = _measure(path)
+            met = "yes" if spent_apart <= spent_alone * WITHIN else "**no**"
+            spent = (f"{1000 * spent_alone:.1f}", f"{1000 * spent_apart:.1f}")
+            table.add(syntax, alone, apart, clip, *spent, met)
+    table.notes += [
+        f"A simulated radiograph of {dicom_pictures.SIDE} x {dicom_pictures.SIDE}, 12 bits; best of {TIMES} "
+        f"in turn, at most {MOST_S} s in all. The plug-in alone: opened, decoded and hashed in one process. "
+        "In the child: checked too, and asked for; as a Clip: windowed and handed over. Processor time is "
+        "the mean, of both processes.",
+        "Judged by processor time, which other work on the machine disturbs less; its load was "
+        f"{load:.1f} on {os.cpu_count()} cores.",
+    ]
     return table
 
 
@@ -51,7 +59,8 @@ def _files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _measure(path: Path) -> tuple[float, float, float]:
+def _measure(path: Path) -> tuple[list[float], list[float]]:
+    """MB/s at best, mean seconds of processor time: of the plug-in alone, in the child, as a Clip."""
     import hashlib
 
     import pydicom
@@ -73,10 +82,27 @@ def _measure(path: Path) -> tuple[float, float, float]:
     ]
     for call in calls:
         call()  # the child is there, and both have their memory
-    best = [float("inf")] * len(calls)
+    best, total, rounds = [float("inf")] * len(calls), [0.0] * len(calls), 0
+    until = time.perf_counter() + MOST_S
     for _ in range(TIMES):  # in turn, so that whatever else runs here is everybody's
         for place, call in enumerate(calls):
-            began = time.perf_counter()
+            spent, began = _processor_s(), time.perf_counter()
             call()
             best[place] = min(best[place], time.perf_counter() - began)
-    return size / best[0], size / best[1], size / best[2]
+            total[place] += _processor_s() - spent
+        rounds += 1
+        if time.perf_counter() > until:
+            break
+    return [size / seconds for seconds in best], [seconds / rounds for seconds in total]
+
+
+def _processor_s() -> float:
+    """Processor time of this process and of its decoding process with all its threads, in steps of 10 ms."""
+    from ehr.dicom import child
+
+    process = child.decoder()._process
+    told = Path(f"/proc/{process.pid}/stat") if process is not None else None
+    if told is None or not told.exists():
+        return time.process_time()
+    fields = told.read_text().rpartition(")")[2].split()
+    return time.process_time() + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
