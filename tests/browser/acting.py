@@ -52,11 +52,12 @@ def build() -> dict[str, str]:
 
 
 def source(made: clinic.Clinic) -> int:
-    """The ward's source with a run behind it, one under way, and something set aside."""
+    """The ward's source with a run behind it, one under way, something set aside, and where results go."""
     from datetime import timedelta
 
     from cds.patients import sources
     from cds.patients.models import RunKind, RunState, SetAside
+    from tests.cds.sending import results
     from tests.web import clinic
 
     of, now, by = made.patients[0].source, made.now, clinic.BY
@@ -72,6 +73,7 @@ def source(made: clinic.Clinic) -> int:
             reason="Observation.value[x]: unit 'kg' cannot be converted to mm[Hg] (systolic-pressure)",
             first_at=now, last_at=now,
         )  # fmt: skip
+    results.refuse(results.add_destination(source=of), "POST /fhir/Device: 422: not here")
     return int(of.pk)
 
 

@@ -37,6 +37,7 @@ PAGES = [
     ("admin", "/hooks/sandbox"),
     ("admin", "/sources"),
     ("admin", "/sources/{source}"),
+    ("admin", "/destinations/ehr"),
     ("admin", "/ehrs"),
     ("admin", "/ehrs/clients/new"),
     ("admin", "/ehrs/clients/{client}"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from unittest.mock import patch
 
@@ -16,7 +15,7 @@ from cds.jobs.models import OutboxMessage, WorkState
 from cds.patients import sources
 from cds.patients.models import RunKind, SetAside, Source
 from cds.sending import destinations
-from cds.sending.models import Destination, Document, DocumentKind
+from cds.sending.models import Destination, Document
 from tests.cds.sending import results
 from tests.web.clinic import BY, Clinic
 
@@ -77,22 +76,14 @@ def destination(ward: Clinic) -> Destination:
     return results.add_destination(source=ward.patients[0].source)
 
 
-def refuse(destination: Destination, reason: str, *, state: str = WorkState.FAILED) -> Document:
-    return Document.objects.create(
-        destination=destination, kind=DocumentKind.DEVICE, subject=str(uuid.uuid4()), identity=uuid.uuid4(),
-        order=timezone.now(), queued_at=timezone.now(), work_state=state, failure=reason,
-        finished_at=timezone.now() if state == WorkState.FAILED else None,
-    )  # fmt: skip
-
-
 def test_where_results_go_with_what_waits_and_what_was_refused(
     destination: Destination, sign_in: Callable[[str], Client]
 ) -> None:
     client = sign_in("admin")
     assert "Nothing sent yet" in text(client, "/sources")
     for _ in range(3):
-        refuse(destination, "POST /fhir/Device: 422: <b>not</b> here")
-    refuse(destination, "", state=WorkState.QUEUED)
+        results.refuse(destination, "POST /fhir/Device: 422: <b>not</b> here")
+    results.refuse(destination, "", state=WorkState.QUEUED)
     Destination.objects.update(last_error="POST /fhir/Device: 422: not here", last_error_at=timezone.now())
     page = text(client, "/sources")
     assert "Refusing" in page

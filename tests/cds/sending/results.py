@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from cds.jobs.models import WorkState
 from cds.patients.models import Patient
 from cds.risk.models import HeatMap, RiskPrediction
 from cds.sending import composing, delivering, destinations
-from cds.sending.models import Destination, Document
+from cds.sending.models import Destination, Document, DocumentKind
 from cds.studies import clips, receiving
 from cds.studies.models import Measurement, Outline, Series
 from tests.cds.dicom_files import write_radiograph
@@ -25,6 +26,15 @@ FHIR = "https://ehr.example/fhir"
 def add_destination(address: str = FHIR, *, slug: str = "ehr", **changes: object) -> Destination:
     given = {"source": make_source(), "by": TESTS, "now": NOW - timedelta(minutes=1), **changes}
     return destinations.add(slug, address=address, **given)  # type: ignore[arg-type]
+
+
+def refuse(destination: Destination, reason: str, *, state: str = WorkState.FAILED) -> Document:
+    """A document that a destination did not take, or with another state one that waits."""
+    return Document.objects.create(
+        destination=destination, kind=DocumentKind.DEVICE, subject=str(uuid.uuid4()), identity=uuid.uuid4(),
+        order=timezone.now(), queued_at=timezone.now(), work_state=state, failure=reason,
+        finished_at=timezone.now() if state == WorkState.FAILED else None,
+    )  # fmt: skip
 
 
 def send_all(*, now: datetime = NOW + timedelta(minutes=1), rounds: int = 6) -> None:
