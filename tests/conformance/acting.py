@@ -8,6 +8,8 @@ import sys
 
 import django
 
+FHIR = "http://127.0.0.1:9/fhir"  # nobody listens there: its name alone makes cards link by SMART
+
 
 def main(act: str, *words: str) -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cds.settings")
@@ -16,25 +18,29 @@ def main(act: str, *words: str) -> None:
 
 
 def register(issuer: str, jwks: str, origin: str) -> None:
-    """An EHR that may call, and a model that is active."""
+    """An EHR that may call and may launch us, and a model that is active."""
     from django.utils import timezone
 
     from cds.audit import recording
     from cds.hooks import registering
+    from cds.launch import registering as launches
     from cds.patients import importing
     from cds.registry.models import ActiveModel
     from tests.web import clinic
 
     now = timezone.now()
+    source, by = importing.get_source("conformance", now=now), recording.system("tests")
     registering.register(
         "Conformance",
         issuer=issuer,
         jwks=json.loads(jwks),
-        source=importing.get_source("conformance", now=now),
+        source=source,
         origins=[origin],
-        by=recording.system("tests"),
+        fhir_servers=[FHIR],
+        by=by,
         now=now,
     )
+    launches.register("Conformance", issuer=FHIR, client_id="tessera", source=source, by=by, now=now)
     ActiveModel.objects.create(outcome=clinic.OUTCOME, version=clinic.version(1, now=now), since=now)
 
 
