@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from django.utils import timezone
 
@@ -14,7 +14,7 @@ from cds.patients.models import RunKind, RunState
 from cds.taking import Progress, Tally, silent
 
 EVERY_S = 2.0  # a row is written, and screens are told, no more often
-Take = TypeVar("Take", bound=Callable[..., Tally])
+Take = Callable[..., Tally]  # (where, *, source, by, progress, …); recorded, it takes `how` as well
 
 
 def recorded(kind: RunKind) -> Callable[[Take], Take]:
@@ -57,7 +57,7 @@ def recorded(kind: RunKind) -> Callable[[Take], Take]:
             sources.end(run, state, by=by, now=timezone.now(), counts=_counts(tally), error=tally.interrupted)
             return tally
 
-        return cast(Take, run_it)
+        return run_it
 
     return decorate
 

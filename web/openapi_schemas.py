@@ -54,6 +54,8 @@ SCHEMAS: Json = {
         usageRequirements=FILLED,
         version={"type": "string", "pattern": r"^\d+\.0\.0$", "description": "A model is its major number"},
         extension=_object(
+            (),
+            closed=False,
             **{
                 "tessera.model": _object(
                     ("name", "number", "digest", "card"),
@@ -64,7 +66,7 @@ SCHEMAS: Json = {
                     card=URL,
                     regulatoryLabel=FILLED,
                 )
-            }
+            },
         ),
     ),
     "HookRequest": _object(

@@ -245,15 +245,15 @@ def print_tally(tally: Tally, console: Console | None = None, *, listed: int = 2
         for (kind, reason), times in reasons.most_common():
             table.add_row(escape(kind or "file"), escape(reason), str(times))
         console.print(table)
-        said = Counter(
+        lines = Counter(
             " ".join(filter(None, (f"{item.where}:", item.kind, item.identity, item.reason)))
             for item in tally.refused
         )
-        for line, times in list(said.items())[:listed]:
+        for line, times in list(lines.items())[:listed]:
             often = f" ({times} times)" if times > 1 else ""
             console.print(f"  {line}{often}", highlight=False, markup=False, soft_wrap=True)
-        if len(said) > listed:
-            console.print(f"  … and {len(said) - listed} more; --report FILE lists them all")
+        if len(lines) > listed:
+            console.print(f"  … and {len(lines) - listed} more; --report FILE lists them all")
 
 
 def write_report(tally: Tally, path: Path) -> None:
