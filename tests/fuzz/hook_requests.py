@@ -65,7 +65,7 @@ def case(seed: int) -> Case:
     """The request of a seed: one in four is sound, the others are broken in one to four places."""
     chance = random.Random(seed)
     hook = chance.choice(HOOKS)
-    body = sound(chance, hook)
+    body = copy.deepcopy(sound(chance, hook))  # what is bent is of this request alone
     is_sound = chance.random() < 0.25
     if not is_sound:
         _fill(chance, body)
