@@ -22,14 +22,15 @@ from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
-from cds.jobs import outbox
+from cds.jobs import QUEUES, outbox
 from cds.jobs.models import LeasedWork, WorkState
 
 WorkT = TypeVar("WorkT", bound=LeasedWork)
 logger = logging.getLogger(__name__)
 LEASE = timedelta(seconds=20)
 HEARTBEAT_S = 5.0
-FORGOTTEN_AFTER = timedelta(seconds=60)  # queued, message sent, yet nobody took it
+FORGOTTEN_AFTER = timedelta(seconds=60)  # queued, its queue empty, yet nobody took it: the message is lost
+LONG_FORGOTTEN = timedelta(minutes=30)  # the same where the queue is never empty
 
 TRANSITIONS: dict[WorkState, frozenset[WorkState]] = {
     WorkState.QUEUED: frozenset({WorkState.RUNNING, WorkState.CANCELLED, WorkState.FAILED}),
@@ -118,22 +119,31 @@ def heartbeat(work: LeasedWork) -> Iterator[threading.Event]:
 
 
 def sweep(now: datetime) -> dict[str, int]:
-    """Queue or fail work whose worker died, wake work nobody took, resend the outbox. Returns counts."""
+    """Queue or fail work whose worker died, wake work nobody took, resend the outbox. Returns counts.
+
+    Work that waits its turn behind other messages is not announced again: a queue would grow by all of it
+    every minute.
+    """
     counts = {"requeued": 0, "failed": 0, "woken": 0, "sent": outbox.resend(now)}
     for model in work_models():
         died = model._default_manager.filter(work_state=WorkState.RUNNING, lease_until__lt=now)
         for work in died[:500]:
             ended = _retry_or_fail(work, now=now, reason="the worker stopped while working on it")
             counts[ended] += 1
-        forgotten = model._default_manager.filter(
-            work_state=WorkState.QUEUED, queued_at__lt=now - FORGOTTEN_AFTER
-        )
-        for work in forgotten[:500]:
+        for work in _forgotten(model, now):
             with transaction.atomic():
                 if model._default_manager.filter(pk=work.pk, queued_at=work.queued_at).update(queued_at=now):
                     _enqueue(work, now=now)
                     counts["woken"] += 1
     return counts
+
+
+def _forgotten(model: type[LeasedWork], now: datetime) -> QuerySet[LeasedWork]:
+    waiting = model._default_manager.filter(work_state=WorkState.QUEUED).order_by("queued_at")
+    forgotten = waiting.filter(queued_at__lt=now - FORGOTTEN_AFTER)
+    if forgotten.exists() and outbox.messages_in(QUEUES[model.JOB]) != 0:
+        forgotten = waiting.filter(queued_at__lt=now - LONG_FORGOTTEN)
+    return forgotten[:500]
 
 
 def work_models() -> list[type[LeasedWork]]:

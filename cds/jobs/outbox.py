@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -14,10 +15,10 @@ import structlog
 from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
-from kombu.exceptions import OperationalError
+from kombu.exceptions import ChannelError, OperationalError
 
 from cds.celery import app
-from cds.jobs import QUEUES, Job
+from cds.jobs import QUEUES, Job, Queue
 from cds.jobs.models import LiveEvent, OutboxMessage
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,19 @@ def _check_broker() -> None:
     broker = urlsplit(str(app.conf.broker_url))
     if broker.scheme in ("redis", "rediss") and broker.hostname:
         socket.create_connection((broker.hostname, broker.port or 6379), timeout=KNOCK_S).close()
+
+
+def messages_in(queue: Queue) -> int | None:
+    """How many messages wait in a queue; None while the broker is out of reach."""
+    try:
+        _check_broker()
+        with app.connection_for_read() as connection:
+            channel: Any = connection.default_channel
+            return int(channel.queue_declare(queue.value, passive=True).message_count)
+    except ChannelError:
+        return 0  # nobody has used it yet
+    except (OperationalError, OSError):
+        return None
 
 
 def resend(now: datetime) -> int:

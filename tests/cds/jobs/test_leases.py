@@ -10,7 +10,7 @@ import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
-from cds.jobs import leases
+from cds.jobs import QUEUES, Queue, leases, outbox
 from cds.jobs.models import OutboxMessage, WorkState
 from cds.studies.models import Encoding, Study
 from tests.factories import NOW, make_source
@@ -151,13 +151,34 @@ def test_the_sweeper_never_fails_work_that_finished_meanwhile(
     assert (work.work_state, told) == (WorkState.DONE, [])
 
 
-def test_work_nobody_took_is_announced_again_once_a_minute(work: Encoding) -> None:
+def test_work_nobody_took_is_announced_again_once_a_minute(
+    work: Encoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "messages_in", lambda queue: 0)
     now = timezone.now()
     assert leases.sweep(now)["woken"] == 0
     later = now + timedelta(seconds=61)
     assert leases.sweep(later)["woken"] == 1
     assert leases.sweep(later + timedelta(seconds=15))["woken"] == 0
     assert OutboxMessage.objects.count() == 1
+
+
+@pytest.mark.parametrize("messages", [3, None], ids=["a queue to work off", "a broker that is away"])
+def test_work_that_waits_its_turn_is_not_announced_again(
+    work: Encoding, monkeypatch: pytest.MonkeyPatch, messages: int | None
+) -> None:
+    monkeypatch.setattr(outbox, "messages_in", lambda queue: messages)
+    now = timezone.now()
+    assert leases.sweep(now + timedelta(minutes=5))["woken"] == 0
+    assert leases.sweep(now + timedelta(minutes=31))["woken"] == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_messages_in_a_queue_are_counted(work: Encoding) -> None:
+    before = outbox.messages_in(Queue.BATCH)
+    assert before is not None
+    leases.queue(work, now=NOW)
+    assert outbox.messages_in(QUEUES[work.JOB]) == before + 1
 
 
 @pytest.mark.django_db(transaction=True)
