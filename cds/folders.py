@@ -54,17 +54,19 @@ def take_folder(
     raises     BadResource when there is no such folder
     """
     tally = Tally()
+    processes = processes or _how_many(folder)
+    may_be_known = processes > 1 and remembering.has_read(source)
     with (
         _scratch() as scratch,
         importing.durable_at_the_end(),
-        _pool(processes or _how_many(folder)) as pool,  # its processes start while we sort
+        _pool(processes, at_once=not may_be_known) as pool,
     ):
         laid_out = ehr.sort_folder(folder, scratch)
         tally.ignored.update(laid_out.ignored)
         tally.merge(_take_pieces(ehr.read_pieces(laid_out, None), source, by, now))
         size = sum(bucket.size for bucket in laid_out.buckets)
         done = 0
-        for bucket, taken in _take_buckets(laid_out, source, by, now, pool):
+        for bucket, taken in _take_buckets(laid_out, source, by, now, pool, may_be_known):
             tally.merge(taken)
             done += bucket.size
             progress("Records (kB)", done // 1000, size // 1000)
@@ -79,8 +81,11 @@ def _how_many(folder: Path) -> int:
 
 
 @contextmanager
-def _pool(processes: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Processes that have begun already; None where this one does it all."""
+def _pool(processes: int, *, at_once: bool) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes that begin at once, while the folder is sorted, or with the first bucket that is new.
+
+    None where this one does it all.
+    """
     if processes < 2:
         yield None
         return
@@ -88,7 +93,8 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor | None]:
         processes, mp_context=multiprocessing.get_context("spawn"), initializer=children.begin
     )
     try:
-        pool.submit(os.getpid)  # any call starts them all
+        if at_once:
+            pool.submit(os.getpid)  # any call starts them all
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
@@ -100,6 +106,7 @@ def _take_buckets(
     by: recording.Actor,
     now: datetime,
     pool: ProcessPoolExecutor | None,
+    may_be_known: bool,
 ) -> Iterator[tuple[ehr.Bucket, Tally]]:
     for bucket in laid_out.buckets:
         if pool is None or bucket.documents:  # Bundles may be about one patient: the later one counts
@@ -107,13 +114,26 @@ def _take_buckets(
     if pool is None:
         return
     handed = replace(laid_out, buckets=(), set_aside=())
-    waiting = {
-        pool.submit(_take_bucket, handed, bucket, source.pk, by, now): bucket
-        for bucket in laid_out.buckets
-        if not bucket.documents
-    }
+    waiting = {}
+    for bucket in laid_out.buckets:
+        if bucket.documents:
+            continue
+        if may_be_known and (pieces := _all_known(laid_out, bucket, source)):
+            yield bucket, _take_pieces(pieces, source, by, now)  # a look-up, not worth a process
+        else:
+            waiting[pool.submit(_take_bucket, handed, bucket, source.pk, by, now)] = bucket
     for done in as_completed(waiting):
         yield waiting[done], done.result()
+
+
+def _all_known(laid_out: ehr.SortedFolder, bucket: ehr.Bucket, source: Source) -> list[ehr.Piece]:
+    """The pieces of a bucket if every one was read before and holds; else none."""
+    pieces = list(ehr.read_pieces(laid_out, bucket))
+    for begin in range(0, len(pieces), AT_ONCE):
+        digests = {piece.digest for piece in pieces[begin : begin + AT_ONCE]}
+        if digests - remembering.find_known(source, filter(None, digests)).keys():
+            return []
+    return pieces
 
 
 def _take_bucket(

@@ -32,6 +32,11 @@ class Known:
     ignored: Mapping[str, int]
 
 
+def has_read(source: Source) -> bool:
+    """Whether anything of this source was read before."""
+    return ImportedRecord.objects.filter(patient__source=source).exists()
+
+
 def find_known(source: Source, digests: Iterable[str]) -> dict[str, Known]:
     """Of these pieces, those that were read before and whose patients nobody has changed since."""
     asked = {_piece_key(digest): digest for digest in digests}

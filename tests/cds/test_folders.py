@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,21 @@ def test_what_was_read_before_is_not_read_again(export: Path, monkeypatch: pytes
         name: sum(states.values()) for name, states in first.resources.items()
     }
     assert all(set(states) == {"unchanged"} for states in again.resources.values())
+
+
+def test_what_is_known_begins_no_process(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = take(export)
+
+    def never(*_: Any) -> None:
+        raise AssertionError("a process began for what is known")
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", never)
+    again = folders.take_folder(export, source=make_source(), by=TESTS, now=NOW, processes=2)
+    assert (again.patients, again.changed, again.ignored) == (3, set(), first.ignored)
+    path = export / "Observation-00001.ndjson"
+    path.write_text(path.read_text().replace('"status":"final"', '"status":"amended"'))
+    with pytest.raises(AssertionError, match="a process began"):
+        folders.take_folder(export, source=make_source(), by=TESTS, now=NOW, processes=2)
 
 
 def test_a_known_folder_costs_as_many_queries_however_many_patients(
