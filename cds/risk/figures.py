@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from statistics import median
 from typing import Any
 
@@ -71,14 +71,14 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Responses:
-    """Answers given on the panel. `minutes` is the median from score to answer of the newest ones."""
+    """Answers given on the panel. `waited` is the median from score to answer of the newest ones."""
 
     acknowledged: int
     overridden: int
     snoozed: int
     taken_back: int
     reasons: tuple[tuple[str, int], ...]
-    minutes: float | None
+    waited: timedelta | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ def responses(version: ModelVersion, *, since: datetime) -> Responses:
         kind__in=["acknowledged", "overridden"], prediction__assessment__finished_at__isnull=False
     ).order_by("-at")
     waited = [
-        (at - scored).total_seconds() / 60
+        (at - scored).total_seconds()
         for scored, at in moments.values_list("prediction__assessment__finished_at", "at")[:NEWEST]
         if scored is not None
     ]
@@ -170,7 +170,7 @@ def responses(version: ModelVersion, *, since: datetime) -> Responses:
         snoozed=kinds.get("snoozed", 0),
         taken_back=kinds.get("undone", 0),
         reasons=tuple(reasons),
-        minutes=median(waited) if waited else None,
+        waited=timedelta(seconds=median(waited)) if waited else None,
     )
 
 

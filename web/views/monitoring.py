@@ -20,7 +20,7 @@ from cds.patients import access
 from cds.registry import queries
 from cds.registry.models import ModelVersion
 from cds.risk import figures, shifts
-from web import charts_of_days
+from web import charts_of_days, words
 from web.charts import Chart
 
 DAYS = (1, 7, 30)
@@ -55,6 +55,7 @@ def monitoring(request: HttpRequest) -> HttpResponse:
             "feedback": feedback,
             "feedback_chart": _chart(feedback),
             "responses": responses,
+            "waited": words.span(responses.waited) if responses.waited is not None else "",
             "reasons": [(hook_figures.reason_words(code), n) for code, n in responses.reasons],
             "shift": shifts.newest_shift(version),
             "shifts": figures.list_shifts(version),
