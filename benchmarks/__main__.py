@@ -20,8 +20,10 @@ NAMES = ("hook_keys", "ingest", "c_store", "decode", "study_to_score")
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
-Written by `python -m benchmarks all`. Each measurement stands beside its limit: the least that would have to
-be done anyway, measured in the same run on the same machine. Compare the ratio, not the milliseconds.
+Written by `python -m benchmarks all` and the commands that `python -m benchmarks` lists. Each measurement
+stands beside its limit: the least that would have to be done anyway, measured in the same run on the same
+machine. Compare the ratio, not the milliseconds. A part measured beside other work says so, and tells no
+ratio.
 """
 
 

@@ -74,8 +74,13 @@ def take_folder(
 
 
 def _how_many(folder: Path) -> int:
-    """SQLite takes one writer at a time; a worker of Celery's must not have children."""
-    if connection.vendor != "postgresql" or multiprocessing.current_process().daemon:
+    """SQLite takes one writer at a time, a worker of Celery's must not have children, and what an open
+    transaction has written is seen by no other process."""
+    if (
+        connection.vendor != "postgresql"
+        or connection.in_atomic_block
+        or multiprocessing.current_process().daemon
+    ):
         return 1
     return max(1, min(os.cpu_count() or 1, MOST_PROCESSES, ehr.estimate_size(folder) // WORTH_A_PROCESS))
 

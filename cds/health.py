@@ -2,7 +2,8 @@
 
     database   a query is answered within two seconds
     broker     Redis answers a ping
-    workers    somebody works on the queues people wait for (interactive, batch); train is told, not required
+    workers    somebody works on the queues people wait for (interactive, batch); train and exchange are told,
+               not required
     model      at least one model is active, and its bundle lies where it should
 
 Nothing here loads torch, names a patient, or waits longer than a second or two.

@@ -75,6 +75,7 @@ class Arrivals:
     def __enter__(self) -> Self:
         self.incoming.mkdir(parents=True)
         self.aside.mkdir(exist_ok=True)
+        _sync_one(self._root)  # the name of our inbox
         self._owned = _owned(self.inbox)
         for left in sorted(self._root.glob(f"{self._source.slug}.*")):
             if (owned := _owned(left)) is not None:  # whoever had it is gone
@@ -199,12 +200,16 @@ class Arrivals:
         ending = False
         while not ending:
             batch, ending = self._gather()
+            if batch:
+                with _connected():
+                    self.look_whether_paused()
             if batch and not self._record(batch, timezone.now()):
                 if ending:
                     break  # they lie in the inbox; the next process records them
                 time.sleep(1)
                 for one in batch:
-                    self._queue.put(one)
+                    if one.path in self._waiting:
+                        self._queue.put(one)
         connections.close_all()
 
     def _gather(self) -> tuple[list[arriving.Arrived], bool]:
@@ -230,9 +235,12 @@ class Arrivals:
                 done = arriving.record_arrivals(batch, source=self._source, by=self._by, now=now)
                 studies = {one.study.pk: one.study for one in done if one.study is not None}
                 whole = [pk for pk, study in studies.items() if study.missing() == 0]
-        except (DatabaseError, OSError):
+        except Exception as fault:  # whatever it is, the files lie in the inbox, and the recorder goes on
             logger.exception("%s files could not be recorded; tried again", len(batch))
-            return False
+            if isinstance(fault, DatabaseError | OSError) or len(batch) == 1:
+                return False
+            recorded = [self._record([one], now) for one in batch]  # one of them holds up no other
+            return all(recorded)
         with self._settled:
             for arrived, received in zip(batch, done, strict=True):
                 self._waiting.pop(arrived.path, None)
@@ -248,20 +256,29 @@ class Arrivals:
         if whole:
             self._whole.set()
         for arrived, received in zip(batch, done, strict=True):
+            self._tidy(arrived, received)
+        return True
+
+    def _tidy(self, arrived: arriving.Arrived, received: receiving.Received) -> None:
+        """Out of the inbox with a file that has its row."""
+        try:
             if received.outcome is receiving.Outcome.SET_ASIDE:  # after success was answered: keep the file
                 os.replace(arrived.path, self.aside / f"{arrived.found.sha256}.dcm")
             else:
                 arrived.path.unlink(missing_ok=True)  # a new one has gone to its place
-        return True
+        except OSError:
+            logger.exception("a recorded file stays in the inbox; the next start finds it a duplicate")
 
     def _recover(self, inbox: Path) -> None:
-        """Record what a killed process left in its inbox; a file that cannot be read was never answered."""
+        """Record what a killed process left in its inbox; what cannot be read is kept, with its reason."""
         left = []
         for path in sorted(inbox.glob("*.dcm")):
             try:
                 found = receiving.inspect(path)
-            except ehr.Permanent:
-                path.unlink()
+            except ehr.Permanent as fault:  # success may have been answered for it
+                where = "C-STORE, found in the inbox"
+                receiving.set_aside(where, "", str(fault), source=self._source, now=timezone.now())
+                os.replace(path, self.aside / path.name)
                 continue
             if found.header.is_ours:
                 path.unlink()
@@ -312,12 +329,16 @@ def _connected() -> Iterator[None]:
 
 def _sync(path: Path) -> None:
     """The file and its name are on the disk."""
-    for what in (path, path.parent):
-        descriptor = os.open(what, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    _sync_one(path)
+    _sync_one(path.parent)
+
+
+def _sync_one(what: Path) -> None:
+    descriptor = os.open(what, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _hang_up() -> None:

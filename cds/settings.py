@@ -238,12 +238,23 @@ def _origins_of(*urls: str) -> list[str]:
     return [f"{urlsplit(url).scheme}://{urlsplit(url).netloc}" for url in urls if url]
 
 
+def _is_web_address(url: str) -> bool:
+    """https, or plain http to this very machine outside production."""
+    parts = urlsplit(url)
+    is_here = parts.scheme == "http" and parts.hostname in {"127.0.0.1", "localhost", "::1"}
+    return bool(parts.hostname) and (parts.scheme == "https" or (is_here and not PRODUCTION))
+
+
 def _check_oidc() -> None:
     if not ENV.oidc_issuer:
+        if ENV.oidc_client_id or ENV.oidc_roles:
+            raise ImproperlyConfigured("Sign-in with hospital accounts: OIDC_ISSUER must be set.")
         return
-    problems = []
-    if urlsplit(ENV.oidc_issuer).scheme != "https" and PRODUCTION:
-        problems.append("OIDC_ISSUER must be https")
+    addresses = [("OIDC_ISSUER", ENV.oidc_issuer)]
+    addresses += [("OIDC_ORIGINS", one) for one in _listed(ENV.oidc_origins)]
+    problems = [
+        f"{name} takes https://host, not {url!r}" for name, url in addresses if not _is_web_address(url)
+    ]
     if not ENV.oidc_client_id:
         problems.append("OIDC_CLIENT_ID must be set")
     if ENV.oidc_client_auth == "secret" and not ENV.oidc_client_secret:
@@ -337,6 +348,15 @@ if ENV.database_url:
     if DATABASES["default"]["ENGINE"].endswith("postgresql"):
         DATABASES["default"].setdefault("OPTIONS", {})
         DATABASES["default"]["OPTIONS"].setdefault("pool", {"min_size": 1, "max_size": 8, "timeout": 5})
+        # A server that vanishes without a word is missed in seconds, not in TCP's quarter of an hour.
+        for _name, _value in {
+            "connect_timeout": 3,
+            "tcp_user_timeout": 10_000,
+            "keepalives_idle": 30,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+        }.items():
+            DATABASES["default"]["OPTIONS"].setdefault(_name, _value)
 else:
     DATABASES = {
         "default": {

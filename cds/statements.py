@@ -3,7 +3,7 @@
 The ORM takes longer to write such a query than PostgreSQL to answer it. A `Statement` has it written once in
 each process, with a mark in place of every value, and from then on only the values change. On other databases
 the ORM asks every time. A prepared statement belongs to its connection: between us and PostgreSQL there must
-be no PgBouncer in transaction mode older than 1.21.
+be no pooler that pools by transaction.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS, NotSupportedError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.db.models import AutoField, Model, QuerySet
@@ -69,10 +69,21 @@ class _Compiled:
 
     def rows(self, values: Mapping[str, Any], connection: BaseDatabaseWrapper) -> list[Row]:
         given = [constant if name is None else values[name] for name, constant in self._order]
+        try:
+            found = self._fetched(given, connection)
+        except NotSupportedError:  # a migration changed a column since this connection prepared it (0A000)
+            if connection.in_atomic_block:
+                raise  # rolling back forgets what was prepared
+            connection.connection.close()  # the pool throws a closed one away
+            connection.close()
+            found = self._fetched(given, connection)
+        return [self._converted(row, connection) for row in found] if self._converters else found
+
+    def _fetched(self, given: list[Any], connection: BaseDatabaseWrapper) -> list[Row]:
         with _prepared(connection) as cursor:
             cursor.execute(self._sql, given)
             found: list[Row] = cursor.fetchall()
-        return [self._converted(row, connection) for row in found] if self._converters else found
+        return found
 
     def _converted(self, row: Row, connection: BaseDatabaseWrapper) -> Row:
         said = list(row)

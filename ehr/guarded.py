@@ -68,7 +68,7 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
             addresses = [str(one[4][0]) for one in found]
             for address in addresses:
                 check_resolved(host, address)
-        except (OSError, Refused) as error:
+        except (OSError, UnicodeError, Refused) as error:
             raise httpcore.ConnectError(type(error).__name__) from error
         return await self._plain.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
 

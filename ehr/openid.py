@@ -119,7 +119,7 @@ class OpenIdApp:
     ) -> dict[str, Any]:
         for fresh in (False, True):
             try:
-                held = KeySet.import_key_set(keys(fresh))  # type: ignore[arg-type]
+                held = _usable(keys(fresh))
                 claims = jwt.decode(token, held, algorithms=list(self._algorithms)).claims
             except (JoseError, ValueError, KeyError, TypeError) as error:
                 if fresh:
@@ -135,15 +135,19 @@ class OpenIdApp:
         """OpenID Connect Core 3.1.3.7: iss, aud, azp, exp, iat, nonce."""
         named, now = claims.get("aud"), self._clock()
         audiences = named if isinstance(named, list) else [named]
+        alone = self._client_id if len(audiences) == 1 else None  # azp may be left out, and nothing else
         expires, issued = _seconds(claims.get("exp")), _seconds(claims.get("iat"))
         wrong = next(
             (
                 name
                 for name, holds in (
-                    ("iss", claims.get("iss") in issuers),
+                    ("iss", isinstance(claims.get("iss"), str) and claims["iss"] in issuers),
                     ("aud", self._client_id in audiences),
-                    ("azp", len(audiences) == 1 or claims.get("azp") == self._client_id),
-                    ("nonce", secrets.compare_digest(str(claims.get("nonce") or ""), nonce)),
+                    ("azp", claims.get("azp", alone) == self._client_id),
+                    (
+                        "nonce",
+                        secrets.compare_digest(str(claims.get("nonce") or "").encode(), nonce.encode()),
+                    ),
                     ("exp", expires is not None and expires + SKEW_S > now),
                     ("iat", issued is not None and issued - SKEW_S <= now),
                 )
@@ -273,3 +277,16 @@ def _seconds(value: object) -> float | None:
     """Seconds since 1970; None for anything else."""
     is_time = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**40
     return float(cast(float, value)) if is_time else None
+
+
+def _usable(jwks: Mapping[str, Any]) -> KeySet:
+    """Its keys that can be read; the others are for other uses (RFC 7517, 5). Raises ValueError for none."""
+    found: list[Any] = []
+    for key in jwks["keys"]:
+        try:
+            found += KeySet.import_key_set({"keys": [key]}).keys
+        except (JoseError, ValueError, KeyError, TypeError):
+            continue
+    if not found:
+        raise ValueError("no key that can be used")
+    return KeySet(found)

@@ -316,7 +316,7 @@ class InstanceHeader:
     @property
     def is_ours(self) -> bool:
         """Whether it is a result that Tessera made, and that comes back."""
-        return self.manufacturer == MANUFACTURER
+        return self.manufacturer == MANUFACTURER and self.modality in OUR_SERIES
 
 
 @dataclass(frozen=True, slots=True)

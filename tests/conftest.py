@@ -37,6 +37,12 @@ def _quick_passwords(settings: Any) -> None:
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 
+@pytest.fixture(autouse=True)
+def _an_address_of_its_own(settings: Any) -> None:
+    """Not that of a demo that was run from this checkout."""
+    settings.PUBLIC_URL = "http://127.0.0.1:8000"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _jobs_stay_in_this_process() -> None:
     """A job published by a test must never reach the worker of a demo that happens to run."""

@@ -43,7 +43,7 @@ def apply_limit(connection: BaseDatabaseWrapper, **_: Any) -> None:
             connection.cursor().execute(f"PRAGMA busy_timeout = {wanted}")
     elif connection.vendor == "postgresql" and getattr(held, _HELD, NONE) != wanted:
         with connection.cursor() as cursor:
-            cursor.execute(f"SET statement_timeout = {wanted}")
+            cursor.execute(f"SET statement_timeout = {wanted or 'DEFAULT'}")  # the site's own, without a hook
         setattr(held, _HELD, wanted)
 
 

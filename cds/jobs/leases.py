@@ -29,8 +29,8 @@ WorkT = TypeVar("WorkT", bound=LeasedWork)
 logger = logging.getLogger(__name__)
 LEASE = timedelta(seconds=20)
 HEARTBEAT_S = 5.0
-FORGOTTEN_AFTER = timedelta(seconds=60)  # queued, its queue empty, yet nobody took it: the message is lost
-LONG_FORGOTTEN = timedelta(minutes=30)  # the same where the queue is never empty
+FORGOTTEN_AFTER = timedelta(seconds=60)  # queued, fewer messages than work: some are lost
+LONG_FORGOTTEN = timedelta(minutes=30)  # queued, and as many messages as work
 
 TRANSITIONS: dict[WorkState, frozenset[WorkState]] = {
     WorkState.QUEUED: frozenset({WorkState.RUNNING, WorkState.CANCELLED, WorkState.FAILED}),
@@ -141,7 +141,11 @@ def sweep(now: datetime) -> dict[str, int]:
 def _forgotten(model: type[LeasedWork], now: datetime) -> QuerySet[LeasedWork]:
     waiting = model._default_manager.filter(work_state=WorkState.QUEUED).order_by("queued_at")
     forgotten = waiting.filter(queued_at__lt=now - FORGOTTEN_AFTER)
-    if forgotten.exists() and outbox.messages_in(QUEUES[model.JOB]) != 0:
+    late = forgotten.count()
+    held = outbox.messages_in(QUEUES[model.JOB]) if late else 0
+    if (
+        held is None or 0 < late <= held
+    ):  # each may have its message; more work than messages means some are lost
         forgotten = waiting.filter(queued_at__lt=now - LONG_FORGOTTEN)
     return forgotten[:500]
 

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import redis
 import structlog
 from django.db import transaction
 from django.db.models import F
@@ -94,7 +95,7 @@ def messages_in(queue: Queue) -> int | None:
             return int(channel.queue_declare(queue.value, passive=True).message_count)
     except ChannelError:
         return 0  # nobody has used it yet
-    except (OperationalError, OSError):
+    except (OperationalError, OSError, redis.RedisError):
         return None
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.models import Group, User
-from django.db import transaction
+from django.db import IntegrityError, transaction
 
 import ehr
 from cds import signing
@@ -92,7 +92,10 @@ def complete(
             "the provider did not ask you again who you are, or does not say so (auth_time): sign out there, "
             "then try again"
         )
-    user, is_new = _person(configuration.issuer, came, address=address, now=now)
+    try:
+        user, is_new = _person(configuration.issuer, came, address=address, now=now)
+    except IntegrityError:  # they came twice at once: the other made the account
+        user, is_new = _person(configuration.issuer, came, address=address, now=now)
     return Arrived(user, came.id_token, is_new, shown_at)
 
 
@@ -206,12 +209,15 @@ def _app() -> ehr.HospitalSignIn:
         raise Unavailable(
             "there is no key to sign in with: run `manage.py fhir_key add`, and register its key set"
         )
-    return ehr.HospitalSignIn(
-        settings.OIDC_ISSUER,
-        settings.OIDC_CLIENT_ID,
-        redirect_uri=settings.PUBLIC_URL + CALLBACK,
-        key=held[0] if held else None,
-        secret=settings.OIDC_CLIENT_SECRET if settings.OIDC_CLIENT_AUTH == "secret" else "",
-        origins=settings.OIDC_ORIGINS,
-        algorithms=settings.OIDC_ALGORITHMS,
-    )
+    try:
+        return ehr.HospitalSignIn(
+            settings.OIDC_ISSUER,
+            settings.OIDC_CLIENT_ID,
+            redirect_uri=settings.PUBLIC_URL + CALLBACK,
+            key=held[0] if held else None,
+            secret=settings.OIDC_CLIENT_SECRET if settings.OIDC_CLIENT_AUTH == "secret" else "",
+            origins=settings.OIDC_ORIGINS,
+            algorithms=settings.OIDC_ALGORITHMS,
+        )
+    except ehr.EhrError as error:
+        raise Unavailable(f"the hospital's sign-in cannot be used: {error}") from error

@@ -314,7 +314,9 @@ def stand(patient: Patient, version: ModelVersion, *, now: datetime, is_light: b
 
     is_light  without reading what only the panel shows of an assessment: its basis and its frame weights
     """
-    stays = _stays_at(patient.pk, patient.revision)
+    # Within a transaction the revision may be one that is never committed: nothing of it is remembered.
+    is_open = connection.in_atomic_block
+    stays = tuple(stays_of(patient)) if is_open else _stays_at(patient.pk, patient.revision)
     as_of, _ = moment(patient, now, stays=stays)
     reason = not_eligible(patient, version, as_of, stays=stays)
     if reason:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 from django.db import transaction
@@ -20,6 +22,7 @@ from cds.studies.models import Encoding, Instance, Series, Study, StudyState
 ACTIVE = "active"  # an Encoding with whatever backbones are in use when the worker takes it
 MAX_SIDE = 1024
 MAX_FRAMES = 256
+PLACE_S = 30.0  # for which a received file may be on its way to its place
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +148,20 @@ def _decode(series: Series) -> _Result:
     instances = list(series.instances.all())
     digest = instances_digest(instances)
     paths = [clips.path_of(one.path) for one in instances]
+    _wait_for(paths)
     try:
         clip = ehr.read_clip(paths, max_side=MAX_SIDE, max_frames=MAX_FRAMES)
     except ehr.Permanent as error:
         return _Result(series, digest, failure=str(error)[:500])
     path = clips.keep_clip(clip, f"{series.study_id}/{series.pk}", digest)
     return _Result(series, digest, clip=clip, path=path)
+
+
+def _wait_for(paths: list[Path]) -> None:
+    """Rows come before files (`arriving`): a file that was just received may be on its way to its place."""
+    until = time.monotonic() + PLACE_S
+    while not all(path.exists() for path in paths) and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def _keep(result: _Result) -> bool:

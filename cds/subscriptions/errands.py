@@ -26,7 +26,7 @@ BY = recording.system("subscription")
 def run(errand_id: str) -> None:
     """Run an errand, and with it what else was named meanwhile. A fault is tried again, then polled for.
 
-    While its source is paused it waits: the sweeper wakes it every minute.
+    While its source is paused it waits; `gaps.watch` announces it again once the source is resumed.
     """
     paused = Errand.objects.filter(pk=errand_id, subscription__source__paused_at__isnull=False)
     if paused.exists():

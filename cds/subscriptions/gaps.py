@@ -61,6 +61,7 @@ def watch(now: datetime) -> int:
     for pk in listening.order_by("pk").values_list("pk", flat=True):
         with transaction.atomic():
             found = Subscription.objects.select_for_update().get(pk=pk)
+            _wake(found, now)
             reason = due(found, now)
             if not reason or is_polling(found):
                 continue
@@ -69,6 +70,17 @@ def watch(now: datetime) -> int:
             send(found, since=found.good_until, now=now)
             sent += 1
     return sent
+
+
+def _wake(subscription: Subscription, now: datetime) -> None:
+    """Announce the oldest errand that nobody took: its message was used up while the source was paused."""
+    left = subscription.errands.filter(
+        work_state=WorkState.QUEUED, queued_at__lt=now - leases.FORGOTTEN_AFTER
+    )
+    oldest = left.order_by("queued_at").first()
+    if oldest is not None:
+        Errand.objects.filter(pk=oldest.pk).update(queued_at=now)
+        leases.queue(oldest, now=now)
 
 
 def siblings(subscription: Subscription) -> QuerySet[Subscription]:

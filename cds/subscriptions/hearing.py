@@ -75,7 +75,8 @@ def take(subscription: Subscription, told: ehr.Notification, *, now: datetime) -
 
 def _put_by(held: Subscription, foci: list[list[object]], *, now: datetime) -> None:
     """Remember what was named while the source is paused, in the caller's transaction."""
-    waiting = held.errands.filter(since=None, work_state=WorkState.QUEUED).order_by("queued_at").first()
+    queued = held.errands.select_for_update().filter(since=None, work_state=WorkState.QUEUED)
+    waiting = queued.order_by("queued_at").first()
     if waiting is None:
         gaps.send(held, foci=foci, now=now)
         return

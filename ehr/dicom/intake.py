@@ -29,6 +29,7 @@ COMMAND, LAST = 1, 2  # bits of a message control header, PS3.8 E.2
 STORE, STORE_ANSWER, ECHO, ECHO_ANSWER, CANCEL = 0x0001, 0x8001, 0x0030, 0x8030, 0x0FFF
 NO_DATA_SET = 0x0101
 SUCCESS, OUT_OF_RESOURCES = 0x0000, 0xA700
+UID_MOST = 64  # PS3.5 9
 COMMENT = 64  # characters of an Error Comment (LO)
 ABORT = struct.pack(">BxL2xBB", 7, 4, 2, 0)  # by the service provider, no reason: PS3.8 9.3.8
 Answer = tuple[int, str]  # status and Error Comment
@@ -43,6 +44,7 @@ class _Store:
     """A C-STORE request whose data set is coming."""
 
     number: int
+    context: int
     sop_class: str
     sop_uid: str
     path: Path
@@ -84,6 +86,7 @@ class Intake:
         if held is None or held.socket is None:
             return
         self._socket = held.socket
+        self._socket.settimeout(self._idle_s)  # before there is an association, too
         held.recv = self._read
         answer_at_once(self._association)
 
@@ -173,18 +176,18 @@ class Intake:
             self._answer(context, about, ECHO_ANSWER, number, SUCCESS)
         elif kind == STORE and _number(command, 0x0800) != NO_DATA_SET:
             sop_class, sop_uid = _text(command, 0x0002), _text(command, 0x1000)
-            self._store = self._begin(number, sop_class, sop_uid, str(accepted.transfer_syntax[0]))
+            self._store = self._begin(number, context, sop_class, sop_uid, str(accepted.transfer_syntax[0]))
         else:
             raise _Ended(f"operation 0x{kind:04X} is none of ours")
 
-    def _begin(self, number: int, sop_class: str, sop_uid: str, syntax: str) -> _Store:
-        if not sop_class or not sop_uid:
-            raise _Ended("a C-STORE request does not say what it sends")
+    def _begin(self, number: int, context: int, sop_class: str, sop_uid: str, syntax: str) -> _Store:
+        if not (0 < len(sop_class) <= UID_MOST and 0 < len(sop_uid) <= UID_MOST):
+            raise _Ended("a C-STORE request does not say what it sends, or with no UID")
         folder = self._into if self._into is not None else Path(tempfile.gettempdir())
-        store = _Store(number, sop_class, sop_uid, folder / f"{uuid.uuid4().hex}.dcm")
+        store = _Store(number, context, sop_class, sop_uid, folder / f"{uuid.uuid4().hex}.dcm")
         try:
             store.descriptor = os.open(store.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            os.write(store.descriptor, part_10_head(sop_class, sop_uid, syntax))
+            _write(store.descriptor, memoryview(part_10_head(sop_class, sop_uid, syntax)))
         except OSError as error:
             _give_up(store, error)
         return store
@@ -193,6 +196,8 @@ class Intake:
         store = self._store
         if store is None:
             raise _Ended("a data set came without a command")
+        if context != store.context:
+            raise _Ended("a data set came in another presentation context than its command")
         store.held += len(piece)
         if store.held > self._file_bytes:
             raise _Ended(f"a file is larger than {self._file_bytes:,} bytes")

@@ -54,6 +54,7 @@ def read(folder: Path) -> Collection:
     needed = ("stay_id", "subject_id", *tasks, *(spec.name for spec in specs), *attributes)
     stays = list(_rows(folder / "stays.csv", needed))
     of = {name: _by_stay(folder / name, columns) for name, (_, columns) in TABLES.items()}
+    _check_stays(stays, of)
     examples = []
     for stay in stays:
         key = stay["stay_id"]
@@ -123,13 +124,24 @@ def _specs(about: Mapping[str, Any], of: str) -> tuple[FieldSpec, ...]:
 
 def _rows(path: Path, needed: Sequence[str]) -> Iterator[Row]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
             if missing := [name for name in needed if name not in (reader.fieldnames or ())]:
                 raise BadInput(f"{path.name} lacks the columns {', '.join(missing)}")
             yield from reader
     except OSError as fault:
         raise BadInput(f"{path.name} cannot be read: {fault.strerror}") from fault
+    except UnicodeDecodeError as fault:
+        raise BadInput(f"{path.name} is not UTF-8") from fault
+
+
+def _check_stays(stays: Sequence[Row], of: Mapping[str, Mapping[str, object]]) -> None:
+    known = {stay["stay_id"] for stay in stays}
+    if len(known) < len(stays):
+        raise BadInput("stays.csv: a stay_id stands in it twice")
+    for name, rows in of.items():
+        if lost := sorted(rows.keys() - known):
+            raise BadInput(f"{name}: stay_id {lost[0]!r} is not in stays.csv")
 
 
 def _by_stay(path: Path, needed: Sequence[str]) -> dict[str, list[Row]]:

@@ -107,7 +107,7 @@ def test_a_kept_embedding_is_not_made_again(tmp_path: Path) -> None:
 
     def read() -> Frames:
         asked.append(1)
-        return Frames(np.full((1, 40, 40), 0.5, np.float32), np.zeros(1, np.float32))
+        return Frames(np.linspace(0, 1, 1600, dtype=np.float32).reshape(1, 40, 40), np.zeros(1, np.float32))
 
     pixels = PixelInput("digest", read, np.zeros(1, np.float32))
     example = Example(PatientInputs(key="a", images=(pixels,)), {"icu": 1}, "a")

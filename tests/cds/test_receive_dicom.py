@@ -24,9 +24,10 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE
 from pynetdicom.association import Association
 
+import ehr
 from cds import listening
 from cds.patients.models import Patient, SetAside
-from cds.studies import clips, receiving
+from cds.studies import arriving, clips, receiving
 from cds.studies.models import Encoding, Instance, Study, StudyState
 from ehr import ImagingStudyRecord, Refused, StorageListener
 from ehr.dicom import guard
@@ -143,6 +144,7 @@ def test_file_and_name_are_synced_before_success_is_answered(
 
     monkeypatch.setattr("cds.listening.os.fsync", fsync)
     with node(arrivals) as listener:
+        assert synced.pop() == arrivals.inbox.parent
         (answer,) = send(listener.port, write_radiograph(tmp_path / "a.dcm"))
         before = list(synced)
     assert answer.Status == 0
@@ -167,6 +169,33 @@ def test_the_database_was_away_and_the_next_process_records_what_was_answered(
         assert clips.path_of(held.path).is_file()
         assert again.complete_due() == 1
     assert not list(arrivals._root.rglob("*.dcm"))
+
+
+def test_a_fault_that_nobody_expected_stops_no_recording(
+    arrivals: listening.Arrivals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, faults = arriving.record_arrivals, [RuntimeError("a defect"), ehr.Retriable("no child")]
+
+    def sometimes(*known: Any, **more: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return record(*known, **more)
+
+    monkeypatch.setattr("cds.studies.arriving.record_arrivals", sometimes)
+    with node(arrivals) as listener:
+        send(listener.port, write_radiograph(tmp_path / "a.dcm"))
+        assert arrivals.settle()
+    assert not faults
+    assert Instance.objects.exists()
+
+
+def test_what_cannot_be_read_after_a_restart_is_kept_with_its_reason(arrivals: listening.Arrivals) -> None:
+    left = arrivals._root / f"{arrivals._source.slug}.left"
+    left.mkdir(parents=True)
+    (left / "1.dcm").write_bytes(b"success was answered for it")
+    with arrivals:
+        assert SetAside.objects.get().where == "C-STORE, found in the inbox"
+    assert (arrivals.aside / "1.dcm").read_bytes() == b"success was answered for it"
 
 
 def test_killed_between_the_row_and_its_place(

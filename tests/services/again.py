@@ -6,6 +6,7 @@ They are other processes on another database, and take as long as the first run:
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ class Again:
         self._turn = ThreadPoolExecutor(max_workers=1)
         self._runs: dict[tuple[str, ...], Future[tuple[int, str]]] = {}
         self._running: subprocess.Popen[str] | None = None
+        self._is_stopped = False
 
     def begin(self, *arguments: str) -> Future[tuple[int, str]]:
         """Ask for a run of pytest; the same arguments are run once."""
@@ -44,12 +46,15 @@ class Again:
 
     def stop(self) -> None:
         """End what still runs, for a session that ends early."""
+        self._is_stopped = True
         self._turn.shutdown(wait=False, cancel_futures=True)
         if self._running is not None and self._running.poll() is None:
-            self._running.terminate()
+            self._running.send_signal(signal.SIGINT)  # pytest ends what its tests have started
 
     def _run(self, arguments: tuple[str, ...]) -> tuple[int, str]:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--create-db", *arguments]
+        if self._is_stopped:
+            return 1, "stopped"
         with tempfile.TemporaryDirectory() as data:
             self._running = subprocess.Popen(
                 command,

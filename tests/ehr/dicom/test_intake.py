@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
 import time
 from collections.abc import Iterator
@@ -94,11 +95,11 @@ def data_set() -> bytes:
     return content[content.index(b"\x08\x00\x16\x00UI") :]
 
 
-def store_command(number: int = 7) -> bytes:
+def store_command(number: int = 7, sop_uid: str = str(FILE.SOPInstanceUID)) -> bytes:
     values = {
         0x0002: CR.encode() + b"\0", 0x0100: struct.pack("<H", 1), 0x0110: struct.pack("<H", number),
         0x0700: struct.pack("<H", 2), 0x0800: struct.pack("<H", 1),
-        0x1000: str(FILE.SOPInstanceUID).encode() + b"\0" * (len(FILE.SOPInstanceUID) % 2),
+        0x1000: sop_uid.encode() + b"\0" * (len(sop_uid) % 2),
     }  # fmt: skip
     body = b"".join(struct.pack("<HHL", 0, tag, len(value)) + value for tag, value in sorted(values.items()))
     return struct.pack("<HHLL", 0, 0, 4, len(body)) + body
@@ -153,6 +154,11 @@ def test_a_file_is_the_same_in_whatever_pieces_it_comes(
         (pdu(value_item(b"\1\2\3\4" * 8, 3)), "a command of nonsense"),
         (struct.pack(">BxL", 4, 20) + struct.pack(">LBB", 999, 1, 2) + b"\0" * 14, "longer than its PDU"),
         (struct.pack(">BxL", 4, 2**31), "a PDU of two gigabytes"),
+        (
+            pdu(value_item(store_command(), 3), value_item(b"\0" * 10, 0, context=3)),
+            "data elsewhere",
+        ),
+        (pdu(value_item(store_command(sop_uid="1." * 40_000), 3)), "a UID without end"),
         (pdu(value_item(intake.write_command({}, 0x0020, 1, 0), 3)), "C-FIND"),
     ],
 )
@@ -190,6 +196,14 @@ def test_silence_ends_an_association(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raw(peer).sendall(pdu(value_item(store_command(), 3), value_item(data_set()[:500], 0)))
         assert ended(peer)
     assert not list(tmp_path.iterdir())
+
+
+def test_silence_before_an_association_ends_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "IDLE_S", 0.3)
+    with listening(tmp_path) as (found, _), socket.create_connection(("127.0.0.1", found.port)) as peer:
+        peer.sendall(b"\1\0\0")
+        peer.settimeout(20)
+        assert peer.recv(1) == b"", "the door hangs up"
 
 
 def test_a_listener_that_closes_ends_what_is_open(tmp_path: Path) -> None:
