@@ -6,6 +6,7 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import IntegrityError, connection, transaction
 from django.db.models import F
@@ -75,3 +76,24 @@ def test_an_event_appended_is_the_event_in_the_chain() -> None:
     assert (held.sequence, held.previous_hash, held.hash) == (said.sequence, said.previous_hash, said.hash)
     assert held.hash == recording.hash_of(held)
     assert not [problem for chain in recording.verify() for problem in chain.problems]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL keeps prepared statements")
+def test_a_migration_meanwhile_breaks_no_statement_that_was_prepared_before() -> None:
+    query = Statement(lambda name: Patient.objects.filter(resource_id=name).values_list("family"))
+    Patient.objects.filter(pk=factories.make_patient("p1").pk).update(family="Before")
+    for _ in range(8):  # often enough to be prepared
+        assert query.row(name="p1") == ("Before",)
+    _elsewhere("ALTER TABLE patients_patient ALTER COLUMN family TYPE text")
+    try:
+        assert query.row(name="p1") == ("Before",)
+    finally:
+        connection.close()
+        _elsewhere("ALTER TABLE patients_patient ALTER COLUMN family TYPE varchar(200)")
+
+
+def _elsewhere(sql: str) -> None:
+    """On a connection of its own, as a migration is."""
+    with psycopg.connect(**connection.get_connection_params()) as other:
+        other.execute(sql)

@@ -130,8 +130,11 @@ def test_a_confidential_client_signs_in_with_its_key(server: LaunchingEhr) -> No
         ({"iss": "https://elsewhere.example"}, "iss"),
         ({"aud": "another-app"}, "aud"),
         ({"aud": [CLIENT, "another-app"]}, "azp"),
+        ({"azp": "another-app"}, "azp"),
+        ({"iss": ["https://elsewhere.example"]}, "iss"),
         ({"nonce": "another"}, "nonce"),
         ({"nonce": None}, "nonce"),
+        ({"nonce": "é"}, "nonce"),
         ({"exp": 1_000_000_000}, "exp"),
         ({"exp": None}, "exp"),
         ({"iat": 4_000_000_000}, "iat"),
@@ -150,6 +153,21 @@ def test_an_id_token_of_another_key_is_refused(server: LaunchingEhr) -> None:
     server.signs_with = ECKey.generate_key("P-384", {"kid": "one"})
     with pytest.raises(ehr.Refused, match="does not verify"):
         _launch(server)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"kty": "EC", "crv": "BP-256", "x": "AA", "y": "AA"}, {"kty": "RSA", "x5c": ["AA"]}, {"kty": "new"}],
+)
+def test_a_key_that_we_cannot_read_locks_nobody_out(server: LaunchingEhr, odd: dict[str, Any]) -> None:
+    app = _app(server)
+    found = app.discover()
+    there, pending = app.begin(found, launch="launch-p1")
+
+    def keys(fresh: bool) -> dict[str, Any]:
+        return {"keys": [odd, *app.read_keys(found)["keys"]]}
+
+    assert app.complete(found, _code(there), pending, keys=keys).patient == "p1"
 
 
 def test_a_new_key_is_read_once_more(server: LaunchingEhr) -> None:
