@@ -87,7 +87,7 @@ def test_findings_are_in_pixels_and_millimetres_of_the_frame_given(detector: Det
 
 
 def _is_twin(one: Box, same: Box) -> bool:
-    """The same finding in a picture twice as high and four times as wide, to half a pixel of the small one."""
+    """The same finding, to half a pixel, where the picture is twice as high and four times as wide."""
     places = (2 * one.y - same.y, 2 * one.h - same.h, (4 * one.x - same.x) / 2, (4 * one.w - same.w) / 2)
     return one.label == same.label and max(map(abs, places)) <= 1
 
