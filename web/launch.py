@@ -8,9 +8,7 @@ began in, so a callback anywhere else is refused; a session belongs to one launc
 from __future__ import annotations
 
 import secrets
-import time
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from django.conf import settings
 from django.contrib import messages
@@ -25,14 +23,11 @@ from django.views.decorators.http import require_safe
 
 import cds.launch.launching as launching
 from cds.audit import recording
-from cds.errors import ClinicError, NotAllowed, Unavailable
+from cds.errors import ClinicError
 from cds.launch import registering, styling
+from web import under_way
 
 SESSION, WAITING = "launch", "launches"
-MOST_WAITING = 5
-WAITS_S = 600
-BACKEND = "django.contrib.auth.backends.ModelBackend"
-STATUS = {NotAllowed: 403, Unavailable: 503}
 LANDED = (
     "You came from your EHR and are signed in as a clinician, for this patient only. An estimate "
     "here is for "
@@ -68,41 +63,27 @@ def launch(request: HttpRequest) -> HttpResponse:
         there, server, pending = launching.begin(issuer, launch=request.GET.get("launch", ""))
     except ClinicError as error:
         return _refused(request, error, issuer=issuer)
-    waiting = {state: kept for state, kept in _waiting(request).items() if time.time() - kept["at"] < WAITS_S}
-    newest = list(waiting.items())[-(MOST_WAITING - 1) :]
-    kept = {**asdict(pending), "issuer": server.issuer, "at": time.time()}
-    request.session[WAITING] = {**dict(newest), pending.state: kept}
+    under_way.keep(request, WAITING, pending, issuer=server.issuer)
     return redirect(there)
 
 
 @require_safe
 def callback(request: HttpRequest) -> HttpResponse:
     """Back from the EHR's sign-in. A state this browser did not take along is refused with 400."""
-    waiting = _waiting(request)
-    kept = waiting.pop(request.GET.get("state", ""), None)
-    if kept is None or time.time() - kept["at"] > WAITS_S:
-        return _refused(
-            request,
-            launching.NotThisLaunch(
-                "this browser has no launch under way with that state, or it took longer than ten minutes: "
-                "launch again from your EHR"
-            ),
-        )
-    request.session[WAITING] = waiting  # a state is good once
-    code = request.GET.get("code", "")
+    issuer, again = "", "launch again from your EHR"
     try:
-        if "error" in request.GET or not code:
-            said = request.GET.get("error", "no code")[:80]
-            raise launching.NotThisLaunch(f"the EHR's sign-in ended without a code ({said}): launch again")
+        pending, kept = under_way.take(request, WAITING, what="launch", again=again)
+        issuer = kept["issuer"]
+        code = under_way.code_in(request, whose="the EHR's", again="launch again")
         launched = launching.complete(
-            kept["issuer"],
+            issuer,
             code,
-            launching.Pending(kept["state"], kept["nonce"], kept["verifier"]),
+            pending,
             address=recording.person(request.user, request),
             now=timezone.now(),
         )
     except ClinicError as error:
-        return _refused(request, error, issuer=kept["issuer"])
+        return _refused(request, error, issuer=issuer)
     return _land(request, launched)
 
 
@@ -116,7 +97,7 @@ def style(request: HttpRequest) -> HttpResponse:
 def _land(request: HttpRequest, launched: launching.Launched) -> HttpResponse:
     """A fresh session, for this launch alone; then the panel."""
     request.session.flush()
-    login(request, launched.user, backend=BACKEND)
+    login(request, launched.user, backend=under_way.BACKEND)
     request.session[SESSION] = asdict(
         SessionLaunch(
             key=secrets.token_urlsafe(12),
@@ -147,14 +128,9 @@ def _land(request: HttpRequest, launched: launching.Launched) -> HttpResponse:
     return redirect(f"{there}?{urlencode({'outcome': launched.outcome})}" if launched.outcome else there)
 
 
-def _waiting(request: HttpRequest) -> dict[str, Any]:
-    kept = request.session.get(WAITING)
-    return dict(kept) if isinstance(kept, dict) else {}
-
-
 def _refused(request: HttpRequest, error: ClinicError, *, issuer: str = "") -> HttpResponse:
     """What went wrong, in words; one row in the audit trail. No form, and nothing is fetched."""
-    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 400)
+    status = under_way.status_of(error)
     with transaction.atomic():
         recording.record(
             by=recording.person(request.user, request),

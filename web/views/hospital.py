@@ -7,8 +7,6 @@ one twice, is refused. The session that follows is a fresh one.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
-from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import login
@@ -19,16 +17,12 @@ from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_safe
 
-import cds.launch.launching as launching
 from cds.audit import recording
-from cds.errors import ClinicError, NotAllowed, Unavailable
+from cds.errors import ClinicError
 from cds.launch import accounts
+from web import under_way
 
 SESSION, WAITING = "hospital", "hospital_waiting"
-MOST_WAITING = 5
-WAITS_S = 600
-BACKEND = "django.contrib.auth.backends.ModelBackend"
-STATUS = {NotAllowed: 403, Unavailable: 503}
 
 
 @require_safe
@@ -39,35 +33,19 @@ def begin(request: HttpRequest) -> HttpResponse:
         there, pending = accounts.begin(again=again)
     except ClinicError as error:
         return _refused(request, error)
-    waiting = {state: kept for state, kept in _waiting(request).items() if time.time() - kept["at"] < WAITS_S}
-    newest = list(waiting.items())[-(MOST_WAITING - 1) :]
-    kept = {**asdict(pending), "next": _page(request), "again": again, "at": time.time()}
-    request.session[WAITING] = {**dict(newest), pending.state: kept}
+    under_way.keep(request, WAITING, pending, next=_page(request), again=again)
     return redirect(there)
 
 
 @require_safe
 def callback(request: HttpRequest) -> HttpResponse:
     """Back from the provider. A state this browser did not take along is refused with 400."""
-    waiting = _waiting(request)
-    kept = waiting.pop(request.GET.get("state", ""), None)
-    if kept is None or time.time() - kept["at"] > WAITS_S:
-        return _refused(
-            request,
-            launching.NotThisLaunch(
-                "this browser has no sign-in under way with that state, or it took longer than ten minutes: "
-                "sign in again"
-            ),
-        )
-    request.session[WAITING] = waiting  # a state is good once
-    code = request.GET.get("code", "")
     try:
-        if "error" in request.GET or not code:
-            said = request.GET.get("error", "no code")[:80]
-            raise launching.NotThisLaunch(f"the hospital's sign-in ended without a code ({said}): try again")
+        pending, kept = under_way.take(request, WAITING, what="sign-in", again="sign in again")
+        code = under_way.code_in(request, whose="the hospital's", again="try again")
         arrived = accounts.complete(
             code,
-            launching.Pending(kept["state"], kept["nonce"], kept["verifier"]),
+            pending,
             again=kept["again"],
             address=recording.person(request.user, request),
             now=timezone.now(),
@@ -96,7 +74,7 @@ def sign_out_url(request: HttpRequest) -> str:
 
 def _land(request: HttpRequest, arrived: accounts.Arrived, there: str) -> HttpResponse:
     request.session.flush()  # nothing of before is carried into it
-    login(request, arrived.user, backend=BACKEND)
+    login(request, arrived.user, backend=under_way.BACKEND)
     request.session[SESSION] = {"id_token": arrived.id_token, "shown_at": arrived.shown_at}
     with transaction.atomic():
         recording.record(
@@ -120,14 +98,9 @@ def _page(request: HttpRequest) -> str:
     return asked if is_ours else settings.LOGIN_REDIRECT_URL
 
 
-def _waiting(request: HttpRequest) -> dict[str, Any]:
-    kept = request.session.get(WAITING)
-    return dict(kept) if isinstance(kept, dict) else {}
-
-
 def _refused(request: HttpRequest, error: ClinicError) -> HttpResponse:
     """What went wrong, in words; one row in the audit trail."""
-    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 400)
+    status = under_way.status_of(error)
     with transaction.atomic():
         recording.record(
             by=recording.person(request.user, request),
