@@ -29,8 +29,7 @@ from web import under_way
 
 SESSION, WAITING = "launch", "launches"
 LANDED = (
-    "You came from your EHR and are signed in as a clinician, for this patient only. An estimate "
-    "here is for "
+    "You came from your EHR and are signed in as a clinician, for this patient only. An estimate here is for "
     "research use and from past patients: it helps to decide whom to look at first, and decides nothing."
 )
 

@@ -37,7 +37,8 @@ def take(
     kept = waiting.pop(request.GET.get("state", ""), None)
     if kept is None or time.time() - kept["at"] > LASTS_S:
         raise launching.NotThisLaunch(
-            f"this browser has no {what} under way with that state, or it took longer than ten minutes: {again}"
+            f"this browser has no {what} under way with that state, or it took longer than ten minutes: "
+            f"{again}"
         )
     request.session[name] = waiting
     return launching.Pending(kept["state"], kept["nonce"], kept["verifier"]), kept
