@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks import measuring, scratch
 from benchmarks.dicom_pictures import write_slices
 
-INSTANCES = 240
+INSTANCES = 480
 SLICES = 300
 GOALS = {1: 120.0, 4: 200.0}  # associations → instances a second
 QUERYABLE_S = 5.0

@@ -44,7 +44,6 @@ BATCH = 128  # rows in one transaction
 GATHER_S = 0.25  # how long the first of them waits for more
 MOST_WAITING = 512  # files without a row; more are told to come again
 SETTLE_S = 30.0  # how long a file waits for the row of another with its UID
-CHECKERS = 2  # threads that look files up
 
 
 class Arrivals:
@@ -62,10 +61,10 @@ class Arrivals:
         self._waiting: dict[Path, arriving.Arrived] = {}
         self._uids: dict[str, int] = {}  # SOP Instance UIDs of files without a row
         self._settled = threading.Condition(self._lock)
+        self._taking = 0  # calls of `take` under way
         self._queue: queue.Queue[arriving.Arrived | None] = queue.Queue()
         self._whole = threading.Event()
         self._syncers = ThreadPoolExecutor(8, thread_name_prefix="sync")
-        self._checkers = ThreadPoolExecutor(CHECKERS, thread_name_prefix="check")
         self._recorder = threading.Thread(target=self._record_all, name="recorder")
         left = Study.objects.filter(
             source=source, state=StudyState.ANNOUNCED, series__instances__isnull=False
@@ -90,9 +89,6 @@ class Arrivals:
     ) -> None:
         self._queue.put(None)
         self._recorder.join()
-        for _ in range(CHECKERS):
-            self._checkers.submit(_hang_up)
-        self._checkers.shutdown()
         self._syncers.shutdown()
         if not any(self.inbox.glob("*.dcm")):
             shutil.rmtree(self.inbox)
@@ -111,8 +107,10 @@ class Arrivals:
         kept = self.inbox / f"{uuid.uuid4().hex}.dcm"
         os.rename(path, kept)  # what is left under its first name is removed
         keep = False
+        with self._lock:
+            self._taking += 1
         try:
-            synced = self._syncers.submit(_sync, kept)
+            synced = self._begin_sync(kept)
             try:
                 found = receiving.inspect(kept)
             except ehr.Permanent as fault:
@@ -122,17 +120,23 @@ class Arrivals:
                 return ehr.Taken()  # a result of ours that came back: it lies where it came from
             arrived = arriving.Arrived(kept, found, f"C-STORE from {calling}")
             self._wait_for(found.header.sop_uid)
-            looked: Future[receiving.Received | None] = self._checkers.submit(self._look, arrived)
+            held = self._look(arrived)
             synced.result()
-            held = looked.result()
             if held is not None:
                 return ehr.Taken(held.reason if held.outcome is receiving.Outcome.SET_ASIDE else "")
             keep = True
             self._add(arrived)
             return ehr.Taken()
         finally:
+            with self._lock:
+                self._taking -= 1
             if not keep:
                 kept.unlink(missing_ok=True)
+
+    @staticmethod
+    def hang_up() -> None:
+        """A thread that called `take` will not call again."""
+        connections.close_all()
 
     def look_whether_paused(self) -> None:
         """See whether the source is paused now; while the database is away, it stays as it was."""
@@ -170,16 +174,22 @@ class Arrivals:
         with self._settled:
             return self._settled.wait_for(lambda: not self._waiting, timeout_s)
 
+    def _begin_sync(self, kept: Path) -> Future[None]:
+        """Have a file synced: beside its inspection, unless other associations give the disk enough to do."""
+        if self._taking == 1:
+            return self._syncers.submit(_sync, kept)
+        done: Future[None] = Future()
+        _sync(kept)
+        done.set_result(None)
+        return done
+
     def _look(self, arrived: arriving.Arrived) -> receiving.Received | None:
         with _connected():
             return arriving.known_as(arrived, source=self._source, now=timezone.now())
 
     def _refuse(self, where: str, reason: str) -> ehr.Taken:
-        def keep() -> None:
-            with _connected():
-                receiving.set_aside(where, "", reason, source=self._source, now=timezone.now())
-
-        self._checkers.submit(keep).result()
+        with _connected():
+            receiving.set_aside(where, "", reason, source=self._source, now=timezone.now())
         return ehr.Taken(reason)
 
     def _wait_for(self, uid: str) -> None:
@@ -319,12 +329,15 @@ def _owned(folder: Path) -> int | None:
 
 @contextmanager
 def _connected() -> Iterator[None]:
-    """The connection of this thread is kept; after a fault the next one is new."""
+    """The connection of this thread is kept until `hang_up`, unless others wait in a pool for it; after a
+    fault the next one is new."""
     try:
         yield
     except DatabaseError:
         connections.close_all()
         raise
+    if "pool" in connection.settings_dict["OPTIONS"]:
+        connection.close()
 
 
 def _sync(path: Path) -> None:
@@ -339,11 +352,6 @@ def _sync_one(what: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _hang_up() -> None:
-    connections.close_all()
-    time.sleep(0.01)  # so that the other checker takes the next one
 
 
 def _flush_at_commit() -> None:

@@ -58,6 +58,7 @@ class Intake:
 
     take        (file, calling AE title) → status and comment of the C-STORE answer; the file is removed
                 afterwards unless it was moved away
+    ended       called in the same thread when the association has ended
     into        folder of the files while they come; None: `tempfile.gettempdir()`
     file_bytes  of a file; one that grows beyond it ends its association
     idle_s      of silence, after which the association is aborted
@@ -68,11 +69,12 @@ class Intake:
         association: Association,
         take: Callable[[Path, str], Answer],
         *,
+        ended: Callable[[], None],
         into: Path | None,
         file_bytes: int,
         idle_s: float,
     ) -> None:
-        self._association, self._take = association, take
+        self._association, self._take, self._ended = association, take, ended
         self._into, self._file_bytes, self._idle_s = into, file_bytes, idle_s
         self._buffer = bytearray(6)
         self._command = bytearray()
@@ -121,6 +123,7 @@ class Intake:
             return b""
         finally:
             self._drop()
+            self._ended()
             ours.dul._idle_timer.restart()
             ours._reactor_checkpoint.set()
 

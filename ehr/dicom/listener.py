@@ -16,8 +16,9 @@ from typing import Any, Self
 from weakref import WeakSet
 
 from pydicom.dataset import Dataset
-from pydicom.uid import AllTransferSyntaxes
+from pydicom.uid import UID, AllTransferSyntaxes
 from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom.presentation import PresentationContext
 
 from ehr.dicom import guard
 from ehr.dicom.intake import COMMENT, OUT_OF_RESOURCES, SUCCESS, Answer, Intake
@@ -27,6 +28,10 @@ from ehr.errors import Refused
 logger = logging.getLogger(__name__)
 CANNOT_UNDERSTAND = 0xC000
 IDLE_S = 60.0
+
+
+def _nothing() -> None:
+    """For callers that keep nothing for an association."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,7 @@ class StorageListener:
     allowed    AE titles that may call; empty: any, for loopback only (raises Refused elsewhere)
     take       (file, calling AE title) → Taken, once it is durable; in the thread of that association. A
                fault is answered "out of resources", so that the sender tries again
+    ended      called in the same thread when that association has ended
     into       folder of the files while they come; None: `tempfile.gettempdir()`
     tls        a server context, for DICOM over TLS (PS3.15 annex B)
     most       associations at once; more are told to come back later
@@ -57,6 +63,7 @@ class StorageListener:
         take: Callable[[Path, str], Taken],
         host: str = "127.0.0.1",
         allowed: Sequence[str] = (),
+        ended: Callable[[], None] = _nothing,
         into: Path | None = None,
         tls: ssl.SSLContext | None = None,
         most: int = 6,
@@ -66,7 +73,7 @@ class StorageListener:
             check_title(one)
         if not allowed and host not in ("127.0.0.1", "::1", "localhost"):
             raise Refused("name the AE titles that may call: open to everybody we listen on loopback only")
-        self._take, self._into, self._limits = take, into, limits
+        self._take, self._ended, self._into, self._limits = take, ended, into, limits
         self._intakes: WeakSet[Intake] = WeakSet()
         self._closed = False
         node = AE(title)
@@ -83,6 +90,7 @@ class StorageListener:
         handlers: list[Any] = [(evt.EVT_CONN_OPEN, self._opened), (evt.EVT_REJECTED, self._rejected)]
         server = node.start_server((host, port), block=False, evt_handlers=handlers, ssl_context=tls)
         assert server is not None  # it is when it does not block
+        _share_syntaxes(server.contexts)
         self._server = server
         self.port: int = int(server.server_address[1])  # as given, or as found where it was 0
 
@@ -105,7 +113,9 @@ class StorageListener:
 
     def _opened(self, event: evt.Event) -> None:
         limit, idle = self._limits.file_bytes, IDLE_S
-        intake = Intake(event.assoc, self._answer, into=self._into, file_bytes=limit, idle_s=idle)
+        intake = Intake(
+            event.assoc, self._answer, ended=self._ended, into=self._into, file_bytes=limit, idle_s=idle
+        )
         intake.begin()
         self._intakes.add(intake)
 
@@ -115,6 +125,17 @@ class StorageListener:
     def _rejected(self, event: evt.Event) -> None:
         asked = event.assoc.requestor.ae_title.strip()
         logger.warning("an association was refused: calling AE title %r, called by %r", asked, _called(event))
+
+
+def _share_syntaxes(contexts: Sequence[PresentationContext]) -> None:
+    """Give contexts that offer the same transfer syntaxes one list of them.
+
+    pynetdicom copies all contexts deeply for every association: 60 ms with a list in each, 8 with one.
+    """
+    lists: dict[tuple[str, ...], list[UID]] = {}
+    for context in contexts:
+        offered = context.transfer_syntax
+        context._transfer_syntax = lists.setdefault(tuple(offered), offered)
 
 
 def answer_store(event: evt.Event, take: Callable[[Path], Taken]) -> Dataset | int:

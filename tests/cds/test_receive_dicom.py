@@ -62,7 +62,9 @@ def arrivals(settings: Any, tmp_path: Path) -> listening.Arrivals:
 def node(arrivals: listening.Arrivals, **kwargs: Any) -> Iterator[StorageListener]:
     with (
         arrivals,
-        StorageListener("TESSERA", 0, take=arrivals.take, into=arrivals.incoming, **kwargs) as found,
+        StorageListener(
+            "TESSERA", 0, take=arrivals.take, ended=arrivals.hang_up, into=arrivals.incoming, **kwargs
+        ) as found,
     ):
         yield found
 

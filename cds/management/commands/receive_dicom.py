@@ -79,6 +79,7 @@ def _listener(arrivals: listening.Arrivals, options: dict[str, Any]) -> ehr.Stor
             host=options["host"],
             allowed=options["allow"],
             take=arrivals.take,
+            ended=arrivals.hang_up,
             into=arrivals.incoming,
             tls=_tls(options),
             most=options["most"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -256,3 +257,33 @@ def test_a_saved_file_is_what_pydicom_would_have_written(tmp_path: Path) -> None
     assert pydicom.dcmread(ours) == pydicom.dcmread(theirs)
     meta = pydicom.filereader.read_file_meta_info(ours)
     assert meta.FileMetaInformationGroupLength == len(head) - 144
+
+
+def test_the_end_of_an_association_is_told_in_the_thread_that_took_its_files(tmp_path: Path) -> None:
+    threads: list[str] = []
+
+    def take(path: Path, calling: str) -> Taken:
+        threads.append(f"took in {threading.get_ident()}")
+        return Taken()
+
+    def over() -> None:
+        threads.append(f"ended in {threading.get_ident()}")
+
+    with StorageListener("TESSERA", 0, take=take, ended=over, into=tmp_path) as node:
+        with calling(node.port) as peer:
+            raw(peer).sendall(pdu(value_item(store_command(), 3), value_item(data_set(), 2)))
+            assert answer(peer) == 0
+        until = time.monotonic() + 20
+        while len(threads) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+    took, told = threads
+    assert (took.split()[0], told.split()[0]) == ("took", "ended")
+    assert took.split()[-1] == told.split()[-1]
+
+
+def test_an_association_copies_one_list_of_transfer_syntaxes_only(tmp_path: Path) -> None:
+    """pynetdicom copies every context for each association: with a list in each, that takes 60 ms."""
+    with StorageListener("TESSERA", 0, take=Kept().take, into=tmp_path) as node:
+        contexts = node._server.contexts
+        assert len(contexts) > 100
+        assert len({id(context._transfer_syntax) for context in contexts}) == 2  # of storage, of C-ECHO
