@@ -124,9 +124,9 @@ def _pixel_digest(source: Path | bytes, _: dict[str, Any], limits: guard.Limits)
 
 
 def _value_digest(source: Path | bytes, _: dict[str, Any], limits: guard.Limits) -> str:
-    _check(source, limits)
     opened = dataset.open_dataset(source, limits, pixels=True)
     try:
+        dataset.check_promises(opened, limits)
         return pixels.digest_values(opened)
     finally:
         opened.close()
