@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from django.db import connection
 
+from cds.audit import refusing
 from cds.celery import app
 from tests.sockets import only_loopback  # noqa: F401  (a fixture of every session)
 
@@ -41,6 +42,14 @@ def _quick_passwords(settings: Any) -> None:
 def _an_address_of_its_own(settings: Any) -> None:
     """Not that of a demo that was run from this checkout."""
     settings.PUBLIC_URL = "http://127.0.0.1:8000"
+
+
+@pytest.fixture(autouse=True)
+def _nobody_was_refused_yet() -> Iterator[None]:
+    """Refusals of callers nobody vouches for are counted by the process from a number a minute on."""
+    refusing.forget()
+    yield
+    refusing.forget()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,7 +22,7 @@ from django.utils.http import urlencode
 from django.views.decorators.http import require_safe
 
 import cds.launch.launching as launching
-from cds.audit import recording
+from cds.audit import recording, refusing
 from cds.errors import ClinicError
 from cds.launch import registering, styling
 from web import under_way
@@ -128,18 +128,17 @@ def _land(request: HttpRequest, launched: launching.Launched) -> HttpResponse:
 
 
 def _refused(request: HttpRequest, error: ClinicError, *, issuer: str = "") -> HttpResponse:
-    """What went wrong, in words; one row in the audit trail. No form, and nothing is fetched."""
+    """What went wrong, in words; noted in the audit trail. No form, and nothing is fetched."""
     status = under_way.status_of(error)
-    with transaction.atomic():
-        recording.record(
-            by=recording.person(request.user, request),
-            action="session.launch",
-            object_type="Launch",
-            object_id=issuer[:64] or "unknown",
-            now=timezone.now(),
-            outcome="failed" if status == 503 else "refused",
-            reason=str(error)[:300],
-        )
+    refusing.note(
+        by=recording.person(request.user, request),
+        action="session.launch",
+        object_type="Launch",
+        object_id=issuer[:64] or "unknown",
+        now=timezone.now(),
+        outcome="failed" if status == 503 else "refused",
+        reason=str(error)[:300],
+    )
     context = {
         "refusal_title": "The launch was not completed",
         "reason": str(error),

@@ -8,12 +8,11 @@ from http.cookies import Morsel
 
 from django.conf import settings
 from django.contrib.auth import logout
-from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import render
 from django.utils import timezone
 
-from cds.audit import recording
+from cds.audit import recording, refusing
 from cds.errors import ClinicError, Conflict, Invalid, NotAllowed, NotFound, Unavailable
 from cds.launch import registering
 from web import launch
@@ -122,12 +121,10 @@ def _context(exception: ClinicError, status: int) -> dict[str, object]:
 
 def _record_refusal(request: HttpRequest) -> None:
     match = request.resolver_match
-    with transaction.atomic():
-        recording.record(
-            by=recording.person(request.user, request),
-            action="page.open" if request.method == "GET" else "page.send",
-            object_type="Page",
-            object_id=(match.url_name if match else "") or "unknown",
-            now=timezone.now(),
-            outcome="refused",
-        )
+    refusing.note(
+        by=recording.person(request.user, request),
+        action="page.open" if request.method == "GET" else "page.send",
+        object_type="Page",
+        object_id=(match.url_name if match else "") or "unknown",
+        now=timezone.now(),
+    )

@@ -12,13 +12,13 @@ from datetime import datetime
 from typing import Any
 
 import orjson
-from django.db import DatabaseError, InterfaceError, OperationalError, transaction
+from django.db import DatabaseError, InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
 import ehr
-from cds.audit import recording
+from cds.audit import recording, refusing
 from cds.errors import ClinicError, Conflict, Invalid, NotAllowed, NotFound, Unavailable
 from cds.hooks import client_auth, limiting
 from cds.hooks.client_auth import Unauthorised
@@ -105,7 +105,8 @@ def _answer(request: HttpRequest, body: Body, kwargs: dict[str, Any]) -> HttpRes
     try:
         caller = client_auth.verify(request, now=now)
     except Unauthorised as error:
-        _record_refusal(recording.client(None, request), request, 401, now, rule=str(error))
+        claimed = {"claimed_issuer": error.issuer, "is_verified": False} if error.issuer else {}
+        _record_refusal(refusing.unknown_client(request), request, 401, now, rule=str(error), **claimed)
         response = refusal(401, str(error), code="login")
         response["WWW-Authenticate"] = 'Bearer error="invalid_token"'
         return response
@@ -114,7 +115,7 @@ def _answer(request: HttpRequest, body: Body, kwargs: dict[str, Any]) -> HttpRes
         return _refused(error)
     except Unavailable as error:
         response = _refused(error)
-        _record_refusal(recording.client(None, request), request, response.status_code, now)
+        _record_refusal(refusing.unknown_client(request), request, response.status_code, now)
         return response
     try:
         return body(request, caller=caller, now=now, **kwargs)
@@ -182,16 +183,15 @@ def _record_refusal(
 ) -> None:
     """Note a call that was refused. Where the trail cannot be written, the refusal stands all the same."""
     try:
-        with transaction.atomic():
-            recording.record(
-                by=actor,
-                action="hook.call",
-                object_type="HookService",
-                object_id=request.path[:64],
-                now=now,
-                outcome="failed" if status >= 500 else "refused",
-                status=status,
-                **detail,
-            )
+        refusing.note(
+            by=actor,
+            action="hook.call",
+            object_type="HookService",
+            object_id=request.path[:64],
+            now=now,
+            outcome="failed" if status >= 500 else "refused",
+            status=status,
+            **detail,
+        )
     except DatabaseError:
         logger.exception("a refused CDS Hooks call could not be audited")

@@ -7,13 +7,13 @@ from uuid import UUID
 
 import orjson
 from django.contrib.auth.models import AnonymousUser
-from django.db import DatabaseError, InterfaceError, OperationalError, transaction
+from django.db import DatabaseError, InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
 import ehr
-from cds.audit import recording
+from cds.audit import recording, refusing
 from cds.errors import NotAllowed
 from cds.subscriptions import hearing
 
@@ -79,14 +79,12 @@ def _refusal(status: int, message: str, code: str) -> HttpResponse:
 def _note_refusal(request: HttpRequest, subscription_id: UUID) -> None:
     """Note who knocked without the secret. The refusal stands even where the trail cannot be written."""
     try:
-        with transaction.atomic():
-            recording.record(
-                by=recording.person(AnonymousUser(), request),
-                action="subscription.notify",
-                object_type="Subscription",
-                object_id=subscription_id,
-                now=timezone.now(),
-                outcome="refused",
-            )
+        refusing.note(
+            by=recording.person(AnonymousUser(), request),
+            action="subscription.notify",
+            object_type="Subscription",
+            object_id=subscription_id,
+            now=timezone.now(),
+        )
     except DatabaseError:
         logger.exception("a refused notification could not be audited")

@@ -13,7 +13,7 @@ from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.views.decorators.http import require_POST, require_safe
 
-from cds.audit import recording
+from cds.audit import recording, refusing
 from cds.launch import accounts
 from cds.patients import access
 from web import launch
@@ -49,11 +49,17 @@ class SignIn(LoginView):
 
     def form_valid(self, form: AuthenticationForm) -> HttpResponse:
         response = super().form_valid(form)
-        _record(self.request, "session.begin", "success")
+        _record(self.request, "session.begin")
         return response
 
     def form_invalid(self, form: AuthenticationForm) -> HttpResponse:
-        _record(self.request, "session.begin", "refused")
+        refusing.note(
+            by=recording.person(self.request.user, self.request),
+            action="session.begin",
+            object_type="Session",
+            object_id="unknown",
+            now=timezone.now(),
+        )
         response = super().form_invalid(form)
         response.status_code = 200
         return response
@@ -66,7 +72,7 @@ class SignOut(LogoutView):
 
     def post(self, request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse:
         if request.user.is_authenticated:
-            _record(request, "session.end", "success")
+            _record(request, "session.end")
             access.end_grants(user_of(request))
         there = hospital.sign_out_url(request)
         ended: HttpResponse = super().post(request, *args, **kwargs)
@@ -99,13 +105,12 @@ def help_page(request: HttpRequest) -> HttpResponse:
     return render(request, "web/help.html")
 
 
-def _record(request: HttpRequest, action: str, outcome: str) -> None:
+def _record(request: HttpRequest, action: str) -> None:
     with transaction.atomic():
         recording.record(
             by=recording.person(request.user, request),
             action=action,
             object_type="Session",
-            object_id=request.user.pk or "unknown",
+            object_id=request.user.pk,
             now=timezone.now(),
-            outcome=outcome,
         )

@@ -17,7 +17,7 @@ from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_safe
 
-from cds.audit import recording
+from cds.audit import recording, refusing
 from cds.errors import ClinicError
 from cds.launch import accounts
 from web import under_way
@@ -99,18 +99,17 @@ def _page(request: HttpRequest) -> str:
 
 
 def _refused(request: HttpRequest, error: ClinicError) -> HttpResponse:
-    """What went wrong, in words; one row in the audit trail."""
+    """What went wrong, in words; noted in the audit trail."""
     status = under_way.status_of(error)
-    with transaction.atomic():
-        recording.record(
-            by=recording.person(request.user, request),
-            action="session.begin",
-            object_type="Session",
-            object_id="unknown",
-            now=timezone.now(),
-            outcome="failed" if status == 503 else "refused",
-            account="hospital",
-            reason=str(error)[:300],
-        )
+    refusing.note(
+        by=recording.person(request.user, request),
+        action="session.begin",
+        object_type="Session",
+        object_id="unknown",
+        now=timezone.now(),
+        outcome="failed" if status == 503 else "refused",
+        account="hospital",
+        reason=str(error)[:300],
+    )
     context = {"refusal_title": "You were not signed in", "reason": str(error)}
     return render(request, "refused.html", context, status=status)
