@@ -308,7 +308,7 @@ MIDDLEWARE = [
     "django_prometheus.middleware.PrometheusBeforeMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "django_structlog.middlewares.RequestMiddleware",
+    "web.middleware.RequestLog",
     "csp.middleware.CSPMiddleware",
     "web.middleware.Launches",
     "django.contrib.sessions.middleware.SessionMiddleware",

@@ -13,3 +13,5 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("", include("cds.subscriptions.urls")),
     path("", include("web.urls")),
 ]
+
+handler500 = "web.views.faults.server_error"

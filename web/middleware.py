@@ -8,9 +8,11 @@ from http.cookies import Morsel
 
 from django.conf import settings
 from django.contrib.auth import logout
+from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import render
 from django.utils import timezone
+from django_structlog.middlewares import RequestMiddleware
 
 from cds.audit import recording, refusing
 from cds.errors import ClinicError, Conflict, Invalid, NotAllowed, NotFound, Unavailable
@@ -29,6 +31,19 @@ STATUS: dict[type[ClinicError], int] = {
     Unavailable: 503,
 }
 LIVE_HEADER = "X-Live"  # a request made by the page itself, not by a person
+PROBES = frozenset({"/livez", "/readyz", "/metrics"})  # answered whatever is away; nobody is signed in there
+
+
+class RequestLog(RequestMiddleware):
+    """The id and the person that every line of a request carries; no error of its own without a database."""
+
+    @staticmethod
+    def bind_user_id(request: HttpRequest) -> None:
+        """The account's number; left out where the database cannot say whose session it is."""
+        try:
+            RequestMiddleware.bind_user_id(request)
+        except (DatabaseError, InterfaceError):
+            return
 
 
 class Launches:
@@ -38,12 +53,17 @@ class Launches:
     and Partitioned: from within a frame of another site no others come back (CHIPS), and the jar is that
     EHR's own. A session that an EHR's launch began shows that launch's patient and nobody else: what is still
     open from an earlier launch is refused with 409 and leaves the screen.
+
+    A probe (OPERATIONS 1) is answered without a question to the database, whatever cookies come with it.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        if request.path in PROBES:
+            request.COOKIES.clear()  # so that no session is looked up
+            return self.get_response(request)
         response = self.get_response(request)
         embedders = registering.list_embedders()
         if embedders:

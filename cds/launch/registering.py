@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from django.contrib.auth.models import User
 from django.core.cache import cache
-from django.db import transaction
+from django.db import DatabaseError, InterfaceError, transaction
 
 import ehr
 from cds.audit import recording
@@ -18,6 +18,7 @@ from cds.launch.models import SmartIdentity, SmartServer
 from cds.patients.models import Source
 
 EMBEDDERS, EMBEDDERS_S = "smart-embedders", 5
+_known_embedders: list[str] = []  # as they were when the database last answered
 
 
 @transaction.atomic
@@ -99,11 +100,18 @@ def list_servers() -> list[SmartServer]:
 
 
 def list_embedders() -> list[str]:
-    """Web origins that may show us in a frame; read anew every few seconds."""
+    """Web origins that may show us in a frame; read anew every few seconds.
+
+    While the database is away: those it last told this process.
+    """
+    global _known_embedders
     held: list[str] | None = cache.get(EMBEDDERS)
     if held is None:
-        lists = SmartServer.objects.filter(is_active=True).values_list("embedders", flat=True)
-        held = sorted({origin for origins in lists for origin in origins})
+        try:
+            lists = list(SmartServer.objects.filter(is_active=True).values_list("embedders", flat=True))
+            held = _known_embedders = sorted({origin for origins in lists for origin in origins})
+        except (DatabaseError, InterfaceError):
+            held = _known_embedders
         cache.set(EMBEDDERS, held, EMBEDDERS_S)
     return held
 
