@@ -106,14 +106,16 @@ def _land(request: HttpRequest, launched: launching.Launched) -> HttpResponse:
             style=dict(launched.style),
         )
     )
+    by, now = recording.person(launched.user, request), timezone.now()
     with transaction.atomic():
+        launching.admit(launched, session_key=str(request.session.session_key), by=by, now=now)
         recording.record(
-            by=recording.person(launched.user, request),
+            by=by,
             action="session.begin",
             object_type="Session",
             object_id=launched.user.pk,
             patient_id=launched.patient.pk,
-            now=timezone.now(),
+            now=now,
             launch=str(launched.server.pk),
         )
     if launched.is_new:

@@ -17,6 +17,7 @@ from django_structlog.middlewares import RequestMiddleware
 from cds.audit import recording, refusing
 from cds.errors import ClinicError, Conflict, Invalid, NotAllowed, NotFound, Unavailable
 from cds.launch import registering
+from cds.patients import access
 from web import launch
 
 # Python 3.11 does not know this attribute of a cookie yet; from 3.14 on it does.
@@ -31,6 +32,13 @@ STATUS: dict[type[ClinicError], int] = {
     Unavailable: 503,
 }
 LIVE_HEADER = "X-Live"  # a request made by the page itself, not by a person
+# What a launched session opens besides the routes of its own patient; /events tells it of that one only.
+IN_A_LAUNCH = frozenset(
+    {
+        "home", "help", "login", "logout", "stay", "events", "model-card", "model-card-json",
+        "smart-launch", "smart-callback", "smart-style",
+    }
+)  # fmt: skip
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})  # answered whatever is away; nobody is signed in there
 
 
@@ -51,8 +59,9 @@ class Launches:
 
     Where some EHR may show us in a frame, `frame-ancestors` names it, and cookies are Secure, SameSite=None
     and Partitioned: from within a frame of another site no others come back (CHIPS), and the jar is that
-    EHR's own. A session that an EHR's launch began shows that launch's patient and nobody else: what is still
-    open from an earlier launch is refused with 409 and leaves the screen.
+    EHR's own. A session that an EHR's launch began shows that launch's patient and nothing else, whatever the
+    person may see elsewhere: what is still open from an earlier launch is refused with 409 and leaves the
+    screen, any other page with 403.
 
     A probe (OPERATIONS 1) is answered without a question to the database, whatever cookies come with it.
     """
@@ -76,20 +85,25 @@ class Launches:
     def process_view(
         self, request: HttpRequest, view: object, args: object, kwargs: dict[str, object]
     ) -> HttpResponse | None:
-        """Another patient than the launch's: refused, whatever the person may see elsewhere."""
-        launched = launch.of_session(request)
-        asked = kwargs.get("patient_id")
-        if launched is None or asked is None or str(asked) == launched.patient:
+        """Another patient than the launch's, or a page that is no patient's: refused."""
+        if not getattr(view, "__module__", "").startswith("web."):
             return None
-        return render(
-            request,
-            "refused.html",
-            {
-                "refusal_title": "This panel is for another launch",
-                "reason": "Another patient has been opened in your EHR since. Open this one there again.",
-            },
-            status=409,
-        )
+        launched = launch.of_session(request)
+        if launched is None:
+            return None
+        asked = kwargs.get("patient_id")
+        if asked is not None and str(asked) != launched.patient:
+            reason = "Another patient has been opened in your EHR since. Open this one there again"
+            return _not_here(request, "This panel is for another launch", reason, status=409)
+        match = request.resolver_match
+        if asked is None and (match.url_name if match else "") not in IN_A_LAUNCH:
+            _record_refusal(request)
+            reason = (
+                "Your EHR has opened one patient here, and this session is for that patient only. To see "
+                "anything else, sign out and sign in with an account of your own"
+            )
+            return _not_here(request, "Not in this session", reason, status=403)
+        return None
 
 
 class PrivatePages:
@@ -107,6 +121,7 @@ class PrivatePages:
             began = request.session.setdefault("began", time.time())
             if time.time() - began > settings.SESSION_ABSOLUTE_AGE:
                 logout(request)
+            access.look_from(request.user, request.session.session_key)
         response = self.get_response(request)
         response.headers.setdefault("Cache-Control", "no-store")
         if request.headers.get(LIVE_HEADER) or getattr(request, "is_stream", False):
@@ -128,6 +143,10 @@ class PrivatePages:
             _context(exception, status),
             status=status,
         )
+
+
+def _not_here(request: HttpRequest, title: str, reason: str, *, status: int) -> HttpResponse:
+    return render(request, "refused.html", {"refusal_title": title, "reason": reason}, status=status)
 
 
 def _context(exception: ClinicError, status: int) -> dict[str, object]:

@@ -45,8 +45,14 @@ def newest() -> int:
     return LiveEvent.objects.aggregate(newest=Max("pk"))["newest"] or 0
 
 
-async def events_for(user: User, since: int | None) -> AsyncIterator[bytes]:
-    """The stream of one screen, from after event `since` (None: from now)."""
+async def events_for(
+    user: User, since: int | None, *, session_key: str | None = None, only: str | None = None
+) -> AsyncIterator[bytes]:
+    """The stream of one screen, from after event `since` (None: from now).
+
+    session_key  of the session it belongs to, for what was granted to that
+    only         the patient of a launch: of nobody else, and of no run or source, does its screen hear
+    """
     _stop_with_the_process()
     began = spoke = time.monotonic()
     last = await _read(_newest_cached) if since is None else since
@@ -54,7 +60,7 @@ async def events_for(user: User, since: int | None) -> AsyncIterator[bytes]:
     yield f"retry: {RETRY_MS}\nid: {last}\nevent: hello\ndata: {{}}\n\n".encode()
     while time.monotonic() - began < LIFETIME_S and not _stopping.is_set():
         if await _read(_newest_cached) > last:
-            rows = await _read(_visible_after, user.pk, last, frozenset(sent))
+            rows = await _read(_visible_after, user.pk, last, frozenset(sent), session_key, only)
             for event in rows:
                 yield _as_message(event)
             last = max([last, *(event.pk for event in rows)])
@@ -72,17 +78,21 @@ def _as_message(event: LiveEvent) -> bytes:
     return f"id: {event.pk}\nevent: {event.kind}\ndata: {json.dumps(body)}\n\n".encode()
 
 
-def _visible_after(user_id: int, last: int, sent: frozenset[int]) -> list[LiveEvent]:
+def _visible_after(
+    user_id: int, last: int, sent: frozenset[int], session_key: str | None, only: str | None
+) -> list[LiveEvent]:
     """Events this person may know of. The person is read anew: rights may have been taken away meanwhile."""
     user = User.objects.filter(pk=user_id, is_active=True).first()
     if user is None:
         return []
+    access.look_from(user, session_key)
     rows = [
         e for e in LiveEvent.objects.filter(pk__gt=last - BEHIND).order_by("pk")[:500] if e.pk not in sent
     ]
-    patients = {event.patient_id for event in rows if event.patient_id}
+    concerned = {event.patient_id for event in rows if event.patient_id}
+    patients = {patient for patient in concerned if only in (None, str(patient))}
     visible = set(access.visible_patients(user).filter(pk__in=patients).values_list("pk", flat=True))
-    models = access.can_view_models(user)
+    models = only is None and access.can_view_models(user)
     return [
         event
         for event in rows

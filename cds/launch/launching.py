@@ -1,8 +1,9 @@
 """From the EHR's launch to a person, a patient and their record (SMART App Launch 2.2; INTEROP 24 to 28).
 
 `begin` sends the browser to the EHR's sign-in; `complete` takes it back: the code is exchanged, the id_token
-verified, the person mapped to an account, the patient's record read once with the launch's own token, and the
-person may see that patient until the session ends. The token is neither stored nor logged.
+verified, the person mapped to an account, and the patient's record read once with the launch's own token,
+which is neither stored nor logged. `admit` then lets the person see that patient in the session that was
+begun for them, until it ends.
 """
 
 from __future__ import annotations
@@ -109,7 +110,6 @@ def complete(
     problem = _refresh(server, said, by=by, now=now)
     patient = _patient(server, said.patient, problem)
     SmartServer.objects.filter(pk=server.pk).update(last_launch_at=now)
-    access.grant(user, patient, until=now + timedelta(seconds=settings.SESSION_ABSOLUTE_AGE), by=by, now=now)
     return Launched(
         server=server,
         user=user,
@@ -120,6 +120,18 @@ def complete(
         is_new=is_new,
         problem=problem,
         style=_style(app, said.style_url),
+    )
+
+
+def admit(launched: Launched, *, session_key: str, by: recording.Actor, now: datetime) -> None:
+    """Let the person see the patient of their launch, in this session and while it lasts."""
+    access.grant(
+        launched.user,
+        launched.patient,
+        session_key=session_key,
+        until=now + timedelta(seconds=settings.SESSION_ABSOLUTE_AGE),
+        by=by,
+        now=now,
     )
 
 

@@ -3,7 +3,7 @@
 Three roles, Django groups of these names. A clinician sees the patients of their units. An admin runs and
 proposes models and reads the audit trail, but sees no patient; an approver is the second person who promotes.
 A person may have several roles; none follows from another. Besides, an EHR's launch lets somebody see its one
-patient until the session ends (`grant`).
+patient in the session it began, until that ends (`grant`).
 """
 
 from __future__ import annotations
@@ -209,10 +209,13 @@ def check_view_audit(user: Viewer) -> None:
 
 
 @transaction.atomic
-def grant(user: User, patient: Patient, *, until: datetime, by: recording.Actor, now: datetime) -> None:
-    """Let somebody see one patient until then, whatever their units."""
-    PatientGrant.objects.filter(until__lte=now).delete()
-    PatientGrant.objects.update_or_create(user=user, patient=patient, defaults={"until": until})
+def grant(
+    user: User, patient: Patient, *, session_key: str, until: datetime, by: recording.Actor, now: datetime
+) -> None:
+    """Let somebody see one patient in one session (which exists) until then, whatever their units."""
+    PatientGrant.objects.update_or_create(
+        session_id=session_key, defaults={"user": user, "patient": patient, "until": until}
+    )
     recording.record(
         by=by,
         action="patient.grant",
@@ -225,14 +228,14 @@ def grant(user: User, patient: Patient, *, until: datetime, by: recording.Actor,
     )
 
 
-def end_grants(user: User) -> None:
-    """What was granted to somebody ends: they have signed out."""
-    PatientGrant.objects.filter(user=user).delete()
+def look_from(viewer: Viewer, session_key: str | None) -> None:
+    """Say in which session somebody looks: what was granted to it is seen there, and nowhere else."""
+    viewer.session_key = session_key  # type: ignore[union-attr]
 
 
 def visible_patients(viewer: Viewer) -> QuerySet[Patient]:
-    """The patients this person may see: those of their units and those granted, or all with
-    `patients.view_all`.
+    """The patients this person may see: those of their units and the one granted to the session they look
+    from (`look_from`), or all with `patients.view_all`.
 
     One who was merged into another is seen as that other.
     """
@@ -241,7 +244,12 @@ def visible_patients(viewer: Viewer) -> QuerySet[Patient]:
         return patients.none()
     if _has(viewer, "patients.view_all"):
         return patients
-    granted = PatientGrant.objects.filter(user=viewer.pk, until__gt=Now())
+    granted = PatientGrant.objects.filter(
+        session=getattr(viewer, "session_key", None),
+        session__expire_date__gt=Now(),
+        user=viewer.pk,
+        until__gt=Now(),
+    )
     return patients.filter(
         Q(unit__in=Unit.objects.filter(members=viewer.pk)) | Q(pk__in=granted.values("patient"))
     )

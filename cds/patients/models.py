@@ -152,14 +152,15 @@ class MovedResource(models.Model):
 
 
 class PatientGrant(models.Model):
-    """Somebody may see one patient for a while, whatever their units: an EHR launched us with them."""
+    """Somebody may see one patient in one session, whatever their units: an EHR launched us with them.
 
+    It goes with its session: signed out, replaced by another launch, or swept away once it has run out.
+    """
+
+    session = models.OneToOneField("sessions.Session", on_delete=models.CASCADE, related_name="+")
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="grants")
     patient = models.ForeignKey(Patient, on_delete=models.CASCADE, related_name="grants")
-    until = models.DateTimeField()
-
-    class Meta:
-        constraints = [models.UniqueConstraint(fields=["user", "patient"], name="patient_grant_once")]
+    until = models.DateTimeField()  # and no longer than that, however busy the session is
 
 
 class PatientIdentifier(models.Model):

@@ -8,8 +8,10 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import httpx
 import pytest
+from django.contrib.sessions.models import Session
 from django.core.cache import cache
 from django.test import Client
+from django.urls import URLPattern
 from django.utils import timezone
 
 from cds.audit import recording
@@ -21,6 +23,7 @@ from cds.patients import access, importing
 from cds.patients.models import Patient, PatientGrant
 from tests.launching_ehr import CLIENT, LaunchingEhr, launching_ehr
 from tests.web import clinic
+from web import middleware, urls
 
 BY = recording.system("test")
 
@@ -86,16 +89,61 @@ def test_a_launch_lands_on_the_panel_of_its_patient(registered: SmartServer, ser
 def test_the_person_is_a_clinician_for_this_patient_only(
     registered: SmartServer, server: LaunchingEhr
 ) -> None:
-    _launch(Client(), server)
+    client = Client()
+    _launch(client, server)
     user = SmartIdentity.objects.get(fhir_user="Practitioner/7").user
     assert user.first_name == "Dr Autumn"
     assert not user.has_usable_password()
     assert access.roles_of(user) == {access.Role.CLINICIAN}
-    other = clinic.patient(1, family="Haas", given="Ada", now=timezone.now())
+    clinic.patient(1, family="Haas", given="Ada", now=timezone.now())
+    assert not access.visible_patients(user).exists()  # in no session
+    access.look_from(user, Client().session.session_key)
+    assert not access.visible_patients(user).exists()
+    access.look_from(user, client.session.session_key)
     assert set(access.visible_patients(user)) == {Patient.objects.get(family="Sommer")}
-    assert other not in access.visible_patients(user)
     PatientGrant.objects.update(until=timezone.now())
     assert not access.visible_patients(user).exists()
+
+
+ELSEWHERE = (
+    "/worklist", "/models", "/models/U", "/models/runs/new", "/models/U/card/purpose.use", "/monitoring",
+    "/sources", "/ehrs", "/destinations", "/hooks/sandbox", "/audit", "/openapi.json", "/login/hospital",
+)  # fmt: skip
+
+
+def test_a_launched_session_opens_its_patient_and_nothing_else(
+    registered: SmartServer, server: LaunchingEhr, ward: clinic.Clinic
+) -> None:
+    """Whatever the person may see elsewhere: this one has every role, and a unit full of patients."""
+    person = clinic.person("all", *access.Role, unit="Ward 4")
+    registering.link(registered, "Practitioner/7", person, by=BY, now=timezone.now())
+    client = Client()
+    there = _launch(client, server)["Location"]
+    for address in ELSEWHERE:
+        answer = client.get(address.replace("U", str(ward.version.pk)))
+        assert (address, answer.status_code) == (address, 403)
+        assert "Haas" not in answer.content.decode()
+    assert "for that patient only" in client.get("/worklist").content.decode()
+    assert client.post("/worklist", {"search": "Haas"}).status_code == 403
+    assert client.post(f"/models/{ward.version.pk}/request").status_code == 403
+    assert AuditEvent.objects.filter(action="page.open", outcome="refused", object_id="worklist").count() == 2
+    card = client.get(f"/models/{ward.version.pk}/card")
+    assert card.status_code == 200
+    assert "/card/" not in card.content.decode()  # no link to where it is written
+    for address in (there, f"{there}/score", f"/models/{ward.version.pk}/card.json", "/help", "/launch"):
+        assert client.get(address).status_code == 200
+    assert client.get("/")["Location"] == there
+    assert client.post("/stay").status_code == 204
+    assert client.get("/livez").status_code == 200
+    assert client.get(f"/patients/{ward.patients[1].pk}/risk").status_code == 409
+    assert client.post("/logout").status_code == 302
+
+
+def test_every_other_route_is_closed_to_a_launch() -> None:
+    """A new route is closed until somebody opens it; the list names no route that is gone."""
+    routes = [route for route in urls.urlpatterns if isinstance(route, URLPattern)]
+    free = {route.name for route in routes if "patient_id" not in str(route.pattern)}
+    assert free > middleware.IN_A_LAUNCH
 
 
 def test_another_launch_ends_the_first(registered: SmartServer, server: LaunchingEhr) -> None:
@@ -111,12 +159,47 @@ def test_another_launch_ends_the_first(registered: SmartServer, server: Launchin
         assert "Sommer" not in refused.content.decode()
 
 
-def test_signing_out_ends_what_was_granted(registered: SmartServer, server: LaunchingEhr) -> None:
-    client = Client()
+def test_signing_out_ends_what_was_granted_in_this_window_only(
+    registered: SmartServer, server: LaunchingEhr
+) -> None:
+    client, window = Client(), Client()
     there = _launch(client, server)["Location"]
+    beside = _launch(window, server, "launch-p2")["Location"]
     assert client.post("/logout").status_code == 302
-    assert not PatientGrant.objects.exists()
     assert client.get(there).status_code == 302
+    assert PatientGrant.objects.count() == 1
+    assert window.get(beside).status_code == 200
+
+
+def test_a_new_launch_ends_what_was_granted_to_the_one_before(
+    registered: SmartServer, server: LaunchingEhr
+) -> None:
+    client = Client()
+    _launch(client, server)
+    _launch(client, server, "launch-p2")
+    assert PatientGrant.objects.get().patient.family == "Winter"
+
+
+def test_a_session_that_ran_out_leaves_nothing_granted(registered: SmartServer, server: LaunchingEhr) -> None:
+    client = Client()
+    _launch(client, server)
+    user = SmartIdentity.objects.get(fhir_user="Practitioner/7").user
+    access.look_from(user, client.session.session_key)
+    assert access.visible_patients(user).count() == 1
+    Session.objects.update(expire_date=timezone.now())  # fifteen minutes without a click
+    assert not access.visible_patients(user).exists()
+
+
+def test_a_session_of_ones_own_shows_nothing_of_a_launch(
+    registered: SmartServer, server: LaunchingEhr
+) -> None:
+    person = clinic.person("clinician", access.Role.CLINICIAN, unit="Ward 4")
+    registering.link(registered, "Practitioner/7", person, by=BY, now=timezone.now())
+    there = _launch(Client(), server)["Location"]
+    desk = Client()
+    desk.force_login(person, backend="django.contrib.auth.backends.ModelBackend")
+    assert "Sommer" not in desk.get("/worklist").content.decode()
+    assert desk.get(there).status_code == 404
 
 
 @pytest.mark.parametrize(

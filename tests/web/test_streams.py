@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.contrib.sessions.backends.db import SessionStore
 from django.db import close_old_connections, connections
 from django.test import AsyncClient
 from django.utils import timezone
 
 from cds.jobs import outbox
+from cds.patients import access
 from tests.web import clinic
 from web import streams
 
@@ -36,11 +40,11 @@ def parse(chunk: bytes) -> Message | None:
     return (int(lines["id"]), lines["event"], json.loads(lines["data"])) if "event" in lines else None
 
 
-def collect(user: User, since: int | None, count: int, seconds: float = 1.5) -> list[Message]:
+def collect(user: User, since: int | None, count: int, seconds: float = 1.5, **more: Any) -> list[Message]:
     """Up to `count` events after the greeting, within `seconds`."""
 
     async def run() -> list[Message]:
-        stream: AsyncIterator[bytes] = streams.events_for(user, since)
+        stream: AsyncIterator[bytes] = streams.events_for(user, since, **more)
         got: list[Message] = []
         try:
             async with asyncio.timeout(seconds):
@@ -78,6 +82,40 @@ def test_only_what_the_viewer_may_see(quick: None) -> None:
     assert seen["nobody"] == []
     User.objects.filter(username="clinician").update(is_active=False)
     assert collect(people["clinician"], start, 3, 0.5) == []
+
+
+def test_the_screen_of_a_launch_hears_of_its_patient_only(quick: None) -> None:
+    """Even of somebody who sees a ward, and models besides."""
+    now = timezone.now()
+    person = clinic.person("all", *access.Role, unit="Ward 4")
+    here, beside = (clinic.patient(i, family="A", given="B", now=now, unit="Ward 4") for i in (1, 2))
+    start = streams.newest()
+    for patient in (beside, here):
+        outbox.tell("assessment", patient.resource_id, now=now, patient_id=patient.pk)
+    outbox.tell("run", "r1", now=now)
+    outbox.tell("model", "m1", now=now)
+    seen = [(kind, data["patient"]) for _, kind, data in collect(person, start, 3, only=str(here.pk))]
+    assert seen == [("assessment", str(here.pk)), ("model", None)]
+
+
+def test_what_was_granted_to_a_session_is_heard_in_it(quick: None) -> None:
+    now = timezone.now()
+    person = clinic.person("guest", access.Role.CLINICIAN)
+    patient = clinic.patient(1, family="A", given="B", now=now, unit="Ward 9")
+    session = SessionStore()
+    session.create()
+    access.grant(
+        person,
+        patient,
+        session_key=str(session.session_key),
+        until=now + timedelta(hours=8),
+        by=clinic.BY,
+        now=now,
+    )
+    start = streams.newest()
+    outbox.tell("assessment", "a1", now=now, patient_id=patient.pk)
+    assert collect(person, start, 1, 0.5) == []
+    assert len(collect(person, start, 1, session_key=session.session_key)) == 1
 
 
 def test_goes_on_where_it_was_left_and_tells_nothing_twice(quick: None) -> None:

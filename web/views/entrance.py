@@ -17,7 +17,6 @@ from cds.audit import recording, refusing
 from cds.launch import accounts
 from cds.patients import access
 from web import launch
-from web.people import user_of
 from web.views import hospital
 
 START: dict[access.Role, str] = {
@@ -73,7 +72,6 @@ class SignOut(LogoutView):
     def post(self, request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse:
         if request.user.is_authenticated:
             _record(request, "session.end")
-            access.end_grants(user_of(request))
         there = hospital.sign_out_url(request)
         ended: HttpResponse = super().post(request, *args, **kwargs)
         return redirect(there) if there else ended

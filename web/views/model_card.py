@@ -12,6 +12,7 @@ from django.views.decorators.http import require_http_methods, require_safe
 from cds.errors import Conflict, Invalid
 from cds.patients import access
 from cds.registry import model_card, queries
+from web import launch
 from web.people import actor_of, user_of
 
 
@@ -21,14 +22,15 @@ def card(request: HttpRequest, version_id: object) -> HttpResponse:
     """Everything that is known about a version, to read and to print."""
     access.check_view_cards(request.user)
     version = queries.get_version(version_id)
+    is_launched = launch.of_session(request) is not None  # the pages of models are not open there
     return render(
         request,
         "web/models/card.html",
         {
             "version": version,
             "card": model_card.get_card(version),
-            "can_edit": access.can_edit_cards(request.user),
-            "can_view_models": access.can_view_models(request.user),
+            "can_edit": not is_launched and access.can_edit_cards(request.user),
+            "can_view_models": not is_launched and access.can_view_models(request.user),
         },
     )
 
