@@ -132,7 +132,7 @@ class ClientForm(EhrForm):
         label="Tenant",
         required=False,
         max_length=120,
-        help_text="The tenant its tokens must carry; empty where it has none.",
+        help_text="The tenant its tokens must carry; empty where it has none. Each is registered by itself.",
     )
     multi = ("fhir_servers", "origins")
     field_order = ("name", "issuer", "source", "jwks_url", "jwks", "fhir_servers", "origins", "tenant")
@@ -141,6 +141,7 @@ class ClientForm(EhrForm):
         super().__init__(data, held=held)
         self.fields["issuer"].help_text = "The iss of its tokens, exactly as they say it."
         self.fields["jwks"].widget.attrs.update(rows=6, **{"class": "mono"})
+        self.fields["tenant"].disabled = held is not None  # another tenant is another client
 
     def values_of(self, held: HookClient) -> dict[str, Any]:
         keys = "" if held.jwks_url else orjson.dumps(held.jwks, option=orjson.OPT_INDENT_2).decode()
@@ -150,10 +151,10 @@ class ClientForm(EhrForm):
         return self.checked("name", clients.check_name)
 
     def clean_issuer(self) -> str:
-        issuer = self.checked("issuer", clients.check_issuer)
-        if self.held is None and HookClient.objects.filter(issuer=issuer).exists():
-            raise forms.ValidationError("An EHR with this issuer is registered already: edit that one.")
-        return issuer
+        return self.checked("issuer", clients.check_issuer)
+
+    def clean_tenant(self) -> str:
+        return self.checked("tenant", clients.check_tenant)
 
     def clean_jwks_url(self) -> str:
         return self.checked("jwks_url", key_sets.check_url) if self.cleaned_data["jwks_url"] else ""
@@ -173,6 +174,11 @@ class ClientForm(EhrForm):
         given = [name for name in ("jwks_url", "jwks") if self.cleaned_data.get(name)]
         if len(given) != 1 and not {"jwks_url", "jwks"} & self.errors.keys():
             self.add_error("jwks_url", "Give either a JWKS URL or a public key set: one of the two.")
+        one = {name: self.cleaned_data.get(name) for name in ("issuer", "tenant")}
+        if self.held is None and HookClient.objects.filter(**one).exists():
+            self.add_error(
+                "issuer", "An EHR with this issuer and tenant is registered already: edit that one."
+            )
         return super().clean()
 
     def key_set(self) -> dict[str, Any] | None:

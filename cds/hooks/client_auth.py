@@ -122,12 +122,11 @@ def _read_token(
     issuer = issuer if isinstance(issuer, str) and "\x00" not in issuer else ""
     _check_header(header, issuer)
     kid = header["kid"]
-    known = _known(issuer, kid)
-    if known is None:
-        raise Unauthorised("iss is not a registered client: it must be exactly as registered", issuer=issuer)
+    known = _known(issuer, _tenant_of(claims, issuer), kid)
     client = known[0]
-    if client.jwks_url and header.get("jku", client.jwks_url) != client.jwks_url:
-        raise Unauthorised("jku is not the registered JWKS URL: leave it out", issuer=issuer)
+    if "jku" in header and not (client.jwks_url and header["jku"] == client.jwks_url):
+        why = "" if client.jwks_url else ", for the keys of this client were pasted"
+        raise Unauthorised(f"jku is not the registered JWKS URL{why}: leave it out", issuer=issuer)
     key = known[1].get(kid) if not client.jwks_url else _key_by_url(known, kid, time_left=time_left, now=now)
     if key is None:
         raise Unauthorised(
@@ -163,6 +162,14 @@ def _check_header(header: dict[str, Any], issuer: str) -> None:
         raise Unauthorised("kid must name one of the client's registered keys", issuer=issuer)
 
 
+def _tenant_of(claims: dict[str, Any], issuer: str) -> str:
+    """The tenant a token speaks for; "" for none."""
+    tenant = claims.get("tenant")
+    if tenant is not None and not isinstance(tenant, str):
+        raise Unauthorised("tenant is not text: send it exactly as registered", issuer=issuer)
+    return tenant or ""
+
+
 def _key_by_url(known: _Known, kid: str, *, time_left: Budget, now: datetime) -> KeySet | None:
     """The key of a client whose set is kept at an address; the set is read anew where that is due.
 
@@ -176,8 +183,7 @@ def _key_by_url(known: _Known, kid: str, *, time_left: Budget, now: datetime) ->
     state = key_sets.ask(client, now=now, wait_s=min(key_sets.WAIT_S, time_left.left() / 2))
     if state is key_sets.Reading.DONE:
         forget()
-        again = _known(client.issuer, kid)
-        key = again[1].get(kid) if again is not None else None
+        key = _known(client.issuer, client.tenant, kid)[1].get(kid)
         if key is not None:
             return key
     raise _unknown(state, client, is_known=kid in keys)
@@ -209,7 +215,8 @@ def _unknown(state: key_sets.Reading, client: HookClient, *, is_known: bool) -> 
 
 
 _Known = tuple[HookClient, dict[str, KeySet]]
-_kept: dict[str, tuple[float, _Known]] = {}
+_Tenants = dict[str, _Known]
+_kept: dict[str, tuple[float, _Tenants]] = {}
 
 
 def forget() -> None:
@@ -217,20 +224,45 @@ def forget() -> None:
     _kept.clear()
 
 
-def _known(issuer: str, kid: str) -> _Known | None:
-    """The active client of an issuer with its keys; read anew after KEPT_S, or for an unknown key."""
+def _known(issuer: str, tenant: str, kid: str) -> _Known:
+    """The active client of an issuer and tenant with its keys; read anew after KEPT_S, or for an unknown key.
+
+    raises  Unauthorised
+    """
     clock = time.monotonic()
-    held = _kept.get(issuer)
-    if held is not None and clock < held[0] and kid in held[1][1]:
-        return held[1]
-    client = HookClient.objects.select_related("source").filter(issuer=issuer, is_active=True).first()
-    if client is None:
+    until, tenants = _kept.get(issuer, (0.0, {}))
+    if clock < until:
+        found = _of_tenant(tenants, tenant)
+        if found is not None and kid in found[1]:
+            return found
+    rows = HookClient.objects.select_related("source").filter(issuer=issuer)
+    tenants = {one.tenant: (one, _keys_of(one, tenants.get(one.tenant))) for one in rows}
+    if not any(one.is_active for one, _ in tenants.values()):
         _kept.pop(issuer, None)
-        return None
-    same = held is not None and held[1][0].jwks == client.jwks
-    keys = held[1][1] if held is not None and same else _import_keys(client)
-    _kept[issuer] = (clock + KEPT_S, (client, keys))
-    return client, keys
+        raise Unauthorised("iss is not a registered client: it must be exactly as registered", issuer=issuer)
+    _kept[issuer] = (clock + KEPT_S, tenants)
+    found = _of_tenant(tenants, tenant)
+    if found is None:
+        raise Unauthorised(
+            "tenant is not the registered one, or one of them: send it exactly as registered", issuer=issuer
+        )
+    return found
+
+
+def _of_tenant(tenants: _Tenants, tenant: str) -> _Known | None:
+    """The active client that a tenant's tokens speak for.
+
+    One that is registered without a tenant takes tokens of any, as long as no tenant of its issuer is
+    registered: from then on nobody's patients may be taken for those of another tenant.
+    """
+    found = tenants.get(tenant)
+    if found is None and len(tenants) == 1:
+        found = tenants.get("")
+    return found if found is not None and found[0].is_active else None
+
+
+def _keys_of(client: HookClient, before: _Known | None) -> dict[str, KeySet]:
+    return before[1] if before is not None and before[0].jwks == client.jwks else _import_keys(client)
 
 
 def _import_keys(client: HookClient) -> dict[str, KeySet]:
@@ -262,8 +294,6 @@ def _check_claims(claims: dict[str, Any], client: HookClient, *, audience: str, 
     named = claims.get("aud")
     if audience not in (named if isinstance(named, list) else [named]):
         raise Unauthorised(f"aud must be {audience}", issuer=issuer)
-    if client.tenant and claims.get("tenant") != client.tenant:
-        raise Unauthorised("tenant is not the registered one: send it exactly as registered", issuer=issuer)
     jti = claims.get("jti")
     if not isinstance(jti, str) or not 0 < len(jti) <= 200 or "\x00" in jti:
         raise Unauthorised("jti must be text of 1 to 200 characters", issuer=issuer)

@@ -12,12 +12,15 @@ from cds.risk.models import RiskPrediction
 
 
 class HookClient(models.Model):
-    """An EHR that may call: its JWT issuer and public keys (INTEROP 18-21)."""
+    """An EHR that may call: its JWT issuer and public keys (INTEROP 18-21).
+
+    An issuer may speak for several tenants, each a client with keys and patients of its own.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     name = models.CharField(max_length=120)
-    issuer = models.URLField(max_length=300, unique=True)
-    tenant = models.CharField(max_length=120, blank=True)
+    issuer = models.URLField(max_length=300)
+    tenant = models.CharField(max_length=120, blank=True)  # "": its tenants, if any, are not told apart
     jwks = models.JSONField(default=dict)  # public keys only: pasted, or as read last
     jwks_url = models.CharField(max_length=500, blank=True)  # where they are read from; "": they were pasted
     keys_since = models.JSONField(default=dict)  # kid → since when it has been here, ISO 8601
@@ -32,6 +35,7 @@ class HookClient(models.Model):
     last_call_at = models.DateTimeField(null=True)  # to the minute
 
     class Meta:
+        constraints = [models.UniqueConstraint(fields=["issuer", "tenant"], name="hook_client_once")]
         permissions = [("manage_clients", "Can register and withdraw the EHRs that call and launch us")]
 
 

@@ -15,6 +15,7 @@ from cds.audit import recording
 from cds.errors import Invalid, NotFound, Unavailable
 from cds.hooks import client_auth, key_sets
 from cds.hooks.models import HookClient
+from cds.patients import importing
 from cds.patients.models import Source
 
 
@@ -22,7 +23,7 @@ def register(
     name: str,
     *,
     issuer: str,
-    source: Source,
+    source: Source | str,
     jwks: Any = None,
     jwks_url: str = "",
     origins: Sequence[str] = (),
@@ -31,24 +32,30 @@ def register(
     by: recording.Actor,
     now: datetime,
 ) -> tuple[HookClient, bool]:
-    """Let an EHR call, or replace what is registered for its issuer (so keys rotate). Raises Invalid.
+    """Let an EHR call, or replace what is registered for its issuer and tenant (so keys rotate).
 
+    source          its patients belong to it: a slug is made a source where there is none yet, once all else
+                    has been found right. Tenants of one issuer need sources of their own
     jwks, jwks_url  its public keys, or the address they are read from: one of the two. An address that is not
-                    registered yet for this issuer is read at once, before anything is kept
+                    registered yet for this client is read at once, before anything is kept
     fhir_servers    base addresses from which we may complete a prefetch with the token of a call
+    returns         the client, and whether it is new
+    raises          Invalid
     """
-    known = {
+    known: dict[str, Any] = {
         "name": check_name(name),
         "origins": [check_origin(origin) for origin in origins],
         "fhir_servers": [check_server(server) for server in fhir_servers],
-        "tenant": tenant,
-        "source": source,
     }
-    held = HookClient.objects.filter(issuer=check_issuer(issuer)).first()
+    if isinstance(source, str):
+        importing.check_slug(source)
+    held = HookClient.objects.filter(issuer=check_issuer(issuer), tenant=check_tenant(tenant)).first()
     known |= _keys(held, jwks, jwks_url, now)
     with transaction.atomic():
+        known["source"] = importing.get_source(source, now=now) if isinstance(source, str) else source
         client, is_new = HookClient.objects.update_or_create(
             issuer=issuer,
+            tenant=tenant,
             defaults={**known, "is_active": True},
             create_defaults={**known, "created_at": now},
         )
@@ -58,9 +65,9 @@ def register(
 
 
 @transaction.atomic
-def withdraw(issuer: str, *, by: recording.Actor, now: datetime) -> HookClient:
-    """Refuse this EHR from now on; what it sent and was shown stays. Raises NotFound."""
-    client = get_client(issuer)
+def withdraw(issuer: str, *, tenant: str | None = None, by: recording.Actor, now: datetime) -> HookClient:
+    """Refuse this EHR from now on; what it sent and was shown stays. Raises NotFound, Invalid."""
+    client = get_client(issuer, tenant)
     client.is_active = False
     client.save(update_fields=["is_active"])
     client_auth.forget()
@@ -68,12 +75,12 @@ def withdraw(issuer: str, *, by: recording.Actor, now: datetime) -> HookClient:
     return client
 
 
-def read_keys(issuer: str, *, by: recording.Actor, now: datetime) -> HookClient:
+def read_keys(issuer: str, *, tenant: str | None = None, by: recording.Actor, now: datetime) -> HookClient:
     """Read a client's key set anew now, whenever it was read last.
 
     raises  NotFound; Invalid for one whose keys were pasted; Unavailable when they cannot be read, with why
     """
-    client = get_client(issuer)
+    client = get_client(issuer, tenant)
     if not client.jwks_url:
         raise Invalid("the keys of this client were pasted: register a JWKS URL, or paste the new set")
     HookClient.objects.filter(pk=client.pk).update(keys_tried_at=now, keys_problem="")
@@ -85,12 +92,18 @@ def read_keys(issuer: str, *, by: recording.Actor, now: datetime) -> HookClient:
     return client
 
 
-def get_client(issuer: str) -> HookClient:
-    """The client of an issuer, withdrawn ones too. Raises NotFound."""
-    client = HookClient.objects.select_related("source").filter(issuer=issuer).first()
-    if client is None:
-        raise NotFound("no client with that issuer: `manage.py hook_client list` shows those there are")
-    return client
+def get_client(issuer: str, tenant: str | None = None) -> HookClient:
+    """The client of an issuer, withdrawn ones too; of several, that of `tenant`. Raises NotFound, Invalid."""
+    rows = HookClient.objects.select_related("source").filter(issuer=issuer)
+    found = list(rows if tenant is None else rows.filter(tenant=tenant))
+    if not found:
+        raise NotFound(
+            "no client with that issuer and tenant: `manage.py hook_client list` shows those there are"
+        )
+    if len(found) > 1:
+        tenants = ", ".join(repr(client.tenant) for client in found)
+        raise Invalid(f"that issuer speaks for several tenants ({tenants}): say which with --tenant")
+    return found[0]
 
 
 def check_name(name: str) -> str:
@@ -110,6 +123,13 @@ def check_issuer(issuer: str) -> str:
     if not is_url or len(issuer) > 300 or not issuer.isprintable() or " " in issuer:
         raise Invalid("an issuer is a URL, exactly as its tokens say it")
     return issuer
+
+
+def check_tenant(tenant: str) -> str:
+    """`tenant` of its tokens; "" for none. Raises Invalid."""
+    if len(tenant) > 120 or not tenant.isprintable():
+        raise Invalid("a tenant is text of at most 120 characters, exactly as its tokens say it")
+    return tenant
 
 
 def check_origin(origin: str) -> str:

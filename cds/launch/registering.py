@@ -14,7 +14,9 @@ from django.db import DatabaseError, InterfaceError, transaction
 import ehr
 from cds.audit import recording
 from cds.errors import Invalid, NotFound
+from cds.hooks import registering as clients
 from cds.launch.models import SmartIdentity, SmartServer
+from cds.patients import importing
 from cds.patients.models import Source
 
 EMBEDDERS, EMBEDDERS_S = "smart-embedders", 5
@@ -27,7 +29,7 @@ def register(
     *,
     issuer: str,
     client_id: str,
-    source: Source,
+    source: Source | str,
     is_confidential: bool = False,
     origins: Sequence[str] = (),
     embedders: Sequence[str] = (),
@@ -36,22 +38,26 @@ def register(
 ) -> tuple[SmartServer, bool]:
     """Answer an EHR's launches, or replace what is registered for its issuer.
 
+    source     its patients belong to it: a slug is made a source where there is none yet
     origins    further origins of its sign-in endpoints, such as https://login.hospital.example
     embedders  web origins that may show the panel in a frame
     returns    the server, and whether it is new
     raises     Invalid
     """
     known = {
-        "name": name,
+        "name": clients.check_name(name),
         "client_id": check_client_id(client_id),
         "is_confidential": is_confidential,
         "origins": [check_origin(origin) for origin in origins],
         "embedders": [check_embedder(origin) for origin in embedders],
-        "source": source,
         "is_active": True,
     }
+    issuer = check_issuer(issuer)
+    if isinstance(source, str):
+        source = importing.get_source(importing.check_slug(source), now=now)
+    known["source"] = source
     server, is_new = SmartServer.objects.update_or_create(
-        issuer=check_issuer(issuer), defaults=known, create_defaults={**known, "created_at": now}
+        issuer=issuer, defaults=known, create_defaults={**known, "created_at": now}
     )
     _record("smart_server.register", server, by=by, now=now)
     return server, is_new

@@ -7,6 +7,7 @@ scores knows there is something new. What cannot be kept is set aside with its r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ from cds.patients.models import (
 )
 
 AT_ONCE = 500  # ids asked for in one query
+SLUG = re.compile(r"[A-Za-z0-9_-]{1,80}")
 IN_HOSPITAL = (ehr.EncounterKind.INPATIENT.value, ehr.EncounterKind.INTENSIVE_CARE.value)
 
 
@@ -65,6 +67,13 @@ class Imported:
     note_digests: tuple[str, ...] = ()
     refused: tuple[ehr.SetAside, ...] = ()
     merged: tuple[Patient, ...] = ()
+
+
+def check_slug(slug: str) -> str:
+    """The name of a source in commands and addresses. Raises Invalid."""
+    if not SLUG.fullmatch(slug):
+        raise Invalid(f"a source is named by a slug: 1 to 80 letters, digits, - and _, not {slug[:100]!r}")
+    return slug
 
 
 def get_source(

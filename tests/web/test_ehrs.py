@@ -13,6 +13,7 @@ from cds.audit.models import AuditEvent
 from cds.hooks import key_sets
 from cds.hooks.models import HookClient
 from cds.launch.models import SmartServer
+from cds.patients.models import Source
 from tests.web.clinic import Clinic, ehrs
 
 pytestmark = pytest.mark.django_db
@@ -104,7 +105,7 @@ def test_each_mistake_is_told_beside_its_field(admin: Client, field: str, value:
     assert not HookClient.objects.exists()
 
 
-def test_what_changes_is_marked_and_the_issuer_stays(ward: Clinic, admin: Client) -> None:
+def test_what_changes_is_marked_and_the_issuer_and_tenant_stay(ward: Clinic, admin: Client) -> None:
     client = HookClient.objects.get(pk=ehrs(ward)["client"])
     known = {
         "name": client.name,
@@ -114,20 +115,33 @@ def test_what_changes_is_marked_and_the_issuer_stays(ward: Clinic, admin: Client
     }
     where = f"/ehrs/clients/{client.pk}/edit"
     page = admin.post(where, {**known, "issuer": "https://thief.example"}).content.decode()
-    assert page.count(">changes<") == 3  # the tenant; FHIR servers and origins that were left out
+    assert page.count(">changes<") == 2  # FHIR servers and origins that were left out
     assert "thief" not in page
     before = client.jwks
     admin.post(where, {**known, "issuer": "https://thief.example", "confirm": "1"})
     client.refresh_from_db()
-    assert (client.issuer, client.tenant, client.jwks) == ("https://ehr.example.org", "south", before)
+    assert (client.issuer, client.tenant, client.jwks) == ("https://ehr.example.org", "north", before)
 
 
-def test_the_same_issuer_twice_is_refused(ward: Clinic, admin: Client) -> None:
+def test_the_same_issuer_and_tenant_twice_is_refused(ward: Clinic, admin: Client) -> None:
     ehrs(ward)
-    answer = admin.post("/ehrs/clients/new", client_form(issuer="https://ehr.example.org"))
-    assert "registered already" in answer.content.decode()
+    known = client_form(issuer="https://ehr.example.org", confirm="1")
+    answer = admin.post("/ehrs/clients/new", {**known, "tenant": "north"})
+    assert "issuer and tenant is registered already" in answer.content.decode()
+    answer = admin.post("/ehrs/clients/new", {**known, "tenant": "south"}, follow=True)
+    assert "New source made: lake." in answer.content.decode()
+    assert sorted(HookClient.objects.values_list("tenant", "source__slug")) == [
+        ("north", ward.patients[0].source.slug), ("south", "lake"),
+    ]  # fmt: skip
     answer = admin.post("/ehrs/servers/new", server_form(issuer="https://fhir.example.org/r4"))
     assert "registered already" in answer.content.decode()
+
+
+def test_a_registration_that_fails_at_the_end_leaves_no_source(admin: Client) -> None:
+    """Its keys were there when it was looked at, and are not when it is confirmed."""
+    known = client_form(source="laek", jwks="", jwks_url="http://127.0.0.1:1/keys", confirm="1")
+    assert admin.post("/ehrs/clients/new", known).status_code == 400
+    assert not Source.objects.filter(slug="laek").exists()
 
 
 def test_withdrawing_asks_once_and_registering_again_lets_in(ward: Clinic, admin: Client) -> None:

@@ -6,6 +6,7 @@ Whatever is about to be kept is shown first beside what is kept now, and kept on
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from uuid import UUID
 
 from django.conf import settings
@@ -19,10 +20,12 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from cds.errors import Invalid, Unavailable
 from cds.hooks import queries as clients
 from cds.hooks import registering as registering_clients
+from cds.hooks.models import HookClient
 from cds.launch import launching
 from cds.launch import queries as servers
 from cds.launch import registering as registering_servers
-from cds.patients import access, importing
+from cds.launch.models import SmartServer
+from cds.patients import access
 from web.forms import ClientForm, EhrForm, ServerForm
 from web.people import actor_of
 
@@ -77,14 +80,17 @@ def edit_client(request: HttpRequest, client_id: UUID | None = None) -> HttpResp
             issuer=said["issuer"],
             jwks=form.key_set(),
             jwks_url=said["jwks_url"],
-            source=importing.get_source(said["source"], now=now),
+            source=said["source"],
             origins=said["origins"],
             fhir_servers=said["fhir_servers"],
             tenant=said["tenant"],
             by=actor_of(request),
             now=now,
         )
-        messages.success(request, f"{kept.name} is {'registered' if is_new else 'changed'}: it may call.")
+        messages.success(
+            request,
+            f"{kept.name} is {'registered' if is_new else 'changed'}: it may call." + _new_source(kept, now),
+        )
         return redirect("ehr-client", client_id=kept.pk)
 
     return _edit(request, form, save, title=_title("an EHR that calls", held))
@@ -104,7 +110,7 @@ def edit_server(request: HttpRequest, server_id: UUID | None = None) -> HttpResp
             said["name"],
             issuer=said["issuer"],
             client_id=said["client_id"],
-            source=importing.get_source(said["source"], now=now),
+            source=said["source"],
             is_confidential=said["is_confidential"],
             origins=said["origins"],
             embedders=said["embedders"],
@@ -112,7 +118,9 @@ def edit_server(request: HttpRequest, server_id: UUID | None = None) -> HttpResp
             now=now,
         )
         messages.success(
-            request, f"{kept.name} is {'registered' if is_new else 'changed'}: it may launch us."
+            request,
+            f"{kept.name} is {'registered' if is_new else 'changed'}: it may launch us."
+            + _new_source(kept, now),
         )
         return redirect("ehr-server", server_id=kept.pk)
 
@@ -126,7 +134,7 @@ def withdraw_client(request: HttpRequest, client_id: UUID) -> HttpResponse:
     held = clients.get_client(request.user, client_id).client
     if request.method != "POST":
         return render(request, "web/ehrs/withdraw.html", {"held": held, "does": "call"})
-    registering_clients.withdraw(held.issuer, by=actor_of(request), now=timezone.now())
+    registering_clients.withdraw(held.issuer, tenant=held.tenant, by=actor_of(request), now=timezone.now())
     messages.success(request, f"{held.name} is withdrawn: its calls are refused from now on.")
     return redirect("ehrs")
 
@@ -149,7 +157,9 @@ def read_keys(request: HttpRequest, client_id: UUID) -> HttpResponse:
     """Read an EHR's key set at its JWKS URL now, for three seconds at most."""
     held = clients.get_client(request.user, client_id).client
     try:
-        kept = registering_clients.read_keys(held.issuer, by=actor_of(request), now=timezone.now())
+        kept = registering_clients.read_keys(
+            held.issuer, tenant=held.tenant, by=actor_of(request), now=timezone.now()
+        )
     except Unavailable as fault:
         messages.error(request, f"{str(fault)[:1].upper()}{str(fault)[1:]}.")
     else:
@@ -176,6 +186,11 @@ def _edit(
         if form.is_valid():
             return render(request, "web/ehrs/review.html", {**context, "changes": changes})
     return render(request, "web/ehrs/form.html", context, status=400)
+
+
+def _new_source(kept: HookClient | SmartServer, now: datetime) -> str:
+    """That a source was made, for those who only meant to name one."""
+    return f" New source made: {kept.source.slug}." if kept.source.created_at == now else ""
 
 
 def _title(what: str, held: object) -> str:

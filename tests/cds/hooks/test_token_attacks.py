@@ -139,7 +139,7 @@ NO_JWT = "the token is not a signed JWT"
 ALG, SIGNATURE = "alg must be ES384 or RS384", "the signature does not verify"
 KID, HEADER, AUD = "kid is not among", "does not fit the registered key", f"aud must be {URL}"
 ISS, KID_TEXT = "iss is not a registered client", "kid must name"
-CRIT = "no critical header is understood"
+CRIT, JKU = "no critical header is understood", "jku is not the registered JWKS URL"
 FULLWIDTH_K1, CYRILLIC = "\uff4b1", ISSUER.replace("e", "\u0435", 1)
 
 ATTACKS = [
@@ -171,7 +171,11 @@ ATTACKS = [
     Attack("a key of one's own inside the header, its kid", by(OWN, jwk=PUBLIC, kid="own"), KID),
     Attack("x5u", by(OWN, x5u="https://thief.example/cert"), SIGNATURE),
     Attack("x5c", by(OWN, x5c=["MIIB"]), SIGNATURE),
-    Attack("jku of one's own", by(OWN, jku="https://thief.example/keys", kid="own"), KID),
+    Attack("jku of one's own", by(OWN, jku="https://thief.example/keys", kid="own"), JKU),
+    Attack("jku beside the right key", by(KEY, jku="https://thief.example/keys"), JKU),
+    Attack("jku that is empty", by(KEY, jku=""), JKU),
+    Attack("jku that is null", lambda now: forged(orjson.dumps({**header(), "jku": None}), at(now)),
+           f"{JKU}|{NO_JWT}"),
     Attack("kid a path", by(OWN, kid="../../../../dev/null"), KID),
     Attack("kid as SQL", by(OWN, kid="' UNION SELECT 'x' --"), KID),
     Attack("kid with NUL behind a right one", by(OWN, kid="k1\x00"), KID),

@@ -14,13 +14,12 @@ from cds.audit import recording
 from cds.errors import ClinicError
 from cds.hooks import registering
 from cds.hooks.models import HookClient
-from cds.patients import importing
 
 BY = recording.system("hook_client")
 
 
 class Command(BaseCommand):
-    help = "EHRs that may call CDS Hooks. `add` with the same issuer replaces what is registered at once."
+    help = "EHRs that may call CDS Hooks. `add` with the same issuer and tenant replaces what is registered."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         does = parser.add_subparsers(dest="does", required=True)
@@ -44,12 +43,15 @@ class Command(BaseCommand):
             metavar="URL",
             help="base address of its FHIR server, from which a partial prefetch is completed",
         )
-        add.add_argument("--tenant", default="", help="`tenant` its tokens must carry")
+        add.add_argument(
+            "--tenant", default="", help="`tenant` its tokens must carry: each is a client of its own"
+        )
         does.add_parser("list", help="who may call")
         keys_now = does.add_parser("read-keys", help="read the key set at its JWKS URL now")
-        keys_now.add_argument("--issuer", required=True)
         withdraw = does.add_parser("withdraw", help="refuse an EHR from now on")
-        withdraw.add_argument("--issuer", required=True)
+        for one in (keys_now, withdraw):
+            one.add_argument("--issuer", required=True)
+            one.add_argument("--tenant", help="which, where the issuer speaks for several")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
@@ -66,7 +68,7 @@ class Command(BaseCommand):
             issuer=options["issuer"],
             jwks=orjson.loads(options["jwks"].read_bytes()) if options["jwks"] else None,
             jwks_url=options["jwks_url"],
-            source=importing.get_source(options["source"], now=now),
+            source=options["source"],
             origins=options["origin"],
             fhir_servers=options["fhir_server"],
             tenant=options["tenant"],
@@ -74,12 +76,16 @@ class Command(BaseCommand):
             now=now,
         )
         self.stdout.write(f"{'registered' if is_new else 'replaced'} {client.name}: {client.issuer}")
+        if client.source.created_at == now:
+            self.stdout.write(f"  new source made: {client.source.slug}")
 
     def _list(self, options: dict[str, Any]) -> None:
         for client in HookClient.objects.select_related("source").order_by("name"):
             state = "active" if client.is_active else "withdrawn"
+            tenant = f"  tenant {client.tenant}" if client.tenant else ""
             self.stdout.write(
-                f"{client.name}  {client.issuer}  source {client.source.slug}  keys {_kids(client)}  {state}"
+                f"{client.name}  {client.issuer}{tenant}  source {client.source.slug}  keys {_kids(client)}  "
+                f"{state}"
             )
             if client.jwks_url:
                 read = client.keys_read_at
@@ -89,11 +95,11 @@ class Command(BaseCommand):
                 )
 
     def _read_keys(self, options: dict[str, Any]) -> None:
-        client = registering.read_keys(options["issuer"], by=BY, now=timezone.now())
+        client = registering.read_keys(options["issuer"], tenant=options["tenant"], by=BY, now=timezone.now())
         self.stdout.write(f"keys of {client.name}: {_kids(client)}")
 
     def _withdraw(self, options: dict[str, Any]) -> None:
-        client = registering.withdraw(options["issuer"], by=BY, now=timezone.now())
+        client = registering.withdraw(options["issuer"], tenant=options["tenant"], by=BY, now=timezone.now())
         self.stdout.write(f"withdrawn: {client.name}")
 
 

@@ -13,7 +13,6 @@ from django.utils import timezone
 from cds.audit import recording
 from cds.errors import ClinicError
 from cds.launch import launching, registering
-from cds.patients import importing
 
 BY = recording.system("smart_server")
 
@@ -63,7 +62,7 @@ class Command(BaseCommand):
             options["name"],
             issuer=options["issuer"],
             client_id=options["client_id"],
-            source=importing.get_source(options["source"], now=now),
+            source=options["source"],
             is_confidential=options["confidential"],
             origins=options["origin"],
             embedders=options["frame"],
@@ -71,6 +70,8 @@ class Command(BaseCommand):
             now=now,
         )
         self.stdout.write(f"{'registered' if is_new else 'replaced'} {server.name}: {server.issuer}")
+        if server.source.created_at == now:
+            self.stdout.write(f"  new source made: {server.source.slug}")
         self.stdout.write(f"  launch URL    {settings.PUBLIC_URL}/launch")
         self.stdout.write(f"  redirect URI  {settings.PUBLIC_URL}{launching.CALLBACK}")
         if server.is_confidential:
