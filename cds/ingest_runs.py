@@ -13,6 +13,7 @@ from cds.patients import sources
 from cds.patients.models import RunKind, RunState
 from cds.taking import Progress, Tally, silent
 
+KEPT = ("new", "duplicate")  # outcomes of a DICOM file that we hold
 EVERY_S = 2.0  # a row is written, and screens are told, no more often
 Take = Callable[..., Tally]  # (where, *, source, by, progress, …); recorded, it takes `how` as well
 
@@ -75,5 +76,5 @@ def _in_words(error: Exception) -> str:
 
 def _counts(tally: Tally) -> dict[str, int]:
     taken = sum(sum(states.values()) - states["set_aside"] for states in tally.resources.values())
-    files = sum(count for outcome, count in tally.instances.items() if outcome != "set-aside")
+    files = sum(count for outcome, count in tally.instances.items() if outcome in KEPT)
     return {"patients": tally.patients, "taken": taken + files, "set_aside": len(tally.refused)}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import chain
@@ -20,17 +19,16 @@ from uuid import UUID
 from django.conf import settings
 
 import ehr
-from cds import folders, ingest_runs, pulls, reaching
+from cds import fetching, folders, ingest_runs, pulls, reaching
 from cds.audit import recording
 from cds.errors import Invalid
 from cds.patients import importing, sources
 from cds.patients.models import Patient, RunKind, Source
 from cds.risk import assessing
 from cds.studies import receiving
-from cds.studies.models import Instance, Series, Study, StudyState
+from cds.studies.models import Series, Study, StudyState
 from cds.taking import Progress, Tally, silent, take_record
 
-MOST_FAILED = 5  # studies one after the other that an archive lists and does not give
 OVERLAP = timedelta(minutes=5)  # asked for again: clocks differ, and indexes lag
 
 
@@ -210,7 +208,7 @@ def ingest_dicom(
     try:
         for done, total, name, path in _read_dicom(where, token, tally, source=source, now=now):
             received = receiving.receive_file(path, source=source, by=by, now=now, where=name)
-            tally.instances[received.outcome.value] += 1
+            tally.count(received)
             if received.outcome is receiving.Outcome.SET_ASIDE:
                 tally.refuse([ehr.SetAside(name, "DICOM", "", received.reason)])
             elif received.study is not None:
@@ -294,7 +292,7 @@ def _read_dicom(
         check_address(str(where))
         login = reaching.web_login(token)
         with ehr.DicomWebClient(str(where), allow_http=_is_registered(str(where)), **login) as client:
-            yield from _fetch_instances(client, str(where), tally, source=source, now=now)
+            yield from fetching.Fetching(client, str(where), tally, source, now).files()
         return
     folder = _folder(where)
     paths = [folder] if folder.is_file() else sorted(_files(folder))
@@ -308,62 +306,6 @@ def _files(folder: Path) -> Iterator[Path]:
         is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if path.is_file() and not is_hidden and path.name != "DICOMDIR":
             yield path
-
-
-def _fetch_instances(
-    client: ehr.DicomWebClient, where: str, tally: Tally, *, source: Source, now: datetime
-) -> Iterator[tuple[int, int | None, str, Path]]:
-    """Instances of the studies we do not hold whole; each lies in a temporary file while it is received.
-
-    A Study that the archive lists and does not give is set aside; after MOST_FAILED one after the other, and
-    when it does not let us in any more, the pull breaks off.
-    """
-    incoming = settings.DATA_DIR / "incoming"
-    incoming.mkdir(parents=True, exist_ok=True)
-    done = failed = 0
-    for listed in client.studies():
-        uid = str(_tag(listed, "0020000D") or "")
-        expected = int(str(_tag(listed, "00201208") or 0))
-        finished = Instance.objects.filter(series__study__study_uid=uid)  # a killed run left it open
-        held = finished.exclude(series__study__state=StudyState.ANNOUNCED).count()
-        if uid and expected and held == expected:
-            tally.instances["duplicate"] += held
-            continue
-        name = f"{where} study {uid}"
-        try:
-            for content in client.instances(uid):
-                done += 1
-                with tempfile.NamedTemporaryFile(dir=incoming, suffix=".dcm") as file:
-                    file.write(content)
-                    file.flush()
-                    yield done, None, name, Path(file.name)
-            failed = 0
-        except ehr.EhrError as error:  # of this Study; the others may well come
-            failed += 1
-            if failed == MOST_FAILED or _is_about_us(error):
-                raise
-            _set_study_aside(name, error, source=source, now=now, tally=tally)
-
-
-def _is_about_us(error: ehr.EhrError) -> bool:
-    """Whether the archive would refuse every other Study as well."""
-    return isinstance(error, ehr.Refused) and error.status in (401, 403)
-
-
-def _set_study_aside(where: str, error: ehr.EhrError, *, source: Source, now: datetime, tally: Tally) -> None:
-    reason = f"the archive lists this study and does not give it: {error}"
-    refused = ehr.SetAside(where[:500], "DICOM", "", reason[:500])
-    importing.keep_set_aside(source, [refused], now=now)
-    tally.refuse([refused])
-    if isinstance(error, ehr.Retriable):
-        tally.interrupted = tally.interrupted or f"a study did not come: {error}"
-
-
-def _tag(dataset: Mapping[str, object], tag: str) -> object:
-    """The first value of an attribute in the DICOM JSON model (PS3.18 annex F)."""
-    attribute = dataset.get(tag)
-    values = attribute.get("Value") if isinstance(attribute, Mapping) else None
-    return values[0] if isinstance(values, list) and values else None
 
 
 def _complete(

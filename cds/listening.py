@@ -2,7 +2,8 @@
 
 A file is answered with success once it lies synced in an inbox of the study store, was inspected, and does
 not contradict what we hold (docs/adr/0013). Its row follows within moments, many in one transaction; what a
-killed process left in the inbox is recorded by the next one. A Study is complete when every instance that
+killed process left in the inbox is recorded by the next one. A file without a picture is not kept: it is
+answered with success once a row says so. A Study is complete when every instance that
 was announced for it is there, else when no file of it has come for `quiet_s`; a later one opens it again.
 """
 
@@ -96,7 +97,7 @@ class Arrivals:
             os.close(self._owned)
 
     def take(self, path: Path, calling: str) -> ehr.Taken:
-        """One file from the node called `calling`: durable, or refused with the reason.
+        """One file from the node called `calling`: durable, noted as not read, or refused with the reason.
 
         raises  OSError when the store is full, or the database has been away for too long
         """
@@ -118,6 +119,9 @@ class Arrivals:
                 return self._refuse(f"C-STORE from {calling}", str(fault))
             if found.header.is_ours:
                 return ehr.Taken()  # a result of ours that came back: it lies where it came from
+            if not found.header.is_picture:
+                self._pass_over(f"C-STORE from {calling}", found.header)
+                return ehr.Taken()  # refused, it would end the C-MOVE that brings the pictures
             arrived = arriving.Arrived(kept, found, f"C-STORE from {calling}")
             self._wait_for(found.header.sop_uid)
             held = self._look(arrived)
@@ -191,6 +195,14 @@ class Arrivals:
         with _connected():
             receiving.set_aside(where, "", reason, source=self._source, now=timezone.now())
         return ehr.Taken(reason)
+
+    def _pass_over(self, where: str, header: ehr.InstanceHeader) -> None:
+        """Note in a row that a file is not kept. Its Study stands there for whoever waits for that."""
+        where = f"{where}, study {header.study_uid}"
+        with _connected():
+            receiving.pass_over(
+                where, header.sop_uid, header.modality, source=self._source, now=timezone.now()
+            )
 
     def _wait_for(self, uid: str) -> None:
         """Until no file of this SOP Instance UID waits for its row: then we know what we hold."""
@@ -291,6 +303,9 @@ class Arrivals:
                 os.replace(path, self.aside / path.name)
                 continue
             if found.header.is_ours:
+                path.unlink()
+            elif not found.header.is_picture:
+                self._pass_over("C-STORE, found in the inbox", found.header)
                 path.unlink()
             else:
                 left.append(arriving.Arrived(path, found, "C-STORE, found in the inbox"))

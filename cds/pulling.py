@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.db.models import QuerySet
 
 import ehr
 from cds import ingest_runs
 from cds.audit import recording
 from cds.errors import Conflict, Invalid
 from cds.patients import importing
-from cds.patients.models import RunKind, Source
+from cds.patients.models import NOT_READ, RunKind, SetAside, Source
 from cds.studies import receiving
 from cds.studies.models import Instance, Study, StudyState
 from cds.taking import Progress, Tally
@@ -173,7 +172,7 @@ def _get(
     def take(path: Path) -> ehr.Taken:
         nonlocal unwanted
         received = receiving.receive_file(path, source=source, by=by, now=now, where=where)
-        tally.instances[received.outcome.value] += 1
+        tally.count(received)
         if received.outcome is receiving.Outcome.SET_ASIDE:
             unwanted += 1
             tally.refuse([ehr.SetAside(where, "DICOM", "", received.reason)])
@@ -202,30 +201,39 @@ def _get(
         _set_aside(where, words, source=source, now=now, tally=tally)
 
 
-def _settled(held: QuerySet[Instance], sent: int) -> int:
-    """How many instances of a Study have their rows, once as many as were sent have, or no more come.
+def _here(study_uid: str) -> tuple[int, int]:
+    """How many instances of a Study have their rows, and how many are noted as not read."""
+    unread = SetAside.objects.filter(kind=NOT_READ, where__endswith=f"study {study_uid}")
+    return (
+        Instance.objects.filter(series__study__study_uid=study_uid).count(),
+        unread.values("identity").distinct().count(),
+    )
 
-    Results of our own that come back have none.
+
+def _settled(study_uid: str, sent: int) -> tuple[int, int]:
+    """What of a Study is here (see `_here`), once it is as much as was sent, or no more comes.
+
+    Results of our own that come back leave nothing.
     """
     until = time.monotonic() + ARRIVE_S
-    count, since = held.count(), time.monotonic()
-    while count < sent and time.monotonic() < (min(until, since + STILL_S) if count else until):
+    here, since = _here(study_uid), time.monotonic()
+    while sum(here) < sent and time.monotonic() < (min(until, since + STILL_S) if any(here) else until):
         time.sleep(0.2)
-        if (now := held.count()) != count:
-            count, since = now, time.monotonic()
-    return count
+        if (now := _here(study_uid)) != here:
+            here, since = now, time.monotonic()
+    return here
 
 
 def _move(client: ehr.DimseClient, study: Study, to: str, tally: Tally) -> None:
     """Ask for a Study and wait until our receiver has recorded what was sent."""
-    held = Instance.objects.filter(series__study__study_uid=study.study_uid)
-    before = held.count()
+    before = _here(study.study_uid)
     moved = client.move(study.study_uid, to)
-    arrived = _settled(held, moved.completed)
-    tally.instances["new"] += arrived - before
+    pictures, unread = _settled(study.study_uid, moved.completed)
+    tally.instances["new"] += pictures - before[0]
+    tally.instances["not-read"] += unread - before[1]
     tally.studies += 1
     where = f"{client.node} study {study.study_uid}"
-    if moved.completed and not arrived:
+    if moved.completed and not pictures and not unread:
         raise ehr.Refused(
             f"{client.node} says that it sent {moved.completed} files to {to}, and none is here: is it our "
             "receiver that listens there, on this database?"

@@ -31,7 +31,7 @@ class Tally:
 
     resources   resource type -> state (new, changed, unchanged, removed, set_aside) -> how many
     ignored     resources that say nothing Tessera reads: by type, or "type (why)"
-    instances   "new" | "duplicate" | "set-aside" -> how many DICOM files
+    instances   "new" | "duplicate" | "not-read" | "set-aside" -> how many DICOM files
     refused     every resource and file set aside, with its reason
     changed     patients whose record is not what it was before
     passed_over patients that an earlier run, broken off, had taken already
@@ -60,6 +60,10 @@ class Tally:
             self.refused.append(item)
             if item.kind != "DICOM":
                 self.resources.setdefault(item.kind or "file", Counter())[importing_facts.SET_ASIDE] += 1
+
+    def count(self, received: receiving.Received) -> None:
+        """Count what became of a DICOM file; what was set aside is listed by `refuse` besides."""
+        self.instances[received.outcome.value] += 1
 
     def merge(self, other: Tally) -> None:
         """Take over what another run counted."""

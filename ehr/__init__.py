@@ -9,6 +9,7 @@ from ehr.addresses import check_base_url
 from ehr.code_map import BadCodeMap, CodeMap, read_code_map
 from ehr.codes import Code, Icd10, Loinc, OtherCode, RxNorm, Snomed, parse_coding
 from ehr.dicom.capture import burn
+from ehr.dicom.contents import ListedInstance, may_hold_others, read_contents
 from ehr.dicom.dimse import DimseClient, Moved, Sent
 from ehr.dicom.listener import StorageListener, Taken
 from ehr.dicom.methods import describe_deidentification
@@ -112,6 +113,7 @@ __all__ = [
     "Keeping",
     "Known",
     "LaunchContext",
+    "ListedInstance",
     "Loinc",
     "Made",
     "MedicationRecord",
@@ -182,6 +184,7 @@ __all__ = [
     "known_of",
     "list_fhir_files",
     "listened_types",
+    "may_hold_others",
     "moved",
     "names_intensive_care",
     "new_key",
@@ -191,6 +194,7 @@ __all__ = [
     "public_keys",
     "read_clip",
     "read_code_map",
+    "read_contents",
     "read_expected",
     "read_fhir_folder",
     "read_header",

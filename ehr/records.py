@@ -314,6 +314,11 @@ class InstanceHeader:
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def is_picture(self) -> bool:
+        """Whether it holds a picture, or says so: one that says so may have lost its pixels."""
+        return self.has_pixels or self.rows > 0 or self.columns > 0
+
+    @property
     def is_ours(self) -> bool:
         """Whether it is a result that Tessera made, and that comes back."""
         return self.manufacturer == MANUFACTURER and self.modality in OUR_SERIES

@@ -310,6 +310,9 @@ class GenomicFinding(Fact):
     code = models.CharField(max_length=80, blank=True)
 
 
+NOT_READ = "DICOM, not read"  # kind of a sound file that holds nothing Tessera reads
+
+
 class SetAside(models.Model):
     """A resource or file that was not taken, with the reason; kept so that nothing is lost silently."""
 

@@ -1,7 +1,7 @@
 """Does a source answer, and does it let us in? Asked by a worker, never by the request that shows the answer.
 
 Each address that the source is known by is asked for as little as shows that we may read: one patient by
-FHIR, with the sign-in that its last run used; one study by QIDO-RS; C-ECHO.
+FHIR, with the sign-in that its last run used; one study by QIDO-RS and one frame of it by WADO-RS; C-ECHO.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from cds.patients.models import RunKind, Source
 
 TIMEOUT_S = 10.0
 RUNS_LOOKED_AT = 100
+MOST_INSTANCES, ROWS = 10, "00280010"  # how many are listed, and the attribute that only pictures have
+MOST_BYTES = 64 * 2**20  # of the frame
 MOST_ADDRESSES = 4
 KEY_SET = "/.well-known/jwks.json"
 
@@ -78,14 +80,44 @@ def _ask_archive(address: Address, *, allow_http: bool) -> str:
     login = reaching.web_login(reaching.secret(name))
     try:
         with ehr.DicomWebClient(
-            address.where, timeout_s=TIMEOUT_S, allow_http=allow_http, **login
+            address.where,
+            timeout_s=TIMEOUT_S,
+            allow_http=allow_http,
+            max_instance_bytes=MOST_BYTES,
+            **login,
         ) as archive:
             found = archive.ask()
+            return f"it answered QIDO-RS, with {_ask_pixels(archive, found) if found else 'no study yet'}"
     except ehr.Refused as error:
         if error.status in (401, 403) and not name:
             raise ehr.Refused(f"{error}; none was given: name its variable with --dicom-token-env") from error
         raise
-    return "it answered QIDO-RS" + (", with studies" if found else ", with no study yet")
+
+
+def _ask_pixels(archive: ehr.DicomWebClient, study_uid: str) -> str:
+    """Whether pictures can be fetched, shown by one frame of one picture: a list alone may be open to more.
+
+    raises  Refused when it lets us list and not fetch. One that gives no single frame may still give files.
+    """
+    try:
+        listed = archive.ask_instances(study_uid, MOST_INSTANCES)
+        listed.sort(key=lambda one: ROWS not in one)  # pictures first, where the list tells
+        named = ehr.read_contents(listed)
+        told = archive.metadata(study_uid, named[0].series_uid, named[0].sop_uid) if named else []
+        one = next((one for one in ehr.read_contents(told) if one.is_picture), None)
+        if one is None:
+            return "studies; the one it named first shows no picture to try WADO-RS with"
+        (frame,) = archive.frames(study_uid, one.series_uid, one.sop_uid, [1], syntax="*")
+        return f"studies, and WADO-RS, with metadata and a frame of {len(frame):,} bytes"
+    except ehr.Refused as error:
+        if error.status in (401, 403):
+            raise ehr.Refused(
+                f"it lets us list studies and not fetch them ({error}): allow our account WADO-RS as well",
+                status=error.status,
+            ) from error
+        return f"studies; it gives no single frame ({error}), and files of studies are asked for instead"
+    except ehr.TooLarge as error:
+        return f"studies; its frames were not tried ({error})"
 
 
 def _ask_fhir(address: Address, *, allow_http: bool) -> str:

@@ -28,11 +28,12 @@ class Outcome(StrEnum):
     NEW = "new"
     DUPLICATE = "duplicate"
     SET_ASIDE = "set-aside"
+    NOT_READ = "not-read"  # sound, and no picture: a report, a presentation state, a list of key images
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What `receive_file` did. `reason` says in words why a file was set aside, or how it was known."""
+    """What `receive_file` did. `reason` says in words why a file was not taken, or how it was known."""
 
     study: Study | None
     instance: Instance | None

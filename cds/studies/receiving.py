@@ -25,7 +25,7 @@ from cds.errors import Conflict
 from cds.jobs import outbox
 from cds.patients import importing, merging
 from cds.patients.merging import STUDY
-from cds.patients.models import MovedResource, Patient, Source
+from cds.patients.models import NOT_READ, MovedResource, Patient, Source
 from cds.studies import clips, matching
 from cds.studies.clips import frame, load_clip, png, times_ms
 from cds.studies.decoding import Completed, complete, request_encoding
@@ -90,7 +90,8 @@ def receive_file(
     where   what to call the file when it is set aside; by default its path
     The same SOP Instance UID with the same pixels (as sent, or as decoded from another lossless transfer
     syntax) is a duplicate; with other pixels it is set aside, and what was there first stays. A result of our
-    own that comes back counts as a duplicate and is not kept: no model reads its own heat map.
+    own that comes back counts as a duplicate and is not kept: no model reads its own heat map. Nor is a file
+    kept that holds no picture; it is noted as not read.
     raises  ehr.Retriable when the decoding process cannot be started, OSError when the store is full
     """
     identity, called = "", where if where is not None else str(path)
@@ -99,6 +100,8 @@ def receive_file(
         header, identity = found.header, found.header.sop_uid
         if header.is_ours:
             return Received(None, None, Outcome.DUPLICATE, "a result of ours that came back")
+        if not header.is_picture:
+            return pass_over(called, header.sop_uid, header.modality, source=source, now=now)
         known = find_instance(header.sop_uid)
         if known is None:
             study, series = rows_for(header, source=source, by=by, now=now)
@@ -116,12 +119,22 @@ def receive_file(
 
 
 def inspect(path: Path) -> ehr.Inspected:
-    """What a file is. Raises ehr.BadInstance for one that is neither a picture nor a result of ours."""
+    """What a file is. Raises ehr.BadInstance for a picture without its pixels."""
     found = ehr.inspect(path, default_tz=settings.TIME_ZONE)
-    if not found.header.has_pixels and not found.header.is_ours:
-        kind = f" (Modality {found.header.modality})" if found.header.modality else ""
-        raise ehr.BadInstance(f"there is no pixel data{kind}")
+    if found.header.is_picture and not found.header.has_pixels and not found.header.is_ours:
+        raise ehr.BadInstance(
+            "Rows and Columns speak of a picture and there is no pixel data: it was cut off, or exported "
+            "without; send the whole instance"
+        )
     return found
+
+
+def pass_over(where: str, sop_uid: str, modality: str, *, source: Source, now: datetime) -> Received:
+    """Note that a sound file is not kept, because Tessera reads pictures only."""
+    kind = f"Modality {modality}" if modality else "no Modality"
+    reason = f"it holds no picture ({kind}), so it is not kept here; nothing is wrong with it"
+    importing.keep_set_aside(source, [ehr.SetAside(where, NOT_READ, sop_uid, reason)], now=now)
+    return Received(None, None, Outcome.NOT_READ, reason)
 
 
 def set_aside(where: str, identity: str, reason: str, *, source: Source, now: datetime) -> Received:
@@ -194,6 +207,7 @@ __all__ = [
     "link_patient",
     "load_clip",
     "mark_encoded",
+    "pass_over",
     "png",
     "receive_file",
     "request_encoding",

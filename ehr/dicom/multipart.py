@@ -13,9 +13,9 @@ HEAD_LIMIT = 16 * 1024
 class _Window:
     """The bytes not yet used of a stream."""
 
-    def __init__(self, pieces: Iterator[bytes], limit: int) -> None:
+    def __init__(self, pieces: Iterator[bytes], limit: int, what: str) -> None:
         self.held = bytearray()
-        self._pieces, self._limit = pieces, limit
+        self._pieces, self._limit, self._what = pieces, limit, what
 
     def more(self) -> bool:
         """Take in the next piece; False at the end."""
@@ -24,7 +24,7 @@ class _Window:
             return False
         self.held += piece
         if len(self.held) > self._limit + HEAD_LIMIT + len(piece):
-            raise TooLarge(f"an instance of the archive is over {self._limit:,} bytes")
+            raise _too_large(self._what, self._limit)
         return True
 
     def until(self, mark: bytes) -> bytes | None:
@@ -48,20 +48,28 @@ class _Window:
         return found
 
 
-def read_parts(content_type: str, pieces: Iterator[bytes], *, limit: int) -> Iterator[bytes]:
-    """The bodies of the parts, one by one; a body that is not multipart is the only part.
+def read_parts(
+    content_type: str,
+    pieces: Iterator[bytes],
+    *,
+    limit: int,
+    alone: str = "application/dicom",
+    what: str = "an instance",
+) -> Iterator[bytes]:
+    """The bodies of the parts, one by one; a body of the type `alone` is the only part.
 
+    what    what a part is, for messages
     raises  Refused for another type, Retriable when the stream ends in the middle of a part, TooLarge
     """
     message = Message()
     message["content-type"] = content_type
     kind, boundary = message.get_content_type(), message.get_param("boundary")
-    if kind == "application/dicom":
-        yield _whole(pieces, limit)
+    if kind == alone:
+        yield _whole(pieces, limit, what)
         return
     if kind != "multipart/related" or not isinstance(boundary, str) or not boundary:
         raise Refused(f"the archive answered {kind!r} instead of multipart/related")
-    window = _Window(iter(pieces), limit)
+    window = _Window(iter(pieces), limit, what)
     window.held += b"\r\n"  # so that the first boundary looks like the others
     mark = b"\r\n--" + boundary.encode("latin-1")
     if window.until(mark) is None:
@@ -75,14 +83,14 @@ def read_parts(content_type: str, pieces: Iterator[bytes], *, limit: int) -> Ite
             raise Retriable("the archive's answer ended in the middle of a part")
         length = _length(head)
         if length is not None and length > limit:
-            raise TooLarge(f"an instance of the archive is over {limit:,} bytes")
+            raise _too_large(what, limit)
         body = window.take(length) if length is not None else None
         after = window.until(mark)
         if after is None or (length is not None and body is None):
-            raise Retriable("the archive's answer ended in the middle of an instance")
+            raise Retriable(f"the archive's answer ended in the middle of {what}")
         found = after if body is None else body
         if len(found) > limit:
-            raise TooLarge(f"an instance of the archive is over {limit:,} bytes")
+            raise _too_large(what, limit)
         yield found
 
 
@@ -105,10 +113,14 @@ def _length(head: bytes) -> int | None:
     return None
 
 
-def _whole(pieces: Iterator[bytes], limit: int) -> bytes:
+def _too_large(what: str, limit: int) -> TooLarge:
+    return TooLarge(f"{what} of the archive is over {limit:,} bytes, more than is taken at once")
+
+
+def _whole(pieces: Iterator[bytes], limit: int, what: str) -> bytes:
     held = bytearray()
     for piece in pieces:
         held += piece
         if len(held) > limit:
-            raise TooLarge(f"an instance of the archive is over {limit:,} bytes")
+            raise _too_large(what, limit)
     return bytes(held)

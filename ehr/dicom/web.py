@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, tzinfo
 from typing import Any
@@ -26,6 +26,8 @@ MIB = 1024 * 1024
 UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 WANTED = ("StudyInstanceUID", "StudyDate", "StudyTime", "TimezoneOffsetFromUTC", "ModalitiesInStudy",
           "StudyDescription", "PatientID", "IssuerOfPatientID", "NumberOfStudyRelatedInstances")  # fmt: skip
+NATIVE = "1.2.840.10008.1.2.1"  # Explicit VR Little Endian: of a frame, its bare values
+MOST_FRAMES = 100  # of one request: their numbers stand in its address
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 HINTS = {
@@ -70,9 +72,13 @@ class DicomWebClient(ServerClient):
         )
         self._page, self._max_instance, self._max_page = page, max_instance_bytes, max_page_bytes
 
-    def ask(self) -> int:
-        """Ask for one Study: how many were answered, 0 or 1. Raises Refused, Retriable, TooLarge."""
-        return len(self._get_json("studies", {"limit": 1}))
+    def ask(self) -> str:
+        """Ask for one Study: its UID, or "" when there is none. Raises Refused, Retriable, TooLarge."""
+        return next((value_of(one, "0020000D") for one in self._get_json("studies", {"limit": 1})), "")
+
+    def ask_instances(self, study_uid: str, most: int) -> list[dict[str, Any]]:
+        """A few instances of a Study as DICOM JSON, by QIDO-RS. Raises Refused, Retriable, TooLarge."""
+        return self._get_json(f"{_path(study_uid)}/instances", {"limit": most})
 
     def studies(self, since: date | None = None, patient_id: str | None = None) -> Iterator[dict[str, Any]]:
         """Studies the archive has, as DICOM JSON; all pages, each Study once. See `read_study`.
@@ -97,15 +103,47 @@ class DicomWebClient(ServerClient):
             if not found or not fresh:
                 return
 
-    def instances(self, study_uid: str) -> Iterator[bytes]:
-        """The instances of a Study as DICOM files, in the transfer syntax the archive keeps them in."""
-        if len(study_uid) > 64 or not UID.fullmatch(study_uid):
-            raise Refused("not a Study Instance UID")
+    def metadata(self, study_uid: str, series_uid: str = "", sop_uid: str = "") -> list[dict[str, Any]]:
+        """What a Study (or one Series, or one instance) holds, as DICOM JSON without pixels: `read_contents`.
+
+        raises  TooLarge over `max_page_bytes`
+        """
+        return self._get_json(f"{_path(study_uid, series_uid, sop_uid)}/metadata", {})
+
+    def instances(self, study_uid: str, series_uid: str = "", sop_uid: str = "") -> Iterator[bytes]:
+        """The instances of a Study (or one Series, or one alone) as DICOM files, in the transfer syntax the
+        archive keeps them in."""
         accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
-        with self._get(f"studies/{study_uid}", {}, accept) as answer:
+        with self._get(_path(study_uid, series_uid, sop_uid), {}, accept) as answer:
             yield from read_parts(
                 answer.headers.get("content-type", ""), answer.iter_bytes(MIB // 4), limit=self._max_instance
             )
+
+    def frames(
+        self, study_uid: str, series_uid: str, sop_uid: str, numbers: Sequence[int], *, syntax: str = NATIVE
+    ) -> Iterator[bytes]:
+        """Frames of one instance, by number from 1, in the order asked for.
+
+        syntax  transfer syntax: NATIVE for bare values, little endian (not every archive can decode what it
+                keeps: Orthanc answers 500 for JPEG 2000), or "*": as the archive keeps them
+        raises  ValueError for no number, one below 1, or over MOST_FRAMES of them
+        """
+        if not 0 < len(numbers) <= MOST_FRAMES or min(numbers) < 1:
+            raise ValueError(f"1 to {MOST_FRAMES} frames at once, numbered from 1")
+        if not sop_uid:
+            raise Refused("frames are of one instance: name its SOP Instance UID")
+        path = f"{_path(study_uid, series_uid, sop_uid)}/frames/{','.join(map(str, numbers))}"
+        accept = f'multipart/related; type="application/octet-stream"; transfer-syntax={syntax}'
+        given = 0
+        with self._get(path, {}, accept) as answer:
+            kind, pieces = answer.headers.get("content-type", ""), answer.iter_bytes(MIB // 4)
+            for frame in read_parts(
+                kind, pieces, limit=self._max_instance, alone="application/octet-stream", what="a frame"
+            ):
+                given += 1
+                yield frame
+        if given != len(numbers):
+            raise Refused(f"the archive gave {given} of {len(numbers)} frames")
 
     def _get_json(self, path: str, query: Mapping[str, Any]) -> list[dict[str, Any]]:
         url = str(httpx.URL(path, params=dict(query)))
@@ -134,6 +172,21 @@ class DicomWebClient(ServerClient):
             raise Refused("the archive's answer cannot be decoded") from None
         except httpx.TransportError as error:
             raise Retriable(f"the archive cannot be reached ({why(error)})") from None
+
+
+def _path(study_uid: str, series_uid: str = "", sop_uid: str = "") -> str:
+    """Where a Study, a Series or an instance is. Raises Refused for what is no UID."""
+    named = [("studies", "Study", study_uid)]
+    if series_uid or sop_uid:
+        named.append(("series", "Series", series_uid))
+    if sop_uid:
+        named.append(("instances", "SOP", sop_uid))
+    parts = []
+    for place, name, uid in named:
+        if len(uid) > 64 or not UID.fullmatch(uid):
+            raise Refused(f"not a {name} Instance UID")
+        parts += [place, uid]
+    return "/".join(parts)
 
 
 def check_answer(answer: httpx.Response, hints: Mapping[int, str] | None = None) -> None:

@@ -6,8 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    BasicTextSRStorage,
+    ComputedRadiographyImageStorage,
+    ExplicitVRLittleEndian,
+    GrayscaleSoftcopyPresentationStateStorage,
+    KeyObjectSelectionDocumentStorage,
+    generate_uid,
+)
 
 
 def write_radiograph(
@@ -30,10 +38,28 @@ def write_radiograph(
     dataset.PixelData = pixels.tobytes()
     for keyword, value in changes.items():
         setattr(dataset, keyword, value)
+    _write(dataset, path)
+    return path
+
+
+def write_report(path: Path, of: Path, *, modality: str = "SR", number: int = 1) -> Path:
+    """A file without pixels in the Study of another: a report, a presentation state, key images."""
+    picture, dataset = dcmread(of, stop_before_pixels=True), Dataset()
+    dataset.SOPClassUID = {"SR": BasicTextSRStorage, "KO": KeyObjectSelectionDocumentStorage}.get(
+        modality, GrayscaleSoftcopyPresentationStateStorage
+    )
+    dataset.StudyInstanceUID, dataset.PatientID = picture.StudyInstanceUID, picture.PatientID
+    dataset.SeriesInstanceUID = f"{picture.StudyInstanceUID[:40]}.{number}"
+    dataset.SOPInstanceUID = f"{dataset.SeriesInstanceUID}.1"
+    dataset.Modality = modality
+    _write(dataset, path)
+    return path
+
+
+def _write(dataset: Dataset, path: Path) -> None:
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.save_as(path, enforce_file_format=True)
-    return path

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -18,19 +18,20 @@ from urllib.parse import quote
 import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
+from pydicom import dcmread
 from rich.console import Console
 
 import ehr
-from cds import ingesting
+from cds import fetching, ingesting
 from cds.audit import recording
 from cds.audit.models import AuditEvent
 from cds.errors import Invalid
-from cds.management.commands.ingest import print_tally, write_report
+from cds.management.commands import ingest as command
 from cds.patients import importing, importing_new
-from cds.patients.models import Observation, Patient, SetAside
+from cds.patients.models import NOT_READ, IngestRun, Observation, Patient, SetAside
 from cds.studies import receiving
 from cds.studies.models import Instance, Series, Study, StudyState
-from tests.cds.dicom_files import write_radiograph
+from tests.cds.dicom_files import write_radiograph, write_report
 from tests.factories import NOW, TESTS, make_source
 from tests.shared import shared
 
@@ -345,6 +346,8 @@ def test_an_archive_is_read_by_dicomweb_and_held_studies_are_not_fetched_again(t
             study = ehr.read_header(content).study_uid
             listed = [{"0020000D": {"vr": "UI", "Value": [study]}, "00201208": {"vr": "IS", "Value": [1]}}]
             return 200, "application/dicom+json", json.dumps(listed).encode()
+        if path.endswith("/metadata"):
+            return 404, "text/plain", b"no"
         fetched.append(path)
         part = b"--b\r\nContent-Type: application/dicom\r\n\r\n" + content + b"\r\n--b--\r\n"
         return 200, 'multipart/related; type="application/dicom"; boundary=b', part
@@ -354,6 +357,99 @@ def test_an_archive_is_read_by_dicomweb_and_held_studies_are_not_fetched_again(t
     assert (first.instances, first.studies, first.interrupted) == ({"new": 1}, 1, "")
     assert (again.instances, again.interrupted) == ({"duplicate": 1}, "")
     assert len(fetched) == 1
+
+
+class Archive:
+    """A Study of an archive by DICOMweb: each Series as (modality, files), and what was asked of it."""
+
+    def __init__(self, *series: tuple[str, list[Path]]) -> None:
+        self.files = {modality: [dcmread(path) for path in paths] for modality, paths in series}
+        self.asked: list[str] = []
+        self.metadata_status = 200
+
+    def answer(self, path: str) -> tuple[int, str, bytes]:
+        everything = [one for files in self.files.values() for one in files]
+        study = str(everything[0].StudyInstanceUID)
+        if path.split("?")[0].endswith("/studies"):
+            if "offset=0" not in path:
+                return 204, "application/dicom+json", b""
+            listed = {
+                "0020000D": {"vr": "UI", "Value": [study]},
+                "00080061": {"vr": "CS", "Value": list(self.files)},
+                "00201208": {"vr": "IS", "Value": [len(everything)]},
+            }
+            return 200, "application/dicom+json", json.dumps([listed]).encode()
+        asked = path.partition(study)[2]
+        self.asked.append(asked)
+        if asked == "/metadata":
+            told = [
+                one.to_json_dict(bulk_data_threshold=8, bulk_data_element_handler=str) for one in everything
+            ]
+            return self.metadata_status, "application/dicom+json", json.dumps(told).encode()
+        body = b""
+        for one in everything:
+            series = f"/series/{one.SeriesInstanceUID}"
+            if asked in ("", series, f"{series}/instances/{one.SOPInstanceUID}"):
+                file = BytesIO()
+                one.save_as(file)
+                body += b"--b\r\nContent-Type: application/dicom\r\n\r\n" + file.getvalue() + b"\r\n"
+        return 200, 'multipart/related; type="application/dicom"; boundary=b', body + b"--b--\r\n"
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    """A radiograph, a report, and a Series of key images among which a radiograph has got."""
+    picture, other = (write_radiograph(tmp_path / f"{n}.dcm", name=str(n), seed=n) for n in range(2))
+    report = write_report(tmp_path / "report.dcm", picture)
+    keys = write_report(tmp_path / "keys.dcm", picture, modality="KO", number=2)
+    data, around = dcmread(other), dcmread(keys)
+    data.StudyInstanceUID, data.SeriesInstanceUID = around.StudyInstanceUID, around.SeriesInstanceUID
+    data.save_as(other)
+    return Archive(("CR", [picture]), ("SR", [report]), ("KO", [keys, other]))
+
+
+def test_what_is_not_read_is_not_fetched_from_an_archive(archive: Archive) -> None:
+    pictures = [archive.files["CR"][0], archive.files["KO"][1]]
+    with _server(archive.answer) as url:
+        first = _dicom(f"{url}/dicom-web")
+        again = _dicom(f"{url}/dicom-web")
+    assert archive.asked == [
+        "/metadata",
+        f"/series/{pictures[0].SeriesInstanceUID}",
+        f"/series/{pictures[1].SeriesInstanceUID}/instances/{pictures[1].SOPInstanceUID}",
+        "/metadata",
+    ], "the second time all that is read is here"
+    assert (first.instances, first.refused) == ({"new": 2, "not-read": 2}, [])
+    assert again.instances == {"duplicate": 2, "not-read": 2}
+    unread = SetAside.objects.filter(kind=NOT_READ)
+    assert {one.identity for one in unread} == {
+        str(archive.files[modality][0].SOPInstanceUID) for modality in ("SR", "KO")
+    }
+    assert Instance.objects.count() == 2
+    assert IngestRun.objects.latest("started_at").taken == 2
+
+
+@pytest.mark.parametrize(("status", "is_over"), [(404, False), (500, False), (403, True)])
+def test_an_archive_that_tells_nothing_gives_everything(archive: Archive, status: int, is_over: bool) -> None:
+    archive.metadata_status = status
+    with _server(archive.answer) as url:
+        tally = _dicom(f"{url}/dicom-web")
+    assert archive.asked == (["/metadata"] if is_over else ["/metadata", ""])
+    assert bool(tally.interrupted) == is_over
+    assert tally.instances == ({} if is_over else {"new": 2, "not-read": 2})
+
+
+def test_of_pictures_alone_nothing_is_asked_first(archive: Archive) -> None:
+    del archive.files["SR"], archive.files["KO"]
+    with _server(archive.answer) as url:
+        assert _dicom(f"{url}/dicom-web").instances == {"new": 1}
+    assert archive.asked == [""]
+
+
+def test_our_own_results_are_known_before_they_are_fetched(archive: Archive) -> None:
+    archive.files["SR"][0].Manufacturer = "Tessera"
+    with _server(archive.answer) as url:
+        assert _dicom(f"{url}/dicom-web").instances == {"new": 2, "not-read": 1, "duplicate": 1}
 
 
 def test_a_study_that_the_archive_lists_and_does_not_give_stops_no_other(tmp_path: Path) -> None:
@@ -378,7 +474,7 @@ def test_a_study_that_the_archive_lists_and_does_not_give_stops_no_other(tmp_pat
         assert "a study did not come" in _dicom(f"{url}/dicom-web").interrupted, "run again for it"
         status = 401
         assert "stopped answering" in _dicom(f"{url}/dicom-web").interrupted
-        status, lost = 404, [f"1.2.{number}" for number in range(ingesting.MOST_FAILED)]
+        status, lost = 404, [f"1.2.{number}" for number in range(fetching.MOST_FAILED)]
         assert "stopped answering" in _dicom(f"{url}/dicom-web").interrupted
 
 
@@ -411,12 +507,12 @@ def test_the_command_needs_a_source() -> None:
 
 def test_a_report_in_json(tmp_path: Path) -> None:
     tally = ingesting.Tally(refused=2 * [ehr.SetAside("a.json", "Patient", "p1", "because [x]")])
-    write_report(tally, tmp_path / "r.json")
+    command.write_report(tally, tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text())[0]["reason"] == "because [x]"
     out = StringIO()
-    print_tally(tally, Console(file=out, width=200))
+    command.print_tally(tally, Console(file=out, width=200))
     assert "a.json: Patient p1 because [x] (2 times)" in out.getvalue()
-    write_report(ingesting.Tally(refused=[ehr.SetAside("a", "", "", "b")]), tmp_path / "r.csv")
+    command.write_report(ingesting.Tally(refused=[ehr.SetAside("a", "", "", "b")]), tmp_path / "r.csv")
     assert (tmp_path / "r.csv").read_text().splitlines()[1] == "a,,,b", "an empty cell is no formula"
 
 

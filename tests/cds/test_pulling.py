@@ -11,19 +11,19 @@ import pydicom
 import pytest
 from django.core.management import CommandError, call_command
 from pydicom.dataset import Dataset
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_context, evt
 
 import ehr
 from cds import listening
 from cds.patients import sources
-from cds.patients.models import IngestRun, SetAside
+from cds.patients.models import NOT_READ, IngestRun, SetAside
 from cds.studies import receiving
 from cds.studies.models import Instance, Series, Study, StudyState
 from ehr.dicom.dimse import FIND, GET, MOVE
-from tests.cds.dicom_files import write_radiograph
+from tests.cds.dicom_files import write_radiograph, write_report
 from tests.factories import NOW, TESTS, make_source
 
-CR = "1.2.840.10008.5.1.4.1.1.1"
+CR, SR = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.88.11"
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
@@ -47,9 +47,9 @@ class Pacs:
         ):
             return
         found.StudyInstanceUID, found.PatientID = first.StudyInstanceUID, first.PatientID
-        found.SOPClassesInStudy = [CR]
+        found.SOPClassesInStudy = [CR, SR]
         if asked.QueryRetrieveLevel == "SERIES":
-            found.SeriesInstanceUID, found.Modality = first.SeriesInstanceUID, "CR"
+            found.SeriesInstanceUID, found.Modality = first.SeriesInstanceUID, first.Modality
             found.NumberOfSeriesRelatedInstances = len(self.files)
         yield 0xFF00, found
 
@@ -66,9 +66,9 @@ class Pacs:
 @contextmanager
 def serving(pacs: Pacs) -> Iterator[str]:
     node = AE("PACS")
-    for kind in (FIND, GET, MOVE, CR):
+    for kind in (FIND, GET, MOVE, CR, SR):
         node.add_supported_context(kind, scp_role=True, scu_role=True)
-    node.add_requested_context(CR)
+    node.requested_contexts = [build_context(kind) for kind in (CR, SR)]
     handlers = [(evt.EVT_C_FIND, pacs.find), (evt.EVT_C_GET, pacs.get), (evt.EVT_C_MOVE, pacs.move)]
     server = node.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
     assert server is not None
@@ -140,6 +140,24 @@ def test_moved_to_our_receiver_it_is_complete_at_once(pacs: Pacs) -> None:
         assert Instance.objects.count() == 2
         assert arrivals.complete_due() == 1, "all that was announced is there: no waiting for quiet"
     assert Study.objects.get().state == StudyState.STORED
+
+
+@pytest.mark.parametrize("only", [False, True], ids=["among pictures", "nothing else"])
+def test_what_holds_no_picture_ends_no_move_and_no_get(pacs: Pacs, tmp_path: Path, only: bool) -> None:
+    report = pydicom.dcmread(write_report(tmp_path / "r.dcm", tmp_path / "0.dcm"))
+    pacs.files = [report] if only else [report, *pacs.files]
+    pacs.gives = len(pacs.files)
+    source = make_source("pacs")
+    arrivals = listening.Arrivals(source, quiet_s=3600)
+    with arrivals, ehr.StorageListener("TESSERA", 0, take=arrivals.take) as ours, serving(pacs) as where:
+        pacs.receiver_port = ours.port
+        for more in (["--move-to", "TESSERA"], []):
+            call_command("ingest", "--dicom", where, "--source", "pacs", *more)
+            assert arrivals.settle()
+    assert Instance.objects.count() == (0 if only else 2)
+    assert not SetAside.objects.exclude(kind=NOT_READ).exists()
+    assert SetAside.objects.filter(kind=NOT_READ, where__startswith="C-STORE from PACS, study").exists()
+    assert {run.state for run in IngestRun.objects.all()} == {"done"}
 
 
 def test_a_node_that_is_away_says_what_to_do(settings: Any, tmp_path: Path) -> None:

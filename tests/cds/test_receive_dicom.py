@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ from pynetdicom.association import Association
 
 import ehr
 from cds import listening
-from cds.patients.models import Patient, SetAside
+from cds.patients.models import NOT_READ, Patient, SetAside
 from cds.studies import arriving, clips, receiving
 from cds.studies.models import Encoding, Instance, Study, StudyState
 from ehr import ImagingStudyRecord, Refused, StorageListener
 from ehr.dicom import guard
-from tests.cds.dicom_files import write_radiograph
+from tests.cds.dicom_files import write_radiograph, write_report
 from tests.ehr.dicom.making import bomb, make_dataset, save
 from tests.factories import NOW, TESTS, make_source
 
@@ -71,10 +71,10 @@ def node(arrivals: listening.Arrivals, **kwargs: Any) -> Iterator[StorageListene
 
 @contextmanager
 def calling(
-    port: int, *, called: str = "TESSERA", title: str = "CT1", **kwargs: Any
+    port: int, *, called: str = "TESSERA", title: str = "CT1", more: Sequence[str] = (), **kwargs: Any
 ) -> Iterator[Association]:
     peer = AE(title)
-    for context in (CR, ECHO):
+    for context in (CR, ECHO, *more):
         peer.add_requested_context(context)
     found = peer.associate("127.0.0.1", port, ae_title=called, **kwargs)
     try:
@@ -118,6 +118,50 @@ def test_the_same_instance_twice_is_one_and_with_other_pixels_it_is_refused_with
     assert answers[2].ErrorComment
     assert Instance.objects.count() == 1
     assert SetAside.objects.get().where == "C-STORE from CT1"
+
+
+@pytest.mark.parametrize("modality", ["SR", "PR", "KO"])
+def test_what_holds_no_picture_is_no_failure_and_is_not_kept(
+    arrivals: listening.Arrivals, tmp_path: Path, modality: str
+) -> None:
+    picture = write_radiograph(tmp_path / "a.dcm")
+    report = write_report(tmp_path / "r.dcm", picture, modality=modality)
+    lost = pydicom.dcmread(picture)
+    del lost.PixelData
+    lost.SOPInstanceUID = lost.file_meta.MediaStorageSOPInstanceUID = f"{lost.SOPInstanceUID[:50]}.9"
+    lost.save_as(tmp_path / "lost.dcm")
+    kind = pydicom.dcmread(report).SOPClassUID
+    with node(arrivals) as listener:
+        answers = send(listener.port, report, picture, tmp_path / "lost.dcm", more=[kind])
+    assert [answer.Status for answer in answers] == [0, 0, 0xC000], "a picture without pixels is one"
+    noted = SetAside.objects.get(kind=NOT_READ)
+    data = pydicom.dcmread(report)
+    assert (noted.identity, noted.where) == (
+        data.SOPInstanceUID,
+        f"C-STORE from CT1, study {data.StudyInstanceUID}",
+    )
+    assert f"holds no picture (Modality {modality})" in noted.reason
+    assert Instance.objects.count() == 1
+    assert not list(arrivals._root.rglob("*.dcm"))
+
+
+def test_what_holds_no_picture_and_cannot_be_noted_is_sent_again(
+    arrivals: listening.Arrivals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise OperationalError("gone")
+
+    report = write_report(tmp_path / "r.dcm", write_radiograph(tmp_path / "a.dcm"))
+    with node(arrivals) as listener, monkeypatch.context() as broken:
+        broken.setattr("cds.patients.importing.keep_set_aside", away)
+        (answer,) = send(listener.port, report, more=[pydicom.dcmread(report).SOPClassUID])
+    assert answer.Status == 0xA700
+    left = arrivals._root / f"{arrivals._source.slug}.left"
+    left.mkdir(parents=True)
+    report.rename(left / "1.dcm")
+    with listening.Arrivals(arrivals._source):
+        assert SetAside.objects.get().kind == NOT_READ, "a killed receiver left it"
+    assert not list(arrivals._root.rglob("*.dcm"))
 
 
 def test_a_full_store_is_not_a_success(

@@ -147,6 +147,7 @@ class Server(ThreadingHTTPServer):
 
     token = ""
     version = "4.0.1"
+    archive: dict[str, tuple[int, Any]] = {}  # path → answer
 
     @property
     def url(self) -> str:
@@ -164,9 +165,29 @@ class Server(ThreadingHTTPServer):
             return 401 if not shown else 403, {"resourceType": "OperationOutcome"}
         if path == "/fhir/Patient?_count=1":
             return 200, {"resourceType": "Bundle", "type": "searchset"}
-        if path.startswith("/dicom-web/studies?limit=1"):
-            return 200, [{"0020000D": {"vr": "UI", "Value": ["1.2.3"]}}]
+        if path in self.archive:
+            return self.archive[path]
         return 404, {"resourceType": "OperationOutcome"}
+
+
+STUDIES, LISTED = "/dicom-web/studies?limit=1", "/dicom-web/studies/1.2/instances?limit=10"
+METADATA = "/dicom-web/studies/1.2/series/1.3/instances/1.5/metadata"
+FRAME = "/dicom-web/studies/1.2/series/1.3/instances/1.5/frames/1"
+
+
+def told(**said: Any) -> dict[str, Any]:
+    tags = {"study": "0020000D", "series": "0020000E", "sop": "00080018", "modality": "00080060",
+            "rows": "00280010"}  # fmt: skip
+    return {tags[name]: {"vr": "UI", "Value": [value]} for name, value in said.items()}
+
+
+REPORT = told(series="1.3", sop="1.5", modality="SR")
+ARCHIVE: dict[str, tuple[int, Any]] = {
+    STUDIES: (200, [told(study="1.2")]),
+    LISTED: (200, [told(series="1.3", sop="1.4"), told(series="1.3", sop="1.5", rows=16)]),
+    METADATA: (200, [told(series="1.3", sop="1.5", modality="CR", rows=16)]),
+    FRAME: (200, b"x" * 1536),
+}
 
 
 @pytest.fixture
@@ -175,8 +196,10 @@ def server() -> Iterator[Server]:
         def do_GET(self) -> None:
             shown = self.headers.get("Authorization", "")
             status, said = cast(Server, self.server).answer(self.path, shown)
-            body = json.dumps(said).encode()
+            body = said if isinstance(said, bytes) else json.dumps(said).encode()
             self.send_response(status)
+            if isinstance(said, bytes):
+                self.send_header("Content-Type", "application/octet-stream")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -185,6 +208,7 @@ def server() -> Iterator[Server]:
             pass
 
     http = Server(("127.0.0.1", 0), Handler)
+    http.archive = dict(ARCHIVE)
     Thread(target=http.serve_forever, daemon=True).start()
     yield http
     http.shutdown()
@@ -239,7 +263,7 @@ def test_each_address_is_asked_as_its_last_run_was_made(
     assert state == CheckState.SILENT, "one of three does not answer"
     node, archive, fhir = said.splitlines()
     assert "is it running, are host and port right" in node
-    assert archive.endswith("/dicom-web: it answered QIDO-RS, with studies")
+    assert archive.endswith("QIDO-RS, with studies, and WADO-RS, with metadata and a frame of 1,536 bytes")
     assert fhir.endswith("lets us read Patient")
 
 
@@ -262,6 +286,36 @@ def test_a_stranger_at_the_archive_is_told_which_option(server: Server) -> None:
     source, server.token = make_source(), "Bearer good"
     ran(source, f"{server.url}/dicom-web", RunKind.DICOM)
     assert "401: check the token or password; none was given: name its variable" in ask(source)[1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "state", "said"),
+    [
+        ({STUDIES: (200, [])}, CheckState.ANSWERED, "with no study yet"),
+        (
+            {METADATA: (200, [told(series="1.3", sop="1.5", modality="SR")])},
+            CheckState.ANSWERED,
+            "no picture",
+        ),
+        ({FRAME: (406, {})}, CheckState.ANSWERED, "gives no single frame (the archive answered 406)"),
+        (
+            {METADATA: (403, {})},
+            CheckState.SILENT,
+            "not fetch them (the archive answered 403",
+        ),
+        ({FRAME: (403, {})}, CheckState.SILENT, "allow our account WADO-RS as well"),
+        ({FRAME: (503, {})}, CheckState.SILENT, "the archive answered 503"),
+    ],
+    ids=["empty", "a report", "no frames", "closed", "closed frames", "busy"],
+)
+def test_an_archive_that_lists_is_asked_whether_it_gives(
+    server: Server, changed: dict[str, tuple[int, Any]], state: str, said: str
+) -> None:
+    source = make_source()
+    server.archive |= changed
+    ran(source, f"{server.url}/dicom-web", RunKind.DICOM)
+    found, words = ask(source)
+    assert (found, said in words) == (state, True), words
 
 
 def test_a_paused_receiver_stores_nothing(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom import dcmread
+from pydicom.encaps import generate_frames
 from pydicom.uid import JPEG2000Lossless, RLELossless, UltrasoundMultiFrameImageStorage, generate_uid
 
 import ehr
@@ -103,6 +105,33 @@ def test_instances_come_as_they_were_stored(archive: ehr.DicomWebClient, sent: l
         original = expected[header.sop_uid]
         assert header.transfer_syntax_uid == ehr.read_header(original).transfer_syntax_uid
         assert ehr.pixel_digest(content) == ehr.pixel_digest(original)
+
+
+def test_metadata_and_frames_tell_and_bring_what_was_stored(
+    archive: ehr.DicomWebClient, sent: list[Path]
+) -> None:
+    """The RLE view of the radiograph too: frames come as bare values, whatever the archive keeps."""
+    expected = {ehr.read_header(path).sop_uid: path for path in sent}
+    contents = [one for uid in (RADIOGRAPH, ECHO) for one in ehr.read_contents(archive.metadata(uid))]
+    assert {one.sop_uid for one in contents} == set(expected)
+    assert {one.modality for one in contents} == {"CR", "US"}
+    assert all(one.is_picture and not one.is_ours for one in contents)
+    for one in contents:
+        data = dcmread(expected[one.sop_uid])
+        values = data.pixel_array
+        where = (str(data.StudyInstanceUID), one.series_uid, one.sop_uid)
+        (told,) = ehr.read_contents(archive.metadata(*where))
+        assert told == one
+        assert {ehr.read_header(content).sop_uid for content in archive.instances(*where)} == {one.sop_uid}
+        if data.Modality == "CR":
+            assert list(archive.frames(*where, [1])) == [values.tobytes()]
+        elif data.file_meta.TransferSyntaxUID == JPEG2000Lossless:
+            kept = list(generate_frames(data.PixelData, number_of_frames=8))
+            assert list(archive.frames(*where, [8, 2], syntax="*")) == [kept[7], kept[1]]
+            with pytest.raises(ehr.Retriable, match="500"):
+                list(archive.frames(*where, [1]))
+        else:
+            assert list(archive.frames(*where, [8, 2])) == [values[7].tobytes(), values[1].tobytes()]
 
 
 def test_refusals_are_told_apart(archive: ehr.DicomWebClient, orthanc: Orthanc) -> None:

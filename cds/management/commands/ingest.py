@@ -236,7 +236,7 @@ def print_tally(tally: Tally, console: Console | None = None, *, listed: int = 2
         )
     if tally.instances:
         table = Table("DICOM", "files", title=f"{tally.studies} studies decoded")
-        for outcome in ("new", "duplicate", "set-aside"):
+        for outcome in ("new", "duplicate", "not-read", "set-aside"):
             table.add_row(outcome, str(tally.instances[outcome]))
         console.print(table)
     if tally.refused:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from django.db import connection
+from pydicom import dcmread
 from pydicom.uid import RLELossless, generate_uid
 
 import ehr
@@ -16,7 +17,7 @@ from cds.audit.models import AuditEvent
 from cds.errors import Conflict, Invalid, NotFound
 from cds.jobs import Job, leases
 from cds.jobs.models import LiveEvent, OutboxMessage, WorkState
-from cds.patients.models import Patient, PatientIdentifier, SetAside, Source
+from cds.patients.models import NOT_READ, Patient, PatientIdentifier, SetAside, Source
 from cds.studies import clips, matching, queries, receiving
 from cds.studies.models import Encoding, Instance, Series, Study, StudyState
 from tests.cds.studies.conftest import Make
@@ -159,7 +160,14 @@ def test_truncated_and_pixelless_files_leave_no_rows(make: Make, tmp_path: Path)
     path.write_bytes(path.read_bytes()[:-20])
     assert "truncated" in receive(path).reason
     report = save(make_dataset(None, Modality="SR"), tmp_path / "sr.dcm")
-    assert receive(report).reason == "there is no pixel data (Modality SR)"
+    received = receive(report)
+    assert received.outcome == "not-read"
+    assert "holds no picture (Modality SR)" in received.reason
+    assert SetAside.objects.get(kind=NOT_READ).identity == str(dcmread(report).SOPInstanceUID)
+    lost = make_dataset(None, Modality="CT", Rows=512, Columns=512)
+    received = receive(save(lost, tmp_path / "lost.dcm"))
+    assert received.outcome == "set-aside", "a picture that lost its pixels is no report"
+    assert "send the whole instance" in received.reason
     assert not Study.objects.exists()
 
 

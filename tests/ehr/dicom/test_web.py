@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ehr
 from ehr import BadResource, DicomWebClient, Refused, Retriable, TooLarge, read_study, values_of
 from ehr.dicom.multipart import read_parts
 
@@ -154,8 +155,106 @@ def test_addresses(url: str) -> None:
 
 
 def test_uids_never_become_paths() -> None:
-    with client(lambda _: httpx.Response(500)) as archive, pytest.raises(Refused, match="UID"):
-        list(archive.instances("../instances"))
+    with client(lambda _: httpx.Response(500)) as archive:
+        for uids in (("../instances",), ("1.2", "../x"), ("1.2", "", "1.4"), ("1.2", "1.3", "../x")):
+            with pytest.raises(Refused, match="UID"):
+                list(archive.instances(*uids))
+            with pytest.raises(Refused, match="UID"):
+                archive.metadata(*uids)
+        for series, sop in (("", ""), ("", "1.4"), ("1.3", ""), ("../x", "1.4")):
+            with pytest.raises(Refused, match="UID"):
+                list(archive.frames("1.2", series, sop, [1]))
+
+
+def test_metadata_of_a_study_a_series_an_instance() -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path.removeprefix("/dicom-web/"))
+        assert request.headers["accept"] == "application/dicom+json"
+        return httpx.Response(200, json=[{"00080018": {"vr": "UI", "Value": ["1.4"]}}])
+
+    with client(answer) as archive:
+        for uids in (("1.2",), ("1.2", "1.3"), ("1.2", "1.3", "1.4")):
+            assert ehr.value_of(archive.metadata(*uids)[0], "00080018") == "1.4"
+    assert asked == [
+        "studies/1.2/metadata",
+        "studies/1.2/series/1.3/metadata",
+        "studies/1.2/series/1.3/instances/1.4/metadata",
+    ]
+    small = client(lambda _: httpx.Response(200, json=[study(n) for n in range(99)]), max_page_bytes=1000)
+    with small as archive, pytest.raises(TooLarge):
+        archive.metadata("1.2")
+
+
+FRAMES = 'multipart/related; type="application/octet-stream"; boundary="xyz"'
+
+
+def test_frames_come_as_asked_for() -> None:
+    syntaxes = ["1.2.840.10008.1.2.1"]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.url.path.endswith("/studies/1.2/series/1.3/instances/1.4/frames/3,1")
+        assert request.headers["accept"] == (
+            f'multipart/related; type="application/octet-stream"; transfer-syntax={syntaxes[0]}'
+        )
+        return httpx.Response(200, content=multipart([b"ccc", b"aaa"]), headers={"Content-Type": FRAMES})
+
+    with client(answer) as archive:
+        assert list(archive.frames("1.2", "1.3", "1.4", [3, 1])) == [b"ccc", b"aaa"]
+        syntaxes[0] = "*"
+        assert list(archive.frames("1.2", "1.3", "1.4", [3, 1], syntax="*")) == [b"ccc", b"aaa"]
+        for numbers in ([], [0], range(1, 102)):
+            with pytest.raises(ValueError, match="1 to 100 frames"):
+                list(archive.frames("1.2", "1.3", "1.4", numbers))
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "error", "words"),
+    [
+        (FRAMES, multipart([b"aaa"]), Refused, "1 of 2 frames"),
+        (FRAMES, multipart([b"a" * 9000, b"b"]), TooLarge, "a frame of the archive is over 5,000 bytes"),
+        (FRAMES, multipart([b"a" * 4000, b"b"])[:2000], Retriable, "in the middle of a frame"),
+        ("image/jpeg", b"jpeg", Refused, "'image/jpeg' instead of multipart/related"),
+    ],
+    ids=["too few", "too large", "cut", "another type"],
+)
+def test_frames_that_do_not_come(kind: str, content: bytes, error: type[Exception], words: str) -> None:
+    headers = {"Content-Type": kind}
+    answering = client(
+        lambda _: httpx.Response(200, content=content, headers=headers), max_instance_bytes=5000
+    )
+    with answering as archive, pytest.raises(error, match=words):
+        list(archive.frames("1.2", "1.3", "1.4", [1, 2]))
+
+
+def test_one_frame_alone_needs_no_multipart() -> None:
+    headers = {"Content-Type": "application/octet-stream"}
+    with client(lambda _: httpx.Response(200, content=b"aaa", headers=headers)) as archive:
+        assert list(archive.frames("1.2", "1.3", "1.4", [1])) == [b"aaa"]
+
+
+def listed(sop: str, modality: str, **more: Any) -> dict[str, Any]:
+    said = {"0020000E": "1.3", "00080018": sop, "00080060": modality, **more}
+    return {tag: {"vr": "LO", "Value": [value]} for tag, value in said.items() if value}
+
+
+def test_what_a_study_holds_before_its_files_are_fetched() -> None:
+    found = ehr.read_contents(
+        [
+            listed("1.1", "CT", **{"00280010": 512}),
+            listed("1.2", "SR"),
+            listed("1.3", "SR", **{"00080070": "Tessera"}),
+            {**listed("1.4", "PR"), "7FE00010": {"vr": "OW", "BulkDataURI": "https://archive.example/x"}},
+            listed("1.5", "XX"),
+            listed("", "CT"),
+        ]
+    )
+    assert [one.sop_uid for one in found] == ["1.1", "1.2", "1.3", "1.4", "1.5"]
+    assert [one.sop_uid for one in found if not one.is_picture] == ["1.2", "1.3"]
+    assert [one.sop_uid for one in found if one.is_ours] == ["1.3"]
+    told = {("CT",): False, ("CT", "SR"): True, ("DX", "SEG"): True, (): True}
+    assert {modalities: ehr.may_hold_others(modalities) for modalities in told} == told
 
 
 def test_read_study() -> None:
