@@ -7,13 +7,14 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from django.db.models import Count, Max, QuerySet, Sum
+from django.db.models import Count, Max, Q, QuerySet, Sum
 
 from cds.errors import NotFound
 from cds.patients import access
-from cds.patients.models import IngestRun, RunState, SetAside, Source
+from cds.patients.models import NOT_READ, IngestRun, RunState, SetAside, Source
 
 LATE_AFTER = timedelta(hours=25)  # a nightly run may take an hour
+LOOKED_BACK = timedelta(days=30)  # before the newest run: an address not called since is none any more
 SILENT_AFTER = timedelta(minutes=10)  # a run that says nothing for longer was killed
 
 
@@ -36,6 +37,29 @@ WORST_FIRST = (
 )
 
 
+WELL = frozenset({"requested", "active"})  # status of a Subscription, as its server says
+
+KILLED = "the run stopped without a word: it was killed, or its machine went down"
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionView:
+    """What a server has promised to tell us, and whether it does.
+
+    what    its criteria or topic
+    faults  why it does not: what the server says, what went wrong when we fetched
+    gap     why changes may be missing until the server has been polled; "" when none are
+    """
+
+    base_url: str
+    what: str
+    status: str
+    heard_at: datetime | None
+    good_until: datetime
+    faults: tuple[str, ...]
+    gap: str
+
+
 @dataclass(frozen=True, slots=True)
 class SourceView:
     """A source as it stands now.
@@ -43,8 +67,10 @@ class SourceView:
     running    the run under way, None when there is none
     last       the last run that came to its end
     newest     the age of what we hold: when anything of this source last changed
-    error      why the newest run did not come to its end; "" when it did
+    error      a line for each address whose newest run did not come to its end, and each Subscription in
+               trouble; "" when there is none
     set_aside  resources and files, each counted once
+    not_read   DICOM files that hold no picture, each counted once
     """
 
     source: Source
@@ -55,6 +81,8 @@ class SourceView:
     error: str
     patients: int
     set_aside: int
+    not_read: int
+    subscriptions: tuple[SubscriptionView, ...]
 
 
 def list_sources(viewer: access.Viewer, *, now: datetime) -> list[SourceView]:
@@ -95,36 +123,92 @@ def list_set_aside(viewer: access.Viewer, source: Source) -> QuerySet[SetAside]:
 
 
 def _counted() -> QuerySet[Source]:
-    return Source.objects.annotate(
+    counted = Source.objects.annotate(
         patient_count=Count("patients", distinct=True), newest=Max("patients__changed_at")
     )
+    return counted.prefetch_related("subscriptions")
 
 
 def _view(source: Source, now: datetime) -> SourceView:
-    runs = source.runs.order_by("-started_at", "-pk")
-    newest_run = runs.first()
-    silent = newest_run is not None and is_silent(newest_run, now)
-    running = newest_run if newest_run and newest_run.state == RunState.RUNNING and not silent else None
-    last = runs.filter(state=RunState.DONE).order_by("-ended_at").first()
-    ended = newest_run if running is None else runs.exclude(pk=running.pk).first()
-    error = ""
-    if ended is not None and is_silent(ended, now):
-        error = "the run stopped without a word: it was killed, or its machine went down"
-    elif ended is not None and ended.state in (RunState.FAILED, RunState.BROKEN_OFF):
-        error = ended.error
+    alive = Q(state=RunState.RUNNING, beat_at__gte=now - SILENT_AFTER)
+    running = source.runs.filter(alive).order_by("-started_at", "-pk").first()
+    last = source.runs.filter(state=RunState.DONE).order_by("-ended_at").first()
+    told = tuple(_subscription_view(one) for one in source.subscriptions.all())
+    errors = _run_errors(source.runs.exclude(alive), now)
+    errors += [f"Subscription {one.what} at {one.base_url}: {fault}" for one in told for fault in one.faults]
     newest: datetime | None = source.newest  # type: ignore[attr-defined]
-    seen = max((moment for moment in (newest, last.ended_at if last else None) if moment), default=None)
+    ended, heard = last.ended_at if last else None, min((one.good_until for one in told), default=None)
+    seen = max((moment for moment in (newest, ended, heard) if moment), default=None)
     if source.paused_at is not None:
         state = SourceState.PAUSED
-    elif error:
+    elif errors:
         state = SourceState.FAILING
     elif seen is None:
         state = SourceState.NEVER_RUN
+    elif any(one.gap for one in told) or now - min(seen, heard or seen) > LATE_AFTER:
+        state = SourceState.LATE
     else:
-        state = SourceState.CURRENT if now - seen <= LATE_AFTER else SourceState.LATE
-    set_aside = SetAside.objects.filter(source=source).count()
-    count: int = source.patient_count  # type: ignore[attr-defined]
-    return SourceView(source, state, running, last, newest, error, count, set_aside)
+        state = SourceState.CURRENT
+    kept = SetAside.objects.filter(source=source).aggregate(
+        not_read=Count("pk", filter=Q(kind=NOT_READ)), set_aside=Count("pk", filter=~Q(kind=NOT_READ))
+    )
+    return SourceView(
+        source=source,
+        state=state,
+        running=running,
+        last=last,
+        newest=newest,
+        error="\n".join(errors),
+        patients=source.patient_count,  # type: ignore[attr-defined]
+        subscriptions=told,
+        **kept,
+    )
+
+
+def _run_errors(runs: QuerySet[IngestRun], now: datetime) -> list[str]:
+    """Why the newest run of each address, as what it was called, did not come to its end.
+
+    Folders count as one address. One that never gave anything is forgotten once another of its kind does: it
+    was mistyped.
+    """
+    newest = runs.order_by("-started_at", "-pk").first()
+    if newest is None:
+        return []
+    recent = runs.filter(started_at__gte=newest.started_at - LOOKED_BACK)
+    folders, servers = recent.exclude(where__contains="://"), recent.filter(where__contains="://")
+    of_each = [servers.filter(**one) for one in servers.order_by().values("where", "kind").distinct()]
+    of_each += [folders.filter(**one) for one in folders.order_by().values("kind").distinct()]
+    failing = []
+    for these in of_each:
+        run = these.order_by("-started_at", "-pk").first()
+        if run is None or run.state == RunState.DONE:
+            continue
+        since = runs.filter(kind=run.kind, state=RunState.DONE, started_at__gt=run.started_at)
+        if since.exists() and not these.filter(state=RunState.DONE).exists():
+            continue
+        failing.append((run, run.error if run.state != RunState.RUNNING else KILLED))
+    if len(of_each) == 1:
+        return [error for _, error in failing]
+    return [f"{run.get_kind_display()}, {run.where}: {error}" for run, error in failing]
+
+
+def _subscription_view(held: Any) -> SubscriptionView:
+    """`held` is a `cds.subscriptions.models.Subscription`, a storey above this one."""
+    faults = [held.last_error] if held.last_error else []
+    if held.status not in WELL:
+        faults.append(
+            f"its server says that it is {held.status!r}: look there at Subscription/{held.server_id}, or "
+            f"take it back (`fhir_subscription remove {held.pk}`) and add it again"
+        )
+    return SubscriptionView(
+        base_url=held.base_url,
+        what=held.criteria or held.topic,
+        status=held.status,
+        heard_at=held.heard_at,
+        good_until=held.good_until,
+        faults=tuple(faults),
+        gap=held.gap,
+    )
 
 
 def is_silent(run: IngestRun, now: datetime) -> bool:

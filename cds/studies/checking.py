@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from django.db.models import Max
+
 import ehr
 from cds import reaching
 from cds.errors import ClinicError
@@ -17,10 +19,9 @@ from cds.patients import sources
 from cds.patients.models import RunKind, Source
 
 TIMEOUT_S = 10.0
-RUNS_LOOKED_AT = 100
 MOST_INSTANCES, ROWS = 10, "00280010"  # how many are listed, and the attribute that only pictures have
 MOST_BYTES = 64 * 2**20  # of the frame
-MOST_ADDRESSES = 4
+MOST_ADDRESSES = 6
 KEY_SET = "/.well-known/jwks.json"
 
 
@@ -55,11 +56,19 @@ def check(source_id: str, *, now: datetime) -> None:
 
 
 def addresses_of(source: Source) -> list[Address]:
-    """The addresses its latest runs took from, newest first, and the registered one; each once."""
+    """Where its runs took from, the last called first; where its Subscriptions are; the registered address.
+
+    Each once, as it was last reached.
+    """
     found: dict[str, Address] = {}
-    runs = source.runs.filter(where__contains="://").order_by("-started_at", "-pk")
-    for where, kind, how in runs.values_list("where", "kind", "how")[:RUNS_LOOKED_AT]:
-        found.setdefault(where.rstrip("/"), Address(where, kind, how))
+    runs = source.runs.filter(where__contains="://")
+    called = runs.values("where").annotate(last=Max("started_at")).order_by("-last")
+    for where in called.values_list("where", flat=True)[:MOST_ADDRESSES]:
+        run = runs.filter(where=where).order_by("-started_at", "-pk")[0]
+        found.setdefault(where.rstrip("/"), Address(where, run.kind, run.how))
+    told = source.subscriptions.order_by("-created_at")  # of a storey above: its rows, not its code
+    for where, how in told.values_list("base_url", "sign_in"):
+        found.setdefault(where.rstrip("/"), Address(where, RunKind.SERVER, how))
     if source.base_url:
         found.setdefault(source.base_url.rstrip("/"), Address(source.base_url, RunKind.SERVER))
     return list(found.values())[:MOST_ADDRESSES]

@@ -12,7 +12,7 @@ import ehr
 from cds import ingesting
 from cds.audit import recording
 from cds.errors import ClinicError
-from cds.jobs import leases
+from cds.jobs import leases, outbox
 from cds.jobs.models import WorkState
 from cds.patients import importing
 from cds.subscriptions import gaps
@@ -44,13 +44,17 @@ def run(errand_id: str) -> None:
             said = str(error)
     now = timezone.now()
     if said:
-        Subscription.objects.filter(pk=subscription.pk).update(last_error=said[:500])
+        with transaction.atomic():
+            Subscription.objects.filter(pk=subscription.pk).update(last_error=said[:500])
+            outbox.tell("source", subscription.source_id, now=now)
         leases.give_back(errand, now=now, reason=said[:400])
         return
     with transaction.atomic():
         leases.finish(errand, now=now)
         Errand.objects.filter(pk__in=[one.pk for one in taken[1:]], work_state=WorkState.QUEUED).delete()
         errand.delete()  # what it brought stands in the audit trail
+        if subscription.last_error or subscription.gap:
+            outbox.tell("source", subscription.source_id, now=now)
         if errand.since is not None:
             _settle_polled(subscription, until=begun)
         else:

@@ -13,14 +13,14 @@ from django.db import transaction
 from django.db.models import F, QuerySet
 
 import ehr
-from cds.jobs import leases
+from cds.jobs import leases, outbox
 from cds.jobs.models import WorkState
+from cds.patients.source_queries import WELL
 from cds.subscriptions.models import Errand, Subscription
 
 SILENT_AFTER = 2.0  # heartbeats
 GRACE = timedelta(seconds=30)
 OPEN = (WorkState.QUEUED, WorkState.RUNNING)
-WELL = frozenset({"requested", "active"})
 
 
 def missed(told: ehr.Notification, seen: int) -> str:
@@ -48,7 +48,10 @@ def seen_after(told: ehr.Notification, seen: int) -> int:
 
 def note(subscription_id: UUID, reason: str, *, now: datetime) -> None:
     """Remember that changes may have been missed, and why."""
-    Subscription.objects.filter(pk=subscription_id).update(gap=reason[:200], gap_at=now, gaps=F("gaps") + 1)
+    held = Subscription.objects.filter(pk=subscription_id)
+    held.update(gap=reason[:200], gap_at=now, gaps=F("gaps") + 1)
+    for source_id in held.values_list("source_id", flat=True):
+        outbox.tell("source", source_id, now=now)
 
 
 def watch(now: datetime) -> int:

@@ -25,6 +25,7 @@ from cds.patients import access, source_queries, sources
 from cds.patients.models import CheckState, IngestRun, Patient, RunKind, RunState, Source
 from cds.studies import checking
 from cds.studies.models import Study
+from cds.subscriptions.models import Subscription
 from tests.cds.dicom_files import write_radiograph
 from tests.factories import NOW, TESTS, make_source
 
@@ -125,6 +126,94 @@ def test_how_a_source_stands(admin: User) -> None:
     assert view(admin, source).state == state.PAUSED
     with pytest.raises(Conflict):
         sources.end(run, RunState.FAILED, by=TESTS, now=NOW, counts={})
+
+
+FHIR, PACS = "https://ehr.example/fhir", "https://pacs.example/dicom-web"
+
+
+def went(
+    source: Source, where: str, kind: RunKind, state: RunState, *, days: float = 0, error: str = "gone"
+) -> None:
+    at = NOW + timedelta(days=days)
+    run = sources.begin(source, kind=kind, where=where, by=TESTS, now=at)
+    said = "" if state == RunState.DONE else error
+    sources.end(run, state, by=TESTS, now=at, counts={}, error=said)
+
+
+def test_a_run_of_another_kind_hides_no_failure(admin: User) -> None:
+    """`ingest --fhir … --dicom …`: both belong to one source, and each speaks for itself."""
+    source, state = make_source(), source_queries.SourceState
+    went(source, FHIR, RunKind.SERVER, RunState.BROKEN_OFF, error="the FHIR server stopped answering")
+    assert view(admin, source).error == "the FHIR server stopped answering"
+    for number in range(120):  # an archive that is polled every five minutes
+        went(source, PACS, RunKind.DICOM, RunState.DONE, days=0.001 * number)
+    shown = view(admin, source)
+    assert shown.state == state.FAILING
+    assert shown.error == f"FHIR server, {FHIR}: the FHIR server stopped answering"
+    assert [one.where for one in checking.addresses_of(source)] == [PACS, FHIR]
+    went(source, PACS, RunKind.DICOM, RunState.FAILED, days=0.5, error="401")
+    assert sorted(view(admin, source).error.splitlines()) == [
+        f"DICOM, {PACS}: 401",
+        f"FHIR server, {FHIR}: the FHIR server stopped answering",
+    ]
+    for where, kind in ((FHIR, RunKind.SERVER), (PACS, RunKind.DICOM)):
+        went(source, where, kind, RunState.DONE, days=0.6)
+    assert (view(admin, source).state, view(admin, source).error) == (state.CURRENT, "")
+
+
+def test_an_address_that_was_mistyped_or_given_up_is_forgotten(admin: User) -> None:
+    source = make_source()
+    went(source, "https://her.example/fhir", RunKind.SERVER, RunState.BROKEN_OFF)
+    went(source, "/nowhere", RunKind.FOLDER, RunState.FAILED)
+    assert len(view(admin, source).error.splitlines()) == 2
+    went(source, FHIR, RunKind.SERVER, RunState.DONE, days=1)
+    went(source, "/there", RunKind.FOLDER, RunState.DONE, days=1)
+    assert view(admin, source).error == ""
+    went(source, FHIR, RunKind.SERVER, RunState.BROKEN_OFF, days=2)
+    went(source, "https://new.example/fhir", RunKind.SERVER, RunState.DONE, days=3)
+    assert FHIR in view(admin, source).error, "it worked until yesterday"
+    went(source, "https://new.example/fhir", RunKind.SERVER, RunState.DONE, days=40)
+    assert view(admin, source).error == ""
+
+
+def subscribed(source: Source, **said: Any) -> Subscription:
+    given = {"base_url": FHIR, "shape": "r4", "criteria": "Observation?", "secret_digest": "0" * 64,
+             "server_id": "s1", "status": "active", "good_until": NOW, "created_at": NOW, **said}  # fmt: skip
+    return Subscription.objects.create(source=source, **given)
+
+
+@pytest.mark.parametrize(
+    ("said", "state", "words"),
+    [
+        ({}, "Current", ""),
+        ({"last_error": "the FHIR server stopped answering: 401"}, "Failing", "stopped answering: 401"),
+        ({"status": "error"}, "Failing", "its server says that it is 'error': look there at Subscription/s1"),
+        ({"gap": "events between 3 and 5 did not arrive"}, "Late", ""),
+        ({"good_until": NOW - timedelta(hours=26)}, "Late", ""),
+    ],
+)
+def test_a_source_that_only_subscriptions_fill(
+    admin: User, said: dict[str, Any], state: str, words: str
+) -> None:
+    source = make_source()
+    subscribed(source, **said)
+    shown = view(admin, source)
+    assert shown.state == state
+    assert words in shown.error
+    assert bool(words) == bool(shown.error)
+    (one,) = shown.subscriptions
+    assert (one.what, one.gap) == ("Observation?", said.get("gap", ""))
+    went(source, PACS, RunKind.DICOM, RunState.DONE)
+    assert view(admin, source).state == state, "a run of the archive hides nothing"
+
+
+def test_the_server_of_a_subscription_is_called(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, server.token = make_source(), "Bearer good"
+    subscribed(source, base_url=f"{server.url}/fhir", sign_in={"token_env": "WARD_TOKEN"})
+    assert "the environment variable WARD_TOKEN is not set" in ask(source)[1]
+    monkeypatch.setenv("WARD_TOKEN", "good")
+    state, said = ask(source)
+    assert (state, "lets us read Patient" in said) == (CheckState.ANSWERED, True), said
 
 
 def test_reasons_are_counted_together(admin: User, folder: Path) -> None:

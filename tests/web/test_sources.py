@@ -13,9 +13,10 @@ from cds.audit.models import AuditEvent
 from cds.jobs import Job
 from cds.jobs.models import OutboxMessage, WorkState
 from cds.patients import sources
-from cds.patients.models import RunKind, SetAside, Source
+from cds.patients.models import NOT_READ, RunKind, SetAside, Source
 from cds.sending import destinations
 from cds.sending.models import Destination, Document
+from cds.subscriptions.models import Subscription
 from tests.cds.sending import results
 from tests.web.clinic import BY, Clinic
 
@@ -56,6 +57,38 @@ def test_set_aside_is_grouped_and_taken_away_as_harmless_csv(
     lines = b"".join(answer.streaming_content).decode().splitlines()  # type: ignore[attr-defined]
     assert len(lines) == 4
     assert all(",'=o" in line for line in lines[1:])
+
+
+def test_what_a_server_promised_to_tell_and_does_not(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    source, client, now = Source.objects.get(), sign_in("admin"), timezone.now()
+    held = Subscription.objects.create(
+        source=source, base_url="https://ehr.example/fhir", shape="r4", criteria="Observation?",
+        status="error", server_id="s1", secret_digest="0" * 64, gap="events between 3 and <5> did not arrive",
+        last_error="the server answered 401", good_until=now, created_at=now,
+    )  # fmt: skip
+    page = text(client, f"/sources/{source.pk}", **{"HX-Request": "true"})
+    assert page.count('data-testid="subscription-row"') == 1
+    for said in ("it is &#x27;error&#x27;", "between 3 and &lt;5&gt; did not arrive", "answered 401"):
+        assert said in page
+    assert "https://ehr.example/fhir" in page
+    assert "Failing" in text(client, "/sources")
+    held.delete()
+    assert "subscription-row" not in text(client, f"/sources/{source.pk}")
+
+
+def test_what_was_not_read_is_told_from_what_was_refused(
+    ward: Clinic, sign_in: Callable[[str], Client]
+) -> None:
+    source, client, now = Source.objects.get(), sign_in("admin"), timezone.now()
+    for kind in (NOT_READ, NOT_READ, "DICOM"):
+        SetAside.objects.create(
+            source=source, where=f"C-STORE from PACS {SetAside.objects.count()}", kind=kind,
+            reason=f"because it is {kind}", first_at=now, last_at=now,
+        )  # fmt: skip
+    page = text(client, f"/sources/{source.pk}")
+    assert "2 DICOM files without a picture" in page
+    assert "because it is DICOM, not read" in page
+    assert '<td class="num">1</td></tr>' in text(client, "/sources")
 
 
 def test_pause_resume_and_test_connection(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
