@@ -79,7 +79,7 @@ def complete(
             code,
             pending,
             keys=lambda fresh: cached(
-                settings.OIDC_ISSUER, "keys", lambda: app.read_keys(configuration), fresh=fresh
+                settings.OIDC_ISSUER, "provider-keys", lambda: app.read_keys(configuration), fresh=fresh
             ),
         )
     except ehr.Permanent as error:

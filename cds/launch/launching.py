@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Lock
@@ -72,7 +72,7 @@ def begin(issuer: str, *, launch: str = "") -> tuple[str, SmartServer, ehr.Pendi
     server = _registered(issuer)
     app = _app(server)
     try:
-        there, pending = app.begin(cached(server.issuer, "configuration", app.discover), launch=launch)
+        there, pending = app.begin(_configuration(server, app), launch=launch)
     except ehr.EhrError as error:
         raise Unavailable(f"the EHR's sign-in could not be found: {error}") from error
     return there, server, pending
@@ -89,13 +89,17 @@ def complete(
     server = _registered(issuer)
     app = _app(server)
     try:
-        configuration = cached(server.issuer, "configuration", app.discover)
+        configuration = _configuration(server, app)
         said = app.complete(
             configuration,
             code,
             pending,
             keys=lambda fresh: cached(
-                server.issuer, "keys", lambda: app.read_keys(configuration), fresh=fresh
+                server.issuer,
+                "smart-keys",
+                lambda: app.read_keys(configuration),
+                origins=server.origins,
+                fresh=fresh,
             ),
         )
         kind, identity = ehr.fhir_user_of(said.fhir_user, server.issuer)
@@ -227,13 +231,22 @@ def _style(app: ehr.SmartApp, url: str) -> Mapping[str, str]:
         return {}
 
 
-_held: dict[tuple[str, str], tuple[float, Any]] = {}
+def _configuration(server: SmartServer, app: ehr.SmartApp) -> ehr.SmartConfiguration:
+    return cached(server.issuer, "smart-configuration", app.discover, origins=server.origins)
+
+
+_held: dict[tuple[str, str, tuple[str, ...]], tuple[float, Any]] = {}
 _lock = Lock()
 
 
-def cached(issuer: str, what: str, read: Callable[[], T], *, fresh: bool = False) -> T:
-    """What a server said, for an hour: at most MOST_CACHED answers in this process."""
-    key = (issuer, what)
+def cached(
+    issuer: str, what: str, read: Callable[[], T], *, origins: Collection[str] = (), fresh: bool = False
+) -> T:
+    """What a server said, for an hour: at most MOST_CACHED answers in this process.
+
+    origins  those registered beside it, against which the answer was checked: with others it is read anew
+    """
+    key = (issuer, what, tuple(sorted(origins)))
     with _lock:
         at, found = _held.get(key, (-CACHED_S, None))
     if not fresh and time.monotonic() - at < CACHED_S:

@@ -306,6 +306,38 @@ def test_an_ehr_that_does_not_answer_says_so(registered: SmartServer, server: La
     assert "could not be read from the EHR" in gone.content.decode()
 
 
+def test_an_origin_that_was_taken_away_is_used_no_more(db: None, server: LaunchingEhr) -> None:
+    """At once, though what the EHR said while it was registered is kept for an hour."""
+    elsewhere = server.url.replace("127.0.0.1", "localhost")
+    server.discovery = {"token_endpoint": f"{elsewhere}/auth/token", "jwks_uri": f"{elsewhere}/auth/keys"}
+    _register(server, origins=[elsewhere])
+    client = Client()
+    assert _launch(client, server).status_code == 302
+    under_way = _begin(client, server)
+    _register(server, origins=[])
+    asked = len(server.asked)
+    answer = client.get(under_way)
+    assert answer.status_code == 400
+    assert "not registered for this server" in answer.content.decode()
+    assert "/auth/token" not in server.asked[asked:]
+    assert client.get("/launch", {"iss": server.fhir}).status_code == 503
+    _register(server, origins=[elsewhere])
+    assert _launch(Client(), server).status_code == 302
+
+
+def test_keys_of_launches_are_not_those_of_the_hospitals_accounts(
+    registered: SmartServer, server: LaunchingEhr
+) -> None:
+    """Even where both come from one issuer."""
+    launching.cached(server.fhir, "provider-keys", lambda: {"keys": []})
+    assert _launch(Client(), server).status_code == 302
+    assert {what for _, what, _ in launching._held} == {
+        "provider-keys",
+        "smart-configuration",
+        "smart-keys",
+    }
+
+
 def test_a_record_that_cannot_be_read_anew_is_shown_with_a_warning(
     registered: SmartServer, server: LaunchingEhr
 ) -> None:
