@@ -29,6 +29,7 @@ from cds.studies import receiving
 from cds.studies.models import Series, Study, StudyState
 from cds.taking import Progress, Tally, silent, take_record
 
+AWAITED_S = 3.0  # for connecting, and for each read, while somebody waits
 OVERLAP = timedelta(minutes=5)  # asked for again: clocks differ, and indexes lag
 
 
@@ -80,6 +81,7 @@ def ingest_patients(
     ids: Iterable[str],
     *,
     since: datetime | None = None,
+    is_awaited: bool = False,
     source: Source,
     by: recording.Actor,
     now: datetime,
@@ -87,12 +89,13 @@ def ingest_patients(
 ) -> Tally:
     """Take these patients' records from a FHIR server; with `since`, also all that have changed since.
 
-    raises  Conflict when the source is paused, Invalid when the address may not be called
+    is_awaited  somebody waits for it: see `connect`
+    raises      Conflict when the source is paused, Invalid when the address may not be called
     """
     sources.check_not_paused(source)
     tally, reading = Tally(), ehr.ReadingTally()
     try:
-        with connect(where, token=token) as client:
+        with connect(where, token=token, is_awaited=is_awaited) as client:
             records = client.whole_patients(ids, tally=reading)
             changed = client.patients(since, tally=reading) if since is not None else ()
             for record in chain(records, changed):
@@ -136,9 +139,16 @@ def find_patients(
     return found, gone
 
 
-def connect(where: str, *, token: str | ehr.SignIn = "") -> ehr.FhirClient:
-    """A client of a FHIR server we may call. Raises Invalid."""
+def connect(where: str, *, token: str | ehr.SignIn = "", is_awaited: bool = False) -> ehr.FhirClient:
+    """A client of a FHIR server we may call. Raises Invalid; EhrError for plain http to another machine.
+
+    is_awaited  at a browser, from a server whose address came with the request: one attempt of AWAITED_S, and
+                the address is looked at again at the moment of connecting (OPERATIONS 8)
+    """
     check_address(where)
+    if is_awaited:
+        connections = ehr.guarded_connections()
+        return ehr.FhirClient(where, token=token, timeout_s=AWAITED_S, attempts=1, transport=connections)
     return ehr.FhirClient(where, token=token, allow_http=_is_registered(where))
 
 

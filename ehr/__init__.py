@@ -46,6 +46,7 @@ from ehr.fhir.subscriptions import (
     read_notification,
 )
 from ehr.fhir.writing import Done, FhirWriter, Written, identified
+from ehr.guarded import guarded_connections
 from ehr.json_documents import read_key_set
 from ehr.openid import HospitalSignIn, Pending, ProviderConfiguration, SignedIn
 from ehr.pseudonyms import Pseudonyms, moved
@@ -178,6 +179,7 @@ __all__ = [
     "discover_token_url",
     "estimate_size",
     "fhir_user_of",
+    "guarded_connections",
     "identified",
     "inspect",
     "is_over",

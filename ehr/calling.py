@@ -115,6 +115,8 @@ def why(error: httpx.TransportError) -> str:
             f"{kind}: its certificate is not trusted here ({said.rpartition(': ')[2][:100]}): install the "
             "hospital's authority (CA) on this machine"
         )
+    if isinstance(error, httpx.ConnectError) and said == "Refused":  # by ehr.guarded
+        return f"{kind}: its name leads to this machine or to a reserved network, which is not called"
     if isinstance(error, httpx.ConnectTimeout):
         return f"{kind}: nobody answered: is a firewall between us?"
     if isinstance(error, httpx.ConnectError):

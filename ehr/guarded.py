@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 import typing
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,13 @@ def guarded_transport() -> httpx.AsyncHTTPTransport:
     return transport
 
 
+def guarded_connections() -> httpx.HTTPTransport:
+    """The same for a client that waits by itself, such as `FhirClient`."""
+    transport = httpx.HTTPTransport(verify=trusted(), trust_env=False)
+    transport._pool._network_backend = GuardedSockets()
+    return transport
+
+
 class GuardedNetwork(httpcore.AsyncNetworkBackend):
     """Resolves a name, checks every address it leads to, and connects to one of those."""
 
@@ -62,16 +70,51 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect. Raises httpcore.ConnectError for a name that leads nowhere we may go."""
         try:
-            found = await asyncio.get_running_loop().run_in_executor(
-                _lookups, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            )
-            addresses = [str(one[4][0]) for one in found]
-            for address in addresses:
-                check_resolved(host, address)
+            found = await asyncio.get_running_loop().run_in_executor(_lookups, _look_up, host, port)
+            address = _allowed(host, found)
         except (OSError, UnicodeError, Refused) as error:
             raise httpcore.ConnectError(type(error).__name__) from error
-        return await self._plain.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
+        return await self._plain.connect_tcp(address, port, timeout, local_address, socket_options)
 
     async def sleep(self, seconds: float) -> None:
         """As the pool asks."""
         await asyncio.sleep(seconds)
+
+
+class GuardedSockets(httpcore.NetworkBackend):
+    """The same, one thing after the other."""
+
+    def __init__(self) -> None:
+        self._plain = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[typing.Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        """Connect. Raises httpcore.ConnectError as above, ConnectTimeout for a name server that is silent."""
+        try:
+            address = _allowed(host, _lookups.submit(_look_up, host, port).result(timeout))
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(type(error).__name__) from error
+        except (OSError, UnicodeError, Refused) as error:
+            raise httpcore.ConnectError(type(error).__name__) from error
+        return self._plain.connect_tcp(address, port, timeout, local_address, socket_options)
+
+    def sleep(self, seconds: float) -> None:
+        """As the pool asks."""
+        time.sleep(seconds)
+
+
+def _look_up(host: str, port: int) -> list[str]:
+    return [str(one[4][0]) for one in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+def _allowed(host: str, addresses: list[str]) -> str:
+    """The first of the addresses, once every one of them may be called. Raises Refused."""
+    for address in addresses:
+        check_resolved(host, address)
+    return addresses[0]

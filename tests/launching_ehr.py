@@ -32,6 +32,7 @@ class LaunchingEhr:
     answers    what its token answers say besides, or instead
     discovery  what its discovery says besides, or instead
     app_keys   our public keys, where we are a confidential client
+    is_busy    its records are answered 503 for the time being
     """
 
     def __init__(self) -> None:
@@ -42,6 +43,7 @@ class LaunchingEhr:
         self.answers: dict[str, Any] = {}
         self.discovery: dict[str, Any] = {}
         self.app_keys: dict[str, Any] | None = None
+        self.is_busy = False
         self.key = ECKey.generate_key("P-384", {"kid": "one"})
         self.signs_with: Any = None  # another key than the published one
         self.codes: dict[str, dict[str, str]] = {}
@@ -139,6 +141,8 @@ class LaunchingEhr:
         )
 
     def read(self, path: str, bearer: str) -> tuple[int, dict[str, Any]]:
+        if self.is_busy:
+            return 503, _outcome("transient")
         if bearer not in self.tokens:
             return 401, _outcome("login")
         kind, _, identity = path.partition("/")

@@ -192,7 +192,13 @@ def _refresh(server: SmartServer, said: ehr.LaunchContext, *, by: recording.Acto
     """Read the patient's record with the launch's own token; why it could not be, or ""."""
     try:
         tally = ingesting.ingest_patients(
-            server.issuer, [said.patient], source=server.source, by=by, now=now, token=said.access_token
+            server.issuer,
+            [said.patient],
+            is_awaited=True,
+            source=server.source,
+            by=by,
+            now=now,
+            token=said.access_token,
         )
     except ClinicError as error:
         return str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -304,6 +305,32 @@ def test_an_ehr_that_does_not_answer_says_so(registered: SmartServer, server: La
     gone = _launch(Client(), server)
     assert gone.status_code == 503
     assert "could not be read from the EHR" in gone.content.decode()
+
+
+def test_nobody_waits_for_a_second_attempt(registered: SmartServer, server: LaunchingEhr) -> None:
+    server.is_busy = True
+    assert _launch(Client(), server).status_code == 503
+    assert server.asked.count("/fhir/Patient/p1") == 1
+
+
+def test_the_address_is_looked_at_again_before_the_record_is_read(
+    registered: SmartServer, server: LaunchingEhr, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registered name that leads to a cloud's metadata once the token was given: it is not taken there."""
+    _launch(Client(), server)
+    look_up = socket.getaddrinfo
+
+    def rebound(*args: Any, **more: Any) -> list[Any]:
+        return [(0, 0, 0, "", ("169.254.169.254", 80))] if len(server.tokens) > 1 else look_up(*args, **more)
+
+    client = Client()
+    back = _begin(client, server)
+    asked = len(server.asked)
+    monkeypatch.setattr(socket, "getaddrinfo", rebound)
+    there = client.get(back)["Location"]
+    monkeypatch.undo()
+    assert server.asked[asked:] == ["/auth/token"]
+    assert "leads to this machine or to a reserved network" in client.get(there).content.decode()
 
 
 def test_an_origin_that_was_taken_away_is_used_no_more(db: None, server: LaunchingEhr) -> None:
