@@ -204,8 +204,8 @@ def _configuration(app: ehr.HospitalSignIn) -> ehr.ProviderConfiguration:
 def _app() -> ehr.HospitalSignIn:
     if not is_offered():
         raise NotThisLaunch("this site has no sign-in of a hospital: use an account of this site")
-    held = signing.private_keys() if settings.OIDC_CLIENT_AUTH == "private_key" else []
-    if settings.OIDC_CLIENT_AUTH == "private_key" and not held:
+    key = signing.signing_key() if settings.OIDC_CLIENT_AUTH == "private_key" else None
+    if settings.OIDC_CLIENT_AUTH == "private_key" and key is None:
         raise Unavailable(
             "there is no key to sign in with: run `manage.py fhir_key add`, and register its key set"
         )
@@ -214,7 +214,7 @@ def _app() -> ehr.HospitalSignIn:
             settings.OIDC_ISSUER,
             settings.OIDC_CLIENT_ID,
             redirect_uri=settings.PUBLIC_URL + CALLBACK,
-            key=held[0] if held else None,
+            key=key,
             secret=settings.OIDC_CLIENT_SECRET if settings.OIDC_CLIENT_AUTH == "secret" else "",
             origins=settings.OIDC_ORIGINS,
             algorithms=settings.OIDC_ALGORITHMS,

@@ -152,8 +152,8 @@ def _registered(issuer: str) -> SmartServer:
 
 
 def _app(server: SmartServer) -> ehr.SmartApp:
-    held = signing.private_keys() if server.is_confidential else []
-    if server.is_confidential and not held:
+    key = signing.signing_key() if server.is_confidential else None
+    if server.is_confidential and key is None:
         raise Unavailable(
             "there is no key to sign in with: run `manage.py fhir_key add`, and register its key set"
         )
@@ -161,7 +161,7 @@ def _app(server: SmartServer) -> ehr.SmartApp:
         server.issuer,
         server.client_id,
         redirect_uri=settings.PUBLIC_URL + CALLBACK,
-        key=held[0] if held else None,
+        key=key,
         origins=server.origins,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -14,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from django.core.management import CommandError, call_command
 from django.test import Client
+from django.utils import timezone
 from joserfc import jwt
 from joserfc.jwk import KeySet
 
@@ -180,17 +182,42 @@ def test_our_public_keys_are_served(hospital: Hospital, client: Client) -> None:
     assert (key["alg"], key["crv"]) == ("ES384", "P-384")
 
 
-def test_keys_rotate(hospital: Hospital, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_rotate(
+    hospital: Hospital, client: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (old,) = [key["kid"] for key in signing.private_keys()]
     call_command("fhir_key", "add", "--kind", "RSA")
     new = signing.private_keys()[0]["kid"]
     served = [key["kid"] for key in client.get("/.well-known/jwks.json").json()["keys"]]
     assert served == [new, old], "the old one is served until it is dropped"
+    told = capsys.readouterr().out
+    assert f"{new} RSA served; signs from " in told
+    assert f"{old} EC signs" in told
+    with pytest.raises(CommandError, match="this key signs"):
+        call_command("fhir_key", "drop", old)
+    later = timezone.now() + timedelta(seconds=signing.SETTLED_S)
+    monkeypatch.setattr("cds.signing.timezone.now", lambda: later)
     with pytest.raises(CommandError, match="this key signs"):
         call_command("fhir_key", "drop", new)
     call_command("fhir_key", "drop", old)
     assert [key["kid"] for key in signing.private_keys()] == [new]
     assert f"{new} RSA signs" in capsys.readouterr().out
+
+
+def test_of_keys_that_servers_may_not_have_read_the_oldest_signs(hospital: Hospital) -> None:
+    (old,) = [key["kid"] for key in signing.private_keys()]
+    for _ in range(2):
+        signing.add_key("EC")
+        assert signing.signing_key() == signing.private_keys()[-1]
+    assert signing.private_keys()[-1]["kid"] == old
+
+
+def test_a_key_of_an_earlier_version_signs(hospital: Hospital, settings: Any) -> None:
+    held = json.loads(settings.FHIR_KEYS.read_text())
+    del held["keys"][0]["made_at"]
+    settings.FHIR_KEYS.write_text(json.dumps(held))
+    signing.add_key("EC")
+    assert signing.signing_key() == held["keys"][0]
 
 
 def test_only_the_owner_reads_the_keys(hospital: Hospital, settings: Any) -> None:
