@@ -7,7 +7,6 @@ installs its own; a limit on every body, in bytes and in seconds.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Self
@@ -15,7 +14,8 @@ from typing import Self
 import httpx
 
 from ehr.addresses import check_base_url
-from ehr.errors import Refused, Retriable, TooLarge
+from ehr.bodies import read_body
+from ehr.errors import Refused, Retriable
 from ehr.fhir.sign_in import Bearer, GivenToken, SignIn
 from ehr.trust import trusted
 
@@ -89,22 +89,12 @@ class ServerClient:
         """
         try:
             with self._http.stream(method, url, content=content, headers=dict(headers or {})) as answer:
-                body = self._read_body(answer, said, limit)
+                body = read_body(answer, said, limit=limit, within_s=self._body_s)
         except httpx.TransportError as error:
             raise Retriable(f"{said}: {why(error)}") from error
         except httpx.HTTPError as error:
             raise Refused(f"{said}: {type(error).__name__}") from error
         return answer, body
-
-    def _read_body(self, answer: httpx.Response, said: str, limit: int) -> bytes:
-        held, started = bytearray(), time.monotonic()
-        for piece in answer.iter_bytes():
-            held += piece
-            if time.monotonic() - started > self._body_s:
-                raise Retriable(f"{said}: the body took longer than {self._body_s:g} s")
-            if len(held) > limit:
-                raise TooLarge(f"{said}: the body is larger than {limit} bytes")
-        return bytes(held)
 
 
 def why(error: httpx.TransportError) -> str:

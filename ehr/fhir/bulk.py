@@ -7,14 +7,15 @@ run that was killed goes on with the same job and fetches no finished file again
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
@@ -24,27 +25,30 @@ import orjson
 import tenacity
 
 from ehr.addresses import check_base_url, origin_of
-from ehr.calling import ServerClient
+from ehr.bodies import read_beginning
+from ehr.calling import ServerClient, why
 from ehr.errors import BadResource, Permanent, Refused, Retriable, TooLarge
-from ehr.fhir.prefetch import outcome_text
+from ehr.fhir import export_files
+from ehr.fhir.export_files import KINDS, PIECE
+from ehr.fhir.export_texts import fetch_texts
+from ehr.fhir.notes import MAX_NOTE_BYTES
 from ehr.fhir.sign_in import SignIn
-from ehr.fhir.waiting import ATTEMPTS, MAX_WAIT_S, backoff, is_busy, outcome_said, retry_after
+from ehr.fhir.waiting import ATTEMPTS, MAX_WAIT_S, backoff, is_busy, outcome_said, refusal_said, retry_after
 from ehr.records import SetAside
 
 NDJSON = "application/fhir+ndjson"
 STATE = "export-state.json"
-PIECE = 2**20
-MAX_FILES = 100_000
 MAX_MANIFEST_BYTES = 64 * 2**20
+MAX_TEXT_BYTES = MAX_NOTE_BYTES * 4 // 3 + 2**16  # a Binary with a note in base64
 MAX_FILE_BYTES = 64 * 2**30  # of one NDJSON file, unpacked
-MAX_LINE_BYTES = 16 * 2**20
 FIRST_WAIT_S = 1.0
+LONGEST_WAIT_S = 3600.0  # between two looks at the job, however long the server asks for
+MOST_RUNS = 5  # that find the job's status out of order (502, 503, 504): it is given up then
 TYPES = (
     "Patient", "Encounter", "Condition", "Observation", "MedicationRequest", "MedicationStatement",
     "MedicationAdministration", "Medication", "Procedure", "AllergyIntolerance", "DiagnosticReport",
     "DocumentReference", "FamilyMemberHistory", "ImagingStudy", "Location",
 )  # fmt: skip
-KINDS = ("output", "error", "deleted")  # of files, each in a folder of its own
 Answer = TypeVar("Answer")
 Tell = Callable[[str, int, int | None], None]  # what, how many are done, of how many (None: not known)
 
@@ -59,14 +63,29 @@ class Export:
 
     transaction_time  the server's clock when it took the picture: `since` of the next export
     folder            NDJSON files of resources
-    problems          OperationOutcomes of `error[]`, and files that held fewer lines than promised
+    problems          OperationOutcomes of `error[]`, and texts of notes that could not be read
+    missing           what was promised and did not come, though it was fetched twice: `since` of the next
+                      export must then be the one of this export again
     deleted           (type, id) of resources that are gone since `since`
     """
 
     transaction_time: datetime
     folder: Path
     problems: tuple[SetAside, ...]
+    missing: tuple[SetAside, ...]
     deleted: tuple[tuple[str, str], ...]
+
+
+class _Failed(Retriable):
+    """The job's status was answered 5xx. `is_final`: the export has failed, as the specification has it."""
+
+    def __init__(self, message: str, *, status: int, is_final: bool, retry_after_s: float | None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.status, self.is_final = status, is_final
+
+
+class _NotNdjson(Retriable):
+    """A file was answered 200 with something else: a portal's page, say."""
 
 
 class BulkClient(ServerClient):
@@ -115,8 +134,9 @@ class BulkClient(ServerClient):
 
         of     "Patient" (every patient), "Group/[id]", or "" (the whole system)
         since  only what has changed since then (`transaction_time` of the export before)
-        Raises Refused (4xx, an address we may not call, files that have expired: the job is then forgotten,
-        and the next run starts a new one), Retriable (busy beyond patience: run again), BadResource.
+        Raises Refused (4xx, an address we may not call, a job that failed or files that have expired: it is
+        then forgotten, and the next run starts a new one), Retriable (busy beyond patience: run again),
+        BadResource. A job that an earlier run left and that is gone meanwhile is asked for anew at once.
         """
         if of not in ("", "Patient") and not re.fullmatch(r"Group/[A-Za-z0-9.-]{1,64}", of):
             raise Refused(f"an export is of 'Patient', 'Group/[id]' or '' (the system), not {of!r}")
@@ -127,19 +147,36 @@ class BulkClient(ServerClient):
             "types": list(types),
             "since": since.isoformat() if since else "",
         }
-        state = _State(folder / STATE)
+        state = export_files.State(folder / STATE)
         if state.held.get("asked") != asked:
             state.begin(asked)
+        was_left = "job" in state.held
+        try:
+            return self._carry_out(folder, state, of, types, since, tell)
+        except Refused as error:
+            if not was_left or error.status not in (404, 410):
+                raise
+        state.begin(asked)
+        return self._carry_out(folder, state, of, types, since, tell)
+
+    def _carry_out(
+        self,
+        folder: Path,
+        state: export_files.State,
+        of: str,
+        types: Sequence[str],
+        since: datetime | None,
+        tell: Tell,
+    ) -> Export:
         if "job" not in state.held:
             state.keep(job=self._kick_off(of, types, since))
         if "manifest" not in state.held:
-            state.keep(manifest=self._wait_for(state.held["job"], tell))
+            state.keep(manifest=self._manifest_of(state, tell))
         try:
             return self._fetch(folder, state, tell)
         except Refused as error:
             if error.status in (403, 404, 410):
-                self._delete(state.held["job"])
-                state.forget()
+                self._give_up(state)
                 raise Refused(
                     f"{error}: the files of this export are no longer there; run again for a new export",
                     status=error.status,
@@ -148,10 +185,14 @@ class BulkClient(ServerClient):
 
     def finish(self, folder: Path) -> None:
         """The folder has been read: delete the job on the server, and the files here."""
-        state = _State(folder / STATE)
+        state = export_files.State(folder / STATE)
         if "job" in state.held:
             self._delete(state.held["job"])
-        _clear(folder)
+        export_files.clear(folder)
+        state.forget()
+
+    def _give_up(self, state: export_files.State) -> None:
+        self._delete(state.held["job"])
         state.forget()
 
     def _kick_off(self, of: str, types: Sequence[str], since: datetime | None) -> str:
@@ -160,7 +201,7 @@ class BulkClient(ServerClient):
             params["_since"] = since.astimezone(UTC).isoformat(timespec="milliseconds")
         url = str(httpx.URL(urljoin(self.base_url, f"{of}/$export".lstrip("/")), params=params))
         headers = {"Accept": "application/fhir+json", "Prefer": "respond-async"}
-        answer = self._again(lambda: self._ask("GET", url, headers))
+        answer, _ = self._again(lambda: self._ask("GET", url, headers))
         if answer.status_code != 202:
             raise Refused(
                 f"$export was answered {answer.status_code} instead of 202: does this server offer Bulk "
@@ -172,54 +213,137 @@ class BulkClient(ServerClient):
             raise Refused("$export was accepted without a Content-Location on the same server")
         return job
 
-    def _wait_for(self, job: str, tell: Tell) -> dict[str, Any]:
+    def _manifest_of(self, state: export_files.State, tell: Tell) -> dict[str, Any]:
+        """The manifest, once the job is done. A job that came to nothing is forgotten, unless it is we who
+        are not let in (401): the next run starts another."""
+        try:
+            return export_files.check_manifest(self._wait_for(state.held["job"], tell))
+        except _Failed as error:
+            runs = state.held.get("out_of_order", 0) + 1
+            if not error.is_final and runs < MOST_RUNS:
+                state.keep(out_of_order=runs)
+                raise
+            self._give_up(state)
+            raise Refused(
+                f"the server could not make the export: {error}; its log says why. Run again for a "
+                "new export",
+                status=error.status,
+            ) from error
+        except Permanent as error:
+            status = error.status if isinstance(error, Refused) else None
+            if status == 401:
+                raise
+            self._give_up(state)
+            said = f"{error}. Run again for a new export"
+            raise (
+                BadResource(said) if isinstance(error, BadResource) else Refused(said, status=status)
+            ) from error
+
+    def _wait_for(self, job: str, tell: Tell) -> bytes:
         started, pause = time.monotonic(), FIRST_WAIT_S
         waited = 0.0
         while True:
-            answer = self._again(lambda: self._ask("GET", job, {"Accept": "application/json"}))
+            answer, body = self._again(lambda: self._ask_status(job))
             if answer.status_code == 200:
-                return _checked_manifest(answer.content)
-            if answer.status_code != 202:
+                return body
+            if answer.status_code not in (202, 429):
                 raise Refused(
-                    f"the export's status was answered {answer.status_code}", status=answer.status_code
+                    f"the export's status was answered {answer.status_code} instead of 200 or 202: the "
+                    "server does not keep to Bulk Data Access there",
+                    status=answer.status_code,
                 )
             said = re.match(r"\s*(\d{1,3})\s*%", answer.headers.get("X-Progress", ""))
-            tell("Export is being made", int(said[1]) if said else 0, 100 if said else None)
+            done = (int(said[1]) if said else 0, 100 if said else None)
+            tell("Export is being made", *done)
             if max(waited, time.monotonic() - started) > self._longest_s:
                 raise Retriable(
                     f"the export was not ready after {self._longest_s:g} s; run again to go on waiting"
                 )
             asked = retry_after(answer)
-            pause = min(MAX_WAIT_S, asked if asked is not None else pause * 1.5)
+            pause = min(LONGEST_WAIT_S, asked) if asked is not None else min(MAX_WAIT_S, pause * 1.5)
             waited += pause
-            self._sleep(pause)
+            for nap in _naps(pause):
+                self._sleep(nap)
+                tell("Export is being made", *done)
 
-    def _fetch(self, folder: Path, state: _State, tell: Tell) -> Export:
+    def _ask_status(self, job: str) -> tuple[httpx.Response, bytes]:
+        """One look at the job. Raises _Failed on 5xx, which may be the job's fault or the server's."""
+        what = "the export's status"
+        answer, body = self._exchange(
+            "GET", job, said=what, headers={"Accept": "application/json"}, limit=MAX_MANIFEST_BYTES
+        )
+        status = answer.status_code
+        if status >= 500:
+            said = outcome_said(body)
+            is_passing = status in (502, 503, 504) or said.startswith((": transient", ": throttled"))
+            raise _Failed(
+                f"{what}: {status}{said}",
+                status=status,
+                is_final=not is_passing,
+                retry_after_s=retry_after(answer),
+            )
+        if status >= 300 and status != 429:  # asked too often: it says when to look again, as 202 does
+            self._refuse(answer, body, what)
+        return answer, body
+
+    def _fetch(self, folder: Path, state: export_files.State, tell: Tell) -> Export:
         manifest = state.held["manifest"]
         wanted = [(kind, entry) for kind in KINDS for entry in manifest[kind]]
         needs_token = bool(manifest["requiresAccessToken"])
         paths: dict[str, list[Path]] = {kind: [] for kind in KINDS}
         for kind in KINDS:
             (folder / kind).mkdir(exist_ok=True)
-        problems: list[SetAside] = []
+        missing: list[SetAside] = []
         for number, (kind, entry) in enumerate(wanted):
             path = folder / kind / f"{entry['type']}-{number:05}.ndjson"
-            if not path.exists():
-                self._again(partial(self._download, entry["url"], path, needs_token))
-            paths[kind].append(path)
-            promised = entry.get("count")
-            if isinstance(promised, int) and (found := _lines(path)) != promised:
-                reason = f"the file holds {found} resources and the manifest promised {promised}"
-                problems.append(SetAside(path.name, entry["type"], "", reason))
+            if fault := self._fetch_file(path, entry, needs_token):
+                missing.append(SetAside(path.name, entry["type"], "", fault[:500]))
+            if path.exists():
+                paths[kind].append(path)
             tell("Export files", number + 1, len(wanted))
-        for path in paths["error"]:
-            problems.extend(_errors(path))
-        deleted = [gone for path in paths["deleted"] for gone in _deleted(path)]
+        texts = fetch_texts(
+            folder, self.base_url, self._read_text, lambda done: tell("Texts of notes", done, None)
+        )
+        problems = chain(texts, *(export_files.read_errors(path) for path in paths["error"]))
+        deleted: list[tuple[str, str]] = []
+        for path in paths["deleted"]:
+            try:
+                deleted.extend(export_files.read_deleted(path))
+            except BadResource as error:
+                missing.append(SetAside(path.name, "Bundle", "", f"{error}: what is gone there stays here"))
         moment = datetime.fromisoformat(manifest["transactionTime"])
-        return Export(moment, folder / "output", tuple(problems), tuple(deleted))
+        return Export(
+            moment, folder / "output", export_files.listed(problems), tuple(missing), tuple(deleted)
+        )
+
+    def _fetch_file(self, path: Path, entry: Mapping[str, Any], needs_token: bool) -> str:
+        """Fetch one file unless it is here; what is wrong with it though it was fetched twice, "" if nothing.
+
+        Fewer lines than the manifest promised are resources that never come again: they changed before
+        this export's moment, and the next one asks for what changes after it.
+        """
+        promised, short = entry.get("count"), path.with_suffix(".short")
+        for _ in range(2):
+            if not path.exists():
+                try:
+                    self._again(partial(self._download, entry["url"], path, needs_token))
+                except _NotNdjson as error:
+                    return str(error)
+            found = export_files.count_lines(path) if isinstance(promised, int) else 0
+            if not isinstance(promised, int) or found >= promised:
+                short.unlink(missing_ok=True)
+                return ""
+            path.rename(short)
+            fault = (
+                f"the file holds {found} resources and the manifest promised {promised}, twice: the server's "
+                "maker has to mend one of them"
+            )
+        short.rename(path)  # what there is, is taken
+        return fault
 
     def _download(self, url: str, path: Path, needs_token: bool) -> None:
-        """Stream one file to disk, whole or not at all. Compressed on the way where the server can."""
+        """Stream one file to disk, whole or not at all. Compressed on the way where the server can; one that
+        is kept as `.ndjson.gz` is unpacked, whatever its headers say."""
         scheme, host, _ = origin = origin_of(url)
         if origin != self._origin:
             check_base_url(url.split("?")[0], allow_http=self._allow_http)
@@ -229,49 +353,73 @@ class BulkClient(ServerClient):
                     "--file-host if it is theirs"
                 )
         if scheme == "http" and self._origin[0] == "https":
-            raise Refused("the export's files are offered without encryption")
+            raise Refused(
+                "the export's files are offered without encryption: have the server name them by https"
+            )
         part = path.with_suffix(".part")
         headers = {"Accept": NDJSON, "Accept-Encoding": "gzip"}
         name = urlsplit(url).path.rsplit("/", 1)[-1][:80]
+        auth = self._bearer if needs_token else None
         try:
-            with (
-                self._http.stream(
-                    "GET", url, headers=headers, auth=self._bearer if needs_token else None
-                ) as answer,
-                part.open("wb") as file,
-            ):
+            with self._http.stream("GET", url, headers=headers, auth=auth) as answer, part.open("wb") as file:
                 if answer.status_code != 200:
-                    answer.read()
-                    self._refuse(answer, f"file {name}")
+                    self._refuse(answer, read_beginning(answer), f"file {name}")
                 size = 0
-                for piece in answer.iter_bytes(PIECE):
+                for piece in export_files.unpacked(answer.iter_bytes(PIECE)):
                     size += file.write(piece)
                     if size > MAX_FILE_BYTES:
-                        raise TooLarge(f"file {name} unpacks to more than {MAX_FILE_BYTES} bytes")
+                        raise TooLarge(
+                            f"file {name} unpacks to more than {MAX_FILE_BYTES} bytes: have the server "
+                            "export into more and smaller files"
+                        )
                 file.flush()
                 os.fsync(file.fileno())
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            raise Retriable(f"file {name}: {type(error).__name__}") from error
+        except httpx.TransportError as error:
+            raise Retriable(f"file {name}: {why(error)}") from error
+        except (httpx.DecodingError, zlib.error, EOFError) as error:
+            raise Retriable(f"file {name}: its compression breaks off or is damaged") from error
+        if not export_files.holds_ndjson(part):
+            part.unlink()
+            raise _NotNdjson(
+                f"file {name} was answered 200 and is not NDJSON: a proxy or portal before the server, or "
+                "the server itself, gives another page there"
+            )
         part.rename(path)
 
-    def _ask(self, method: str, url: str, headers: Mapping[str, str]) -> httpx.Response:
-        try:
-            answer = self._http.request(method, url, headers=dict(headers), auth=self._bearer)
-        except httpx.HTTPError as error:
-            raise Retriable(f"{method} {urlsplit(url).path}: {type(error).__name__}") from error
-        if answer.status_code >= 300:
-            self._refuse(answer, f"{method} {urlsplit(url).path}")
-        if len(answer.content) > MAX_MANIFEST_BYTES:
-            raise TooLarge(f"{method} {urlsplit(url).path}: larger than {MAX_MANIFEST_BYTES} bytes")
-        return answer
+    def _read_text(self, identity: str) -> dict[str, Any]:
+        """A Binary of this server. Raises Refused, Retriable, TooLarge or BadResource."""
+        said = f"GET Binary/{identity}"
 
-    def _refuse(self, answer: httpx.Response, what: str) -> None:
-        said = f"{what}: {answer.status_code}{outcome_said(answer.content)}"
+        def read() -> dict[str, Any]:
+            url = urljoin(self.base_url, f"Binary/{identity}")
+            answer, body = self._exchange("GET", url, said=said, limit=MAX_TEXT_BYTES)
+            if answer.status_code != 200:
+                self._refuse(answer, body, said)
+            try:
+                found = orjson.loads(body)
+            except orjson.JSONDecodeError:
+                found = None
+            if not isinstance(found, dict) or found.get("resourceType") != "Binary":
+                raise BadResource(
+                    f"{said}: not answered by a Binary in JSON: have the server heed Accept "
+                    "(application/fhir+json)"
+                )
+            return {**found, "id": identity}
+
+        return self._again(read)
+
+    def _ask(self, method: str, url: str, headers: Mapping[str, str]) -> tuple[httpx.Response, bytes]:
+        said = f"{method} {urlsplit(url).path}"
+        answer, body = self._exchange(method, url, said=said, headers=headers, limit=MAX_MANIFEST_BYTES)
+        if answer.status_code >= 300:
+            self._refuse(answer, body, said)
+        return answer, body
+
+    def _refuse(self, answer: httpx.Response, body: bytes, what: str) -> None:
         if is_busy(answer.status_code):
+            said = f"{what}: {answer.status_code}{outcome_said(body)}"
             raise Retriable(said, retry_after_s=retry_after(answer))
-        if answer.is_redirect:
-            said += " (redirects are not followed)"
-        raise Refused(said, status=answer.status_code)
+        raise Refused(f"{what}: {refusal_said(answer, body)}", status=answer.status_code)
 
     def _again(self, call: Callable[[], Answer]) -> Answer:
         retrying = tenacity.Retrying(
@@ -291,101 +439,9 @@ class BulkClient(ServerClient):
             return
 
 
-class _State:
-    """Where an export stands, in a file that is replaced whole."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            found = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            found = {}
-        self.held: dict[str, Any] = found if isinstance(found, dict) else {}
-
-    def begin(self, asked: Mapping[str, Any]) -> None:
-        """Another export than the one that was left here: its files go."""
-        _clear(self._path.parent)
-        self.held = {}
-        self.keep(asked=dict(asked))
-
-    def keep(self, **what: Any) -> None:
-        self.held |= what
-        part = self._path.with_suffix(".part")
-        part.write_text(json.dumps(self.held))
-        part.replace(self._path)
-
-    def forget(self) -> None:
-        self.held = {}
-        self._path.unlink(missing_ok=True)
-
-
-def _clear(folder: Path) -> None:
-    for kind in KINDS:
-        for pattern in ("*.ndjson", "*.part"):
-            for path in (folder / kind).glob(pattern):
-                path.unlink()
-
-
-def _checked_manifest(body: bytes) -> dict[str, Any]:
-    """The manifest with only what is used, checked. Raises BadResource."""
-    try:
-        found = orjson.loads(body)
-        moment = datetime.fromisoformat(found["transactionTime"])
-        kept: dict[str, Any] = {
-            "transactionTime": moment.isoformat(),
-            "requiresAccessToken": found.get("requiresAccessToken", True) is not False,
-        }
-        for kind in KINDS:
-            kept[kind] = [
-                {"type": str(entry["type"]), "url": str(entry["url"]), "count": entry.get("count")}
-                for entry in found.get(kind) or []
-            ]
-            if len(kept[kind]) > MAX_FILES or not all(
-                re.fullmatch("[A-Za-z]{1,40}", e["type"]) for e in kept[kind]
-            ):
-                raise ValueError(kind)
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadResource("the export's manifest is not one of Bulk Data Access") from error
-    return kept
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, its JSON; None where it is not) of every line that is not blank."""
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES):
-            number += 1
-            if not line.strip():
-                continue
-            try:
-                yield number, orjson.loads(line)
-            except orjson.JSONDecodeError:
-                yield number, None
-
-
-def _lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for line in file if line.strip())
-
-
-def _errors(path: Path) -> Iterator[SetAside]:
-    """What the server says it could not export."""
-    for number, found in _rows(path):
-        is_outcome = isinstance(found, dict) and found.get("resourceType") == "OperationOutcome"
-        said = outcome_text(found) if is_outcome else "an error entry that is not an OperationOutcome"
-        yield SetAside(f"{path.name}:{number}", "OperationOutcome", "", f"the server says: {said}"[:500])
-
-
-def _deleted(path: Path) -> Iterator[tuple[str, str]]:
-    """(type, id) of the DELETE entries of transaction Bundles."""
-    for _, found in _rows(path):
-        entries = found.get("entry") if isinstance(found, dict) else None
-        for entry in entries if isinstance(entries, list) else ():
-            request = entry.get("request") if isinstance(entry, dict) else None
-            if not isinstance(request, dict) or request.get("method") != "DELETE":
-                continue
-            gone = re.fullmatch(
-                r"(?:.*/)?([A-Z][A-Za-z]{2,40})/([A-Za-z0-9._-]{1,128})", str(request.get("url"))
-            )
-            if gone:
-                yield gone[1], gone[2]
+def _naps(seconds: float) -> Iterator[float]:
+    """A long pause in parts of MAX_WAIT_S at most, so that whoever looks sees that the run is alive."""
+    while seconds > MAX_WAIT_S:
+        yield MAX_WAIT_S
+        seconds -= MAX_WAIT_S
+    yield seconds

@@ -119,7 +119,10 @@ def _read_attachment(about: About, attachment: Json, element: str) -> str:
     if not data and url:
         binary = about.scope.find(url, about.resource)
         if binary is None or binary.get("resourceType") != "Binary":
-            raise BadResource(f"{element}.url points outside what was read; it is not fetched")
+            raise BadResource(
+                f"{element}.url points outside what was read (no Binary/[id] of the server, or one that did "
+                "not come): have the source keep the text in a Binary of its server, or in data"
+            )
         content_type = get_text(binary, "contentType", "Binary") or content_type
         data = get_text(binary, "data", "Binary")
     if not data:
@@ -129,7 +132,10 @@ def _read_attachment(about: About, attachment: Json, element: str) -> str:
     if media not in _PLAIN | _HTML:
         raise BadResource(f"{element}.contentType {media[:60] or '(missing)'} is not a text Tessera reads")
     if len(data) > MAX_NOTE_BYTES * 4 // 3 + 4:
-        raise BadResource(f"{element}.data is larger than {MAX_NOTE_BYTES} bytes")
+        raise BadResource(
+            f"{element}.data is larger than {MAX_NOTE_BYTES} bytes: have the source send the text without "
+            "its pictures"
+        )
     try:
         raw = base64.b64decode(re.sub(r"\s+", "", data), validate=True)
     except (binascii.Error, ValueError) as error:

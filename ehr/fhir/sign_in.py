@@ -19,7 +19,8 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
 from ehr.addresses import check_base_url
-from ehr.errors import BadResource, Refused, Retriable
+from ehr.bodies import read_body
+from ehr.errors import BadResource, Refused, Retriable, TooLarge
 from ehr.fhir.waiting import is_busy, retry_after
 from ehr.trust import trusted
 
@@ -30,6 +31,9 @@ EARLY_S = 30.0  # a token is renewed this long before it ends
 PUBLIC = {"EC": ("kty", "crv", "x", "y"), "RSA": ("kty", "n", "e")}
 LEAST_RSA_BITS = 2048
 DISCOVERY_S = 10.0
+MAX_ANSWER_BYTES = 256 * 1024  # a token, or a SMART configuration
+ANSWER_S = 30.0  # for all of it to come
+ACCEPT = {"Accept": "application/json"}
 Jwk = Mapping[str, Any]
 
 
@@ -103,14 +107,15 @@ class BackendServices:
             ),
         }
         try:
-            answer = self._http.post(self._token_url, data=form, headers={"Accept": "application/json"})
+            with self._http.stream("POST", self._token_url, data=form, headers=ACCEPT) as answer:
+                body = _read(answer, "the token endpoint")
         except httpx.HTTPError as error:
             raise Retriable(f"the token endpoint cannot be reached: {type(error).__name__}") from error
         if is_busy(answer.status_code):
             raise Retriable(
                 f"the token endpoint answered {answer.status_code}", retry_after_s=retry_after(answer)
             )
-        said = _json(answer.content)
+        said = _json(body)
         if answer.status_code != 200:
             reason = " ".join(
                 str(said[name])[:200] for name in ("error", "error_description") if name in said
@@ -174,17 +179,20 @@ def discover_token_url(
     check_base_url(base_url, allow_http=allow_http)
     where = urljoin(base_url.rstrip("/") + "/", ".well-known/smart-configuration")
     try:
-        with httpx.Client(
-            timeout=DISCOVERY_S,
-            transport=transport,
-            verify=trusted(),
-            follow_redirects=False,
-            trust_env=False,
-        ) as http:
-            answer = http.get(where, headers={"Accept": "application/json"})
+        with (
+            httpx.Client(
+                timeout=DISCOVERY_S,
+                transport=transport,
+                verify=trusted(),
+                follow_redirects=False,
+                trust_env=False,
+            ) as http,
+            http.stream("GET", where, headers=ACCEPT) as answer,
+        ):
+            body = _read(answer, "smart-configuration")
     except httpx.HTTPError as error:
         raise Retriable(f"smart-configuration cannot be read: {type(error).__name__}") from error
-    found = _json(answer.content).get("token_endpoint") if answer.status_code == 200 else None
+    found = _json(body).get("token_endpoint") if answer.status_code == 200 else None
     if not isinstance(found, str):
         raise Refused(
             f"the server's .well-known/smart-configuration ({answer.status_code}) names no token_endpoint; "
@@ -230,6 +238,14 @@ def _signing_key(key: Jwk) -> tuple[str, ECKey | RSAKey]:
     except (JoseError, ValueError, KeyError) as error:
         raise Refused(told) from error
     raise Refused(told)
+
+
+def _read(answer: httpx.Response, said: str) -> bytes:
+    """The body of an answer. Raises Refused for one that is no answer of ours to expect, Retriable."""
+    try:
+        return read_body(answer, said, limit=MAX_ANSWER_BYTES, within_s=ANSWER_S)
+    except TooLarge as error:
+        raise Refused(str(error), status=answer.status_code) from error
 
 
 def _json(body: bytes) -> dict[str, Any]:

@@ -158,3 +158,24 @@ def test_the_token_endpoint_is_found() -> None:
     empty = httpx.MockTransport(lambda _: httpx.Response(404))
     with pytest.raises(Refused, match="names no token_endpoint"):
         discover_token_url(base, transport=empty)
+
+
+@pytest.mark.parametrize("what", ["token", "discovery"])
+def test_an_answer_without_end_is_cut_off(what: str) -> None:
+    given = 0
+
+    class Endless(httpx.SyncByteStream):
+        def __iter__(self) -> Any:
+            nonlocal given
+            while given < 2**24:
+                given += 2**16
+                yield b" " * 2**16
+
+    endless = httpx.MockTransport(lambda _: httpx.Response(200, stream=Endless()))
+    ask = {
+        "token": lambda: BackendServices(TOKEN_URL, "tessera", new_key(), transport=endless).bearer(),
+        "discovery": lambda: discover_token_url("https://ehr.example/fhir", transport=endless),
+    }[what]
+    with pytest.raises(Refused, match="larger than 262144 bytes"):
+        ask()
+    assert given < 2**20
