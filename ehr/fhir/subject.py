@@ -64,7 +64,11 @@ class About:
         if status == "entered-in-error" or status in retracted:
             raise Retraction
         if name == "status" and status and status not in STATUSES.get(self.kind, {status}):
-            raise BadResource(f"{self.kind}.{name} is not a code of its required value set")
+            allowed = ", ".join(sorted(STATUSES[self.kind] | {"entered-in-error"}))
+            raise BadResource(
+                f"{self.kind}.{name} is not a code of its required value set: the source has to send one of "
+                f"{allowed}"
+            )
         return status
 
     def id_of(self, name: str) -> str:
