@@ -208,15 +208,16 @@ def _take_read(
     held: Sequence[_Read], source: Source, by: recording.Actor, now: datetime, tally: Tally
 ) -> None:
     records = [record for read in held for record in read.records]
-    before = len(tally.refused)
-    done = iter(take_records(records, source=source, by=by, now=now, tally=tally))
-    refused = {(item.kind, item.identity) for item in tally.refused[before:]}
+    taken = Tally()
+    done = iter(take_records(records, source=source, by=by, now=now, tally=taken))
+    refused = {(item.kind, item.identity) for item in taken.refused}
+    tally.merge(taken)
     known = []
     for read in held:
         imported = list(islice(done, len(read.records)))
         tally.ignored.update(read.tally.ignored)
         said = _said(read, imported, refused)
-        if said is not None:
+        if said is not None and not taken.unlisted:
             known.append(said)
     remembering.remember_pieces(known)
 

@@ -18,11 +18,11 @@ EVERY_S = 2.0  # a row is written, and screens are told, no more often
 Take = Callable[..., Tally]  # (where, *, source, by, progress, …); recorded, it takes `how` as well
 
 
-def recorded(kind: RunKind) -> Callable[[Take], Take]:
+def recorded(kind: RunKind, *, with_how: bool = False) -> Callable[[Take], Take]:
     """Note the run of an ingesting function: (where, *, source, by, progress, …) -> Tally.
 
     A paused source is refused (Conflict) before anything is fetched. `how` (see `cds.reaching`) is kept with
-    the run and not handed on.
+    the run, and handed on to a function that takes it: `with_how`.
     """
 
     def decorate(take: Take) -> Take:
@@ -34,7 +34,7 @@ def recorded(kind: RunKind) -> Callable[[Take], Take]:
                 source,
                 kind=_kind(kind, str(where)),
                 where=str(where),
-                how=known.pop("how", None),
+                how=known.get("how") if with_how else known.pop("how", None),
                 by=by,
                 now=timezone.now(),
             )
@@ -77,4 +77,4 @@ def _in_words(error: Exception) -> str:
 def _counts(tally: Tally) -> dict[str, int]:
     taken = sum(sum(states.values()) - states["set_aside"] for states in tally.resources.values())
     files = sum(count for outcome, count in tally.instances.items() if outcome in KEPT)
-    return {"patients": tally.patients, "taken": taken + files, "set_aside": len(tally.refused)}
+    return {"patients": tally.patients, "taken": taken + files, "set_aside": tally.all_refused}

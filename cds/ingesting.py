@@ -33,7 +33,7 @@ AWAITED_S = 3.0  # for connecting, and for each read, while somebody waits
 OVERLAP = timedelta(minutes=5)  # asked for again: clocks differ, and indexes lag
 
 
-@ingest_runs.recorded(RunKind.SERVER)
+@ingest_runs.recorded(RunKind.SERVER, with_how=True)
 def ingest_fhir(
     where: str | Path,
     *,
@@ -43,6 +43,7 @@ def ingest_fhir(
     progress: Progress = silent,
     token: str | ehr.SignIn = "",
     only_changed: bool = False,
+    how: reaching.How | None = None,
 ) -> Tally:
     """Take every patient's record from a folder of Bundles or NDJSON, or from a FHIR R4 server.
 
@@ -50,6 +51,7 @@ def ingest_fhir(
 
     only_changed  of a server: the patients of whom anything has changed since the last run that came to its
                   end (everybody, the first time)
+    how           how the server is reached, to say what to change when it refuses us
     raises        Invalid when there is no such folder, or the address may not be called
     """
     tally, reading = Tally(), ehr.ReadingTally()
@@ -71,7 +73,7 @@ def ingest_fhir(
         source.save(update_fields=["exports"])
         pull.finish()
     except ehr.EhrError as error:
-        tally.interrupted = f"the FHIR server stopped answering: {error}"
+        _break_off(tally, error, how)
     tally.ignored.update(reading.ignored)
     return tally
 
@@ -86,6 +88,7 @@ def ingest_patients(
     by: recording.Actor,
     now: datetime,
     token: str | ehr.SignIn = "",
+    how: reaching.How | None = None,
 ) -> Tally:
     """Take these patients' records from a FHIR server; with `since`, also all that have changed since.
 
@@ -101,9 +104,16 @@ def ingest_patients(
             for record in chain(records, changed):
                 take_record(record, source=source, by=by, now=now, tally=tally)
     except ehr.EhrError as error:
-        tally.interrupted = f"the FHIR server stopped answering: {error}"
+        _break_off(tally, error, how)
     tally.ignored.update(reading.ignored)
     return tally
+
+
+def _break_off(tally: Tally, error: ehr.EhrError, how: reaching.How | None) -> None:
+    """The server's answer ended early; what can be done about it, and whether by us."""
+    tally.may_go_on = isinstance(error, ehr.Retriable)
+    ended = "stopped answering" if tally.may_go_on else "does not give what was asked"
+    tally.interrupted = f"the FHIR server {ended}: {reaching.why_not(error, how or {})}"
 
 
 def find_patients(
@@ -152,7 +162,7 @@ def connect(where: str, *, token: str | ehr.SignIn = "", is_awaited: bool = Fals
     return ehr.FhirClient(where, token=token, allow_http=_is_registered(where))
 
 
-@ingest_runs.recorded(RunKind.BULK)
+@ingest_runs.recorded(RunKind.BULK, with_how=True)
 def ingest_bulk(
     where: str,
     *,
@@ -164,13 +174,15 @@ def ingest_bulk(
     token: str | ehr.SignIn = "",
     file_hosts: Sequence[str] = (),
     everything: bool = False,
+    how: reaching.How | None = None,
 ) -> Tally:
     """Take a Bulk Data export of a FHIR server: what has changed since the last one, or `everything`.
 
     of      "Patient", "Group/[id]", or "" for the whole system
     raises  Invalid when the address may not be called
 
-    Run again after a failure, it goes on with the same export and fetches no finished file twice.
+    Run again after a failure, it goes on with the same export and fetches no finished file twice. Where less
+    came than was promised, what came is taken, and the next export begins at the same moment again.
     """
     check_address(where)
     tally = Tally()
@@ -183,19 +195,33 @@ def ingest_bulk(
             where, token=token, file_hosts=file_hosts, allow_http=_is_registered(where)
         ) as client:
             export = client.export(folder, of=of, since=since, tell=progress)
-            tally.refuse(export.problems)
-            importing.keep_set_aside(source, export.problems, now=now)
+            aside = (*export.problems, *export.missing)
+            tally.refuse(aside)
+            importing.keep_set_aside(source, aside, now=now)
             done = folders.take_folder(export.folder, source=source, by=by, now=now, progress=progress)
             tally.merge(done)
             changed, by_type = importing.remove_resources(source, export.deleted, by=by, now=now)
             tally.changed |= changed
             tally.add(by_type)
-            source.exports[key] = export.transaction_time.isoformat()
-            source.save(update_fields=["exports"])
+            if export.missing:
+                tally.interrupted, tally.may_go_on = _short(export.missing), False
+            else:
+                source.exports[key] = export.transaction_time.isoformat()
+                source.save(update_fields=["exports"])
             client.finish(folder)
     except ehr.EhrError as error:
-        tally.interrupted = f"the export was not completed: {error}"
+        tally.may_go_on = isinstance(error, ehr.Retriable)
+        tally.interrupted = f"the export was not completed: {reaching.why_not(error, how or {})}"
     return tally
+
+
+def _short(missing: Sequence[ehr.SetAside]) -> str:
+    first = missing[0]
+    more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
+    return (
+        f"the export came short: {first.where}: {first.reason}{more}; what came is in, and the next export "
+        "asks from the same moment again"
+    )
 
 
 @ingest_runs.recorded(RunKind.DICOM)

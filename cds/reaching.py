@@ -17,6 +17,7 @@ import ehr
 from cds import signing
 
 How = Mapping[str, str]
+KEY_SET = "/.well-known/jwks.json"
 NAMES = ("client_id", "token_url", "scope", "token_env", "title", "tls_ca", "tls_cert", "tls_key")
 
 
@@ -37,6 +38,31 @@ def token(where: str, how: How, *, allow_http: bool = False) -> str | ehr.SignIn
         token_url = ehr.discover_token_url(where, allow_http=allow_http)
     return signing.sign_in(
         token_url, how["client_id"], scope=how.get("scope") or "system/*.rs", allow_http=allow_http
+    )
+
+
+def is_about_us(error: ehr.EhrError) -> bool:
+    """Whether the server does not know us, or does not let us: it would refuse everything else as well."""
+    return isinstance(error, ehr.Refused) and error.status in (401, 403)
+
+
+def why_not(error: ehr.EhrError, how: How, *, what: str = "what we asked for") -> str:
+    """What to change, and on whose side, when a FHIR server refused us.
+
+    what  that was refused: "Patient", say
+    """
+    if not is_about_us(error):
+        return str(error)
+    if how.get("client_id"):
+        return (
+            f"it does not let us read {what} ({error}): allow the client {how['client_id']!r} there "
+            f"{how.get('scope') or 'system/*.rs'}"
+        )
+    if how.get("token_env"):
+        return f"it does not take our token ({error}): put a fresh one into {how['token_env']}"
+    return (
+        f"it asks who we are ({error}): run `ingest` with --client-id (see `fhir_key`; our key set is served "
+        f"at {KEY_SET}), or with --token-env"
     )
 
 

@@ -19,6 +19,7 @@ from cds.studies import receiving
 from cds.studies.models import Study
 
 Progress = Callable[[str, int, int | None], None]  # what, how many are done, of how many (None: not known)
+MOST_LISTED = 10_000  # of what was set aside; a run of any size remembers no more
 
 
 def silent(what: str, done: int, total: int | None) -> None:
@@ -32,10 +33,12 @@ class Tally:
     resources   resource type -> state (new, changed, unchanged, removed, set_aside) -> how many
     ignored     resources that say nothing Tessera reads: by type, or "type (why)"
     instances   "new" | "duplicate" | "not-read" | "set-aside" -> how many DICOM files
-    refused     every resource and file set aside, with its reason
+    refused     resources and files set aside, with their reasons: the first MOST_LISTED
+    unlisted    how many were set aside besides
     changed     patients whose record is not what it was before
     passed_over patients that an earlier run, broken off, had taken already
     interrupted why a server's answer ended early; "" when everything was read
+    may_go_on   whether the same command goes on from there as it is; else something must change first
     """
 
     resources: dict[str, Counter[str]] = field(default_factory=dict)
@@ -44,9 +47,16 @@ class Tally:
     studies: int = 0
     patients: int = 0
     refused: list[ehr.SetAside] = field(default_factory=list)
+    unlisted: int = 0
     changed: set[UUID] = field(default_factory=set)
     passed_over: int = 0
     interrupted: str = ""
+    may_go_on: bool = True
+
+    @property
+    def all_refused(self) -> int:
+        """How many were set aside, listed or not."""
+        return len(self.refused) + self.unlisted
 
     def add(self, by_type: Mapping[str, Mapping[str, int]]) -> None:
         """Count what an import did; what it set aside comes by `refuse`."""
@@ -57,7 +67,7 @@ class Tally:
     def refuse(self, items: Iterable[ehr.SetAside]) -> None:
         """Count and list what was set aside."""
         for item in items:
-            self.refused.append(item)
+            self._list([item])
             if item.kind != "DICOM":
                 self.resources.setdefault(item.kind or "file", Counter())[importing_facts.SET_ASIDE] += 1
 
@@ -74,9 +84,16 @@ class Tally:
         self.studies += other.studies
         self.patients += other.patients
         self.passed_over += other.passed_over
-        self.refused.extend(other.refused)
+        self._list(other.refused)
+        self.unlisted += other.unlisted
         self.changed |= other.changed
         self.interrupted = self.interrupted or other.interrupted
+        self.may_go_on = self.may_go_on and other.may_go_on
+
+    def _list(self, items: Sequence[ehr.SetAside]) -> None:
+        room = max(0, MOST_LISTED - len(self.refused))
+        self.refused.extend(items[:room])
+        self.unlisted += max(0, len(items) - room)
 
 
 def take_record(
@@ -90,8 +107,8 @@ def take_record(
     try:
         done = importing.import_record(record, source=source, by=by, now=now)
     except (ClinicError, DataError, IntegrityError) as error:
-        reason = f"the whole record was not stored: {type(error).__name__}"
-        whole = ehr.SetAside(source.slug, "Patient", record.patient.resource_id, reason)
+        reason = f"the whole record was not stored: {_why_not(error)}"
+        whole = ehr.SetAside(source.slug, "Patient", record.patient.resource_id, reason[:500])
         importing.keep_set_aside(source, [whole], now=now)
         tally.refuse([whole])
         return None
@@ -99,6 +116,22 @@ def take_record(
     if done.changed:
         receiving.link_patient(done.patient, now=now, by=by)
     return done
+
+
+def _why_not(error: ClinicError | DataError | IntegrityError) -> str:
+    """What to change; what a database says may quote a patient, so only its constraint is named."""
+    if isinstance(error, ClinicError):
+        return str(error)
+    if isinstance(error, DataError):
+        return (
+            "the database cannot hold one of its values (longer, larger or earlier than FHIR allows): have "
+            "the source send it within FHIR's limits"
+        )
+    named = getattr(getattr(error.__cause__, "diag", None), "constraint_name", None) or "a constraint"
+    return (
+        f"the database refuses it ({named}), as when the same patient comes twice at once: run again; if it "
+        "stays, it is Tessera's fault: report it with the patient's id"
+    )
 
 
 def take_records(

@@ -49,6 +49,7 @@ class Fault(StrEnum):
     DENIED = "403, with an OperationOutcome"
     GARBAGE = "200, and no JSON"
     UNAUTHORISED = "401"
+    FAILED = "500, with an OperationOutcome: what was to be done has failed"
 
 
 @dataclass
@@ -71,6 +72,9 @@ class Hospital:
 
     keys   our public keys as the hospital reads them, asked for at every sign-in; None: nobody need sign in
     asked  "METHOD path?query" of every call, in order
+    includes  False: `_include` is passed over
+    packs     files of an export are served as the `.ndjson.gz` they are, without Content-Encoding
+    loses     so many of the last lines of each file are not in it, though the manifest counts them
     """
 
     def __init__(
@@ -84,7 +88,9 @@ class Hospital:
         self.tokens: set[str] = set()
         self.files: dict[str, bytes] = {}
         self.jobs: dict[str, datetime | None] = {}  # export → its _since
+        self.types: dict[str, list[str]] = {}  # export → its _type
         self.polls_until_ready = 0
+        self.includes, self.packs, self.loses = True, False, 0
         self._planned: list[_Planned] = []
         self._lock, self._over, self._stall_s = threading.Lock(), threading.Event(), longest_stall_s
         hospital = self
@@ -149,7 +155,9 @@ class Hospital:
             return
         with self._lock:
             answer = self._answer(call, body) if fault in (None, Fault.CUT) else _faulty(fault)
-        if "gzip" in (call.headers.get("Accept-Encoding") or "") and "/files/" in call.path:
+        if self.packs and "/files/" in call.path and fault is None:
+            answer.body = gzip.compress(answer.body)
+        elif "gzip" in (call.headers.get("Accept-Encoding") or "") and "/files/" in call.path:
             answer.body = gzip.compress(answer.body)
             answer.headers["Content-Encoding"] = "gzip"
         call.send_response(answer.status)
@@ -203,25 +211,26 @@ class Hospital:
             and _is_about(resource, query.get("patient", ""))
             and (not since or _updated(resource) >= datetime.fromisoformat(since))
         ]
-        start = int(query.get("_page", 0))
-        page = matches[start : start + self.page_size]
+        start, size = (
+            int(query.get("_page", 0)),
+            min(self.page_size, int(query.get("_count", self.page_size))),
+        )
+        page = matches[start : start + size]
         entries = [{"resource": one, "search": {"mode": "match"}} for one in page]
         for one in page:
             entries += [
                 {"resource": other, "search": {"mode": "include"}} for other in self._included(one, query)
             ]
         bundle: Json = {"resourceType": "Bundle", "type": "searchset", "entry": entries}
-        if start + self.page_size < len(matches):
+        if start + size < len(matches):
             rest = "&".join(
                 f"{name}={value.replace('+', '%2B')}" for name, value in query.items() if name != "_page"
             )
-            bundle["link"] = [
-                {"relation": "next", "url": f"{self.base}/{kind}?{rest}&_page={start + self.page_size}"}
-            ]
+            bundle["link"] = [{"relation": "next", "url": f"{self.base}/{kind}?{rest}&_page={start + size}"}]
         return _json(bundle)
 
     def _included(self, resource: Json, query: dict[str, str]) -> list[Json]:
-        element = INCLUDES.get(query.get("_include", ""), "")
+        element = INCLUDES.get(query.get("_include", ""), "") if self.includes else ""
         values = resource.get(element) or []
         found = []
         for value in values if isinstance(values, list) else [values]:
@@ -251,6 +260,7 @@ class Hospital:
             job = uuid.uuid4().hex[:8]
             since = query.get("_since", "")
             self.jobs[job] = datetime.fromisoformat(since.replace(" ", "+")) if since else None
+            self.types[job] = query.get("_type", "").split(",")
             return _Answer(202, headers={"Content-Location": f"{self.base}/jobs/{job}"})
         name = path.partition("/")[2]
         if path.startswith("files/"):
@@ -269,11 +279,12 @@ class Hospital:
         since = self.jobs[job]
         kinds: dict[str, list[Json]] = {}
         for (kind, _), resource in self.resources.items():
-            if since is None or _updated(resource) >= since:
+            if kind in self.types[job] and (since is None or _updated(resource) >= since):
                 kinds.setdefault(kind, []).append(resource)
         output = []
         for kind, resources in kinds.items():
-            self.files[f"{job}-{kind}"] = b"".join(json.dumps(one).encode() + b"\n" for one in resources)
+            lines = [json.dumps(one).encode() + b"\n" for one in resources]
+            self.files[f"{job}-{kind}"] = b"".join(lines[: len(lines) - self.loses])
             url = f"{self.base}/files/{job}-{kind}"
             output.append({"type": kind, "url": url, "count": len(resources)})
         gone = [
@@ -301,6 +312,7 @@ def _faulty(fault: Fault) -> _Answer:
         Fault.DENIED: _refused(403),
         Fault.GARBAGE: _Answer(200, b"<html>Welcome to the guest network</html>"),
         Fault.UNAUTHORISED: _refused(401),
+        Fault.FAILED: _refused(500, **{"Retry-After": "0"}),
     }[fault]
 
 

@@ -59,7 +59,7 @@ def ingest(folder: Path, kind: str, *, source: Source, report: Report) -> Tally:
     if tally.refused:
         first = tally.refused[0]
         raise DemoError(
-            f"{len(tally.refused)} simulated items were refused, first {first.where}: {first.reason}"
+            f"{tally.all_refused} simulated items were refused, first {first.where}: {first.reason}"
         )
     ingesting.request_scores(tally, by=BY, now=timezone.now())
     return tally

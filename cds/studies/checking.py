@@ -22,7 +22,6 @@ TIMEOUT_S = 10.0
 MOST_INSTANCES, ROWS = 10, "00280010"  # how many are listed, and the attribute that only pictures have
 MOST_BYTES = 64 * 2**20  # of the frame
 MOST_ADDRESSES = 6
-KEY_SET = "/.well-known/jwks.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,23 +141,9 @@ def _ask_fhir(address: Address, *, allow_http: bool) -> str:
         try:
             server.ask("Patient")
         except ehr.Refused as error:
-            raise ehr.Refused(f"{name} answered, but {_why_not(error, how)}", status=error.status) from error
+            said = reaching.why_not(error, how, what="Patient")
+            if not reaching.is_about_us(error):
+                said = f"a search of Patient was refused: {said}"
+            raise ehr.Refused(f"{name} answered, but {said}", status=error.status) from error
     signed = f", signed in as {how['client_id']}" if how.get("client_id") else ""
     return f"it answered as {name}{signed}, and lets us read Patient"
-
-
-def _why_not(error: ehr.Refused, how: Mapping[str, str]) -> str:
-    """What to change, and on whose side, when the first read was refused."""
-    if error.status not in (401, 403):
-        return f"a search of Patient was refused: {error}"
-    if how.get("client_id"):
-        return (
-            f"it does not let us read Patient ({error}): allow the client {how['client_id']!r} there "
-            f"{how.get('scope') or 'system/*.rs'}"
-        )
-    if how.get("token_env"):
-        return f"it does not take our token ({error}): put a fresh one into {how['token_env']}"
-    return (
-        f"it asks who we are ({error}): run `ingest` with --client-id (see `fhir_key`; our key set is served "
-        f"at {KEY_SET}), or with --token-env"
-    )

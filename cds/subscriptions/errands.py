@@ -78,7 +78,14 @@ def _fetch(subscription: Subscription, taken: list[Errand], *, now: datetime) ->
         oldest = gaps.siblings(subscription).aggregate(oldest=Min("good_until"))["oldest"]
         since = min(taken[0].since, oldest) - ingesting.OVERLAP
     tally = ingesting.ingest_patients(
-        where, sorted(whose | found), since=since, source=source, by=BY, now=now, token=token
+        where,
+        sorted(whose | found),
+        since=since,
+        source=source,
+        by=BY,
+        now=now,
+        token=token,
+        how=subscription.sign_in,
     )
     changed, by_type = importing.remove_resources(source, gone | lost, by=BY, now=now)
     tally.changed |= changed

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.utils import timezone
 
 import ehr
 from cds import ingesting, signing
-from cds.patients.models import Note, Observation, Patient, SetAside
+from cds.patients.models import Note, Observation, Patient, SetAside, Source
 from tests.factories import NOW, TESTS, make_source
 from tests.hospital import Fault, Hospital, a_patient, a_pressure
 
@@ -52,7 +54,7 @@ def test_a_passing_fault_costs_a_second_call(hospital: Hospital, fault: Fault, w
 @pytest.mark.parametrize("fault", [Fault.DOWN, Fault.CUT, Fault.UNAUTHORISED])
 def test_a_pull_that_broke_off_goes_on_where_it_was(hospital: Hospital, fault: Fault) -> None:
     hospital.fail("/Condition", fault, times=5, after=2)
-    with pytest.raises(CommandError, match="Run the same command again"):
+    with pytest.raises(CommandError, match="un the same command again"):
         pull(hospital)
     assert Patient.objects.count() == 2
     before = len(hospital.asked)
@@ -105,6 +107,87 @@ def test_an_answer_that_is_no_fhir_is_said(hospital: Hospital) -> None:
     assert "not JSON" in SetAside.objects.get().reason
 
 
+def test_an_export_that_failed_is_asked_for_anew(hospital: Hospital) -> None:
+    hospital.fail("/jobs/", Fault.FAILED, times=5)
+    with pytest.raises(CommandError, match=r"could not make the export.*planned fault 500.*new export"):
+        pull(hospital, way="--bulk")
+    pull(hospital, way="--bulk")
+    assert_everything_is_here_once()
+    assert hospital.times("$export") == 2
+
+
+def test_an_export_that_expired_between_runs_is_asked_for_anew(hospital: Hospital) -> None:
+    hospital.fail("/jobs/", Fault.DOWN, times=5)
+    with pytest.raises(CommandError, match="503"):
+        pull(hospital, way="--bulk")
+    hospital.jobs.clear()
+    pull(hospital, way="--bulk")
+    assert_everything_is_here_once()
+    assert hospital.times("$export") == 2
+
+
+def test_the_whole_system_can_be_exported(hospital: Hospital) -> None:
+    pull(hospital, "--bulk-of", "system", way="--bulk")
+    assert_everything_is_here_once()
+    assert hospital.times("GET /fhir/$export") == 1
+
+
+def test_files_that_are_packed_without_saying_so_are_read(hospital: Hospital) -> None:
+    hospital.packs = True
+    pull(hospital, way="--bulk")
+    assert_everything_is_here_once()
+
+
+def test_an_export_that_comes_short_is_asked_for_again_from_the_same_moment(hospital: Hospital) -> None:
+    hospital.loses = 1
+    with pytest.raises(CommandError, match=r"came short.*the manifest promised 5.*from the same moment"):
+        pull(hospital, way="--bulk")
+    assert Patient.objects.count() == 5, "four, and one by what is said of them"
+    assert Observation.objects.count() == 14, "what came is in"
+    assert Source.objects.get(slug="ward").exports == {}
+    assert hospital.jobs == {}
+    hospital.loses = 0
+    pull(hospital, way="--bulk")
+    assert Observation.objects.count() == 15
+    assert Source.objects.get(slug="ward").exports
+
+
+def test_an_export_that_stalls_is_given_up_on(hospital: Hospital, tmp_path: Path) -> None:
+    for where in ("$export", "/jobs/", "/files/"):
+        hospital._planned.clear()
+        hospital.fail(where, Fault.STALL, times=5)
+        with (
+            ehr.BulkClient(hospital.base, timeout_s=0.2, sleep=lambda _: None) as client,
+            pytest.raises(ehr.Retriable, match="ReadTimeout"),
+        ):
+            client.export(tmp_path / "x")
+    hospital._planned.clear()
+    with ehr.BulkClient(hospital.base) as client:
+        client.export(tmp_path / "x")
+    assert hospital.times("$export") == 5 + 1, "goes on with the same job"
+
+
+@pytest.mark.parametrize("way", ["--fhir", "--bulk"])
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ((), "--client-id"),
+        (("--token-env", "WARD_TOKEN"), "put a fresh one into WARD_TOKEN"),
+        (("--client-id", "tessera"), r"allow the client 'tessera' there system/\*\.rs"),
+    ],
+)
+def test_who_is_not_let_in_reads_what_to_change(
+    hospital: Hospital, monkeypatch: Any, way: str, options: tuple[str, ...], advice: str
+) -> None:
+    monkeypatch.setenv("WARD_TOKEN", "old")
+    signing.add_key("EC")
+    hospital.fail("/Patient", Fault.DENIED, times=5)
+    if "--client-id" in options:
+        hospital.keys = lambda: ehr.public_keys(signing.private_keys())
+    with pytest.raises(CommandError, match=f"403.*{advice}.*Then run the same command again"):
+        pull(hospital, *options, way=way)
+
+
 def test_files_that_expired_mean_a_new_export(hospital: Hospital) -> None:
     hospital.fail("/files/", Fault.EXPIRED, after=1)
     with pytest.raises(CommandError, match="no longer there"):
@@ -115,17 +198,25 @@ def test_files_that_expired_mean_a_new_export(hospital: Hospital) -> None:
     assert hospital.jobs == {}, "deleted at the end"
 
 
-def test_keys_rotate_and_tokens_run_out_in_the_middle(hospital: Hospital) -> None:
+def test_keys_rotate_and_tokens_run_out_in_the_middle(hospital: Hospital, monkeypatch: Any) -> None:
     signing.add_key("EC")
-    hospital.keys = lambda: ehr.public_keys(signing.private_keys())
+    frozen = ehr.public_keys(signing.private_keys())
+    hospital.keys = lambda: frozen  # as a server holds our set for as long as we said
     signing.add_key("RSA")
     hospital.fail("/Observation", Fault.UNAUTHORISED, times=1, after=3)
     pull(hospital, "--client-id", "tessera")
     assert_everything_is_here_once()
     assert hospital.times("POST /token") == 2
+    later = timezone.now() + timedelta(seconds=signing.SETTLED_S)
+    monkeypatch.setattr("cds.signing.timezone.now", lambda: later)
+    with pytest.raises(CommandError, match="has our key"):
+        pull(hospital, "--client-id", "tessera", "--changed")
+    hospital.keys = lambda: ehr.public_keys(signing.private_keys())  # it has read the set anew
+    pull(hospital, "--client-id", "tessera", "--changed")
 
 
-def test_the_text_of_a_note_is_fetched_from_its_binary(hospital: Hospital) -> None:
+@pytest.mark.parametrize("way", ["--fhir", "--bulk"])
+def test_the_text_of_a_note_is_fetched_from_its_binary(hospital: Hospital, way: str) -> None:
     words = base64.b64encode(b"Short of breath.").decode()
     attachment = {"contentType": "text/plain", "url": f"{hospital.base}/Binary/b1"}
     hospital.put(
@@ -139,11 +230,14 @@ def test_the_text_of_a_note_is_fetched_from_its_binary(hospital: Hospital) -> No
             "content": [{"attachment": attachment}],
         },
     )
-    pull(hospital)
+    pull(hospital, way=way)
     assert Note.objects.get().text == "Short of breath."
+    assert not SetAside.objects.exists()
 
 
-def test_what_is_referred_to_comes_along_in_the_same_search(hospital: Hospital) -> None:
+@pytest.mark.parametrize("includes", [True, False])
+def test_what_is_referred_to_comes_along_in_the_same_search(hospital: Hospital, includes: bool) -> None:
+    hospital.includes = includes
     hospital.put(
         {"resourceType": "Medication", "id": "m1", "code": {"text": "Furosemide"}},
         {
@@ -157,4 +251,14 @@ def test_what_is_referred_to_comes_along_in_the_same_search(hospital: Hospital) 
     )
     pull(hospital)
     assert Patient.objects.get(resource_id="p1").medications.get().code == "Furosemide"
-    assert hospital.times("GET /fhir/Medication/") == 0
+    assert hospital.times("GET /fhir/Medication/") == (0 if includes else 1)
+
+
+def test_a_page_over_the_cap_is_asked_for_in_smaller_ones(hospital: Hospital) -> None:
+    hospital.page_size = 50
+    for number in range(20):
+        hospital.put(a_pressure(f"p3-many-{number}", patient="p3"))
+    with ehr.FhirClient(hospital.base, max_page_bytes=4000) as client:
+        records = list(client.patients())
+    assert sum(len(record.observations) for record in records) == 15 + 20
+    assert not any(record.set_aside for record in records)

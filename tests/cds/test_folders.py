@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import IntegrityError
+from django.db import DataError, IntegrityError
 
 import ehr
 from benchmarks import bulk_files
 from cds import folders
 from cds.audit import recording
 from cds.audit.models import AuditEvent
+from cds.errors import Conflict
 from cds.jobs.models import OutboxMessage
 from cds.patients import importing, importing_new, rows
 from cds.patients.models import ImportedRecord, Observation, Patient, SetAside
@@ -165,6 +166,42 @@ def test_when_one_cannot_be_stored_the_others_are(export: Path, monkeypatch: pyt
     monkeypatch.setattr(importing_new, "import_new", refuse)
     assert take(export).patients == 3
     assert Patient.objects.count() == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "advice"),
+    [
+        (IntegrityError("a value"), "the database refuses it (a constraint)"),
+        (DataError("a value"), "have the source send it within FHIR's limits"),
+        (Conflict("held by another"), "held by another"),
+    ],
+)
+def test_a_record_that_cannot_be_stored_says_what_to_change(
+    export: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, advice: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise fault
+
+    monkeypatch.setattr(importing_new, "import_new", refuse)
+    monkeypatch.setattr(importing, "import_record", refuse)
+    reasons = {item.reason for item in take(export).refused}
+    assert len(reasons) == 1
+    assert advice in (said := reasons.pop())
+    assert "a value" not in said
+
+
+def test_of_much_that_is_set_aside_the_first_is_listed_and_the_rest_counted(
+    export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cds.taking.MOST_LISTED", 3)
+    with (export / "Observation-00001.ndjson").open("a") as file:
+        for number in range(10):
+            file.write(json.dumps({"resourceType": "Observation", "id": f"bad-{number}"}) + "\n")
+    for _ in range(2):
+        tally = take(export)
+        assert (len(tally.refused), tally.unlisted, tally.all_refused) == (3, 7, 10)
+        assert tally.resources["Observation"]["set_aside"] == 10
+    assert SetAside.objects.count() == 10
 
 
 def test_the_later_of_two_bundles_counts_each_time(tmp_path: Path) -> None:

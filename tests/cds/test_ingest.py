@@ -327,10 +327,15 @@ def test_polling_asks_only_for_what_has_changed() -> None:
 def test_a_server_that_fails_is_said_and_what_came_before_is_kept() -> None:
     with _server(lambda path: (403, "text/plain", b"no")) as url:
         tally = _fhir(f"{url}/fhir")
-    assert "stopped answering" in tally.interrupted
+    assert "it asks who we are" in tally.interrupted
     with (
         _server(lambda path: (403, "text/plain", b"no")) as url,
-        pytest.raises(CommandError, match="Run the same"),
+        pytest.raises(CommandError, match=r"403.*--client-id.*Then run the same command again"),
+    ):
+        call_command("ingest", fhir=[f"{url}/fhir"])
+    with (
+        _server(lambda path: (404, "text/html", b"no")) as url,
+        pytest.raises(CommandError, match="the server has no Patient here: is the base URL"),
     ):
         call_command("ingest", fhir=[f"{url}/fhir"])
 

@@ -153,7 +153,8 @@ class Command(BaseCommand):
         if options["report"]:
             write_report(tally, options["report"])
         if tally.interrupted:
-            raise CommandError(f"{tally.interrupted}. Run the same command again to go on from here.")
+            then = "Run the same command again" if tally.may_go_on else "Then run the same command again"
+            raise CommandError(f"{tally.interrupted}. {then} to go on from here.")
 
 
 def _pull(where: str, options: dict[str, Any], common: dict[str, Any]) -> Tally:
@@ -254,6 +255,10 @@ def print_tally(tally: Tally, console: Console | None = None, *, listed: int = 2
             console.print(f"  {line}{often}", highlight=False, markup=False, soft_wrap=True)
         if len(lines) > listed:
             console.print(f"  … and {len(lines) - listed} more; --report FILE lists them all")
+        if tally.unlisted:
+            console.print(
+                f"  … and {tally.unlisted} more that no list holds here; the Sources screen has every reason"
+            )
 
 
 def write_report(tally: Tally, path: Path) -> None:
