@@ -555,7 +555,8 @@ def test_texts_go_on_where_a_run_broke_off(tmp_path: Path) -> None:
 
 def test_texts_that_are_denied_are_not_asked_for_without_end(tmp_path: Path) -> None:
     server = noted(*(note(f"n{n}", f"Binary/b{n}") for n in range(40)))
-    server.faults |= {f"/fhir/Binary/b{n}": [httpx.Response(403)] for n in range(40)}
+    for n in range(40):
+        server.faults[f"/fhir/Binary/b{n}"] = [httpx.Response(403)]
     with server.client() as client:
         export = client.export(tmp_path)
     lost = [one for one in export.problems if one.kind == "Binary"]
