@@ -538,9 +538,10 @@ def test_texts_that_notes_point_to_are_fetched_from_the_same_server_only(tmp_pat
 
 def test_texts_go_on_where_a_run_broke_off(tmp_path: Path) -> None:
     server = noted(*(note(f"n{n}", f"Binary/b{n}") for n in range(4)))
-    server.faults |= {f"/fhir/Binary/b{n}": [binary(f"b{n}", f"text {n}")] for n in range(4)}
+    for n in range(4):
+        server.faults[f"/fhir/Binary/b{n}"] = [binary(f"b{n}", f"text {n}")]
     server.faults["/fhir/Binary/b1"] = [httpx.Response(404)]
-    server.faults["/fhir/Binary/b2"] = [httpx.Response(503) for _ in range(5)] + [binary("b2", "text 2")]
+    server.faults["/fhir/Binary/b2"] = [*(httpx.Response(503) for _ in range(5)), binary("b2", "text 2")]
     with server.client() as client:
         with pytest.raises(Retriable):
             client.export(tmp_path)
