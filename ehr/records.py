@@ -74,7 +74,10 @@ class PatientIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncounterRecord(Fact):
-    """FHIR Encounter. `end` is None while the patient is still there or when it is not known."""
+    """FHIR Encounter. `end` is None while the patient is still there or when it is not known.
+
+    located_at  from when `location` is where the patient is; None: nobody says since when
+    """
 
     status: str
     kind: EncounterKind
@@ -82,6 +85,7 @@ class EncounterRecord(Fact):
     end: datetime | None
     part_of: str = ""
     location: str = ""
+    located_at: datetime | None = None
     reason: Code | None = None
 
 
@@ -157,10 +161,13 @@ class ProcedureRecord(Fact):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllergyRecord(Fact):
-    """FHIR AllergyIntolerance."""
+    """FHIR AllergyIntolerance; statuses and `over_at` as in Condition."""
 
     code: Code
     criticality: str = ""
+    clinical_status: str = ""
+    verification_status: str = ""
+    over_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -238,6 +238,7 @@ class Encounter(Fact):
     end = models.DateTimeField(null=True)
     part_of = models.CharField(max_length=128, blank=True)
     location = models.CharField(max_length=200, blank=True)
+    located_at = models.DateTimeField(null=True)  # from when it is known; null: nobody says since when
 
 
 class Observation(CodedFact):
@@ -281,6 +282,9 @@ class Procedure(CodedFact):
 
 class Allergy(CodedFact):
     criticality = models.CharField(max_length=30, blank=True)
+    clinical_status = models.CharField(max_length=30, blank=True)
+    verification_status = models.CharField(max_length=30, blank=True)
+    over_at = models.DateTimeField(null=True)  # as of a Condition
 
 
 class Note(Fact):

@@ -138,7 +138,7 @@ def get_record(viewer: access.Viewer, patient: Patient, *, as_of: datetime, hist
         conditions=tuple(_condition(one, as_of) for one in _known(Condition, patient, as_of)),
         medications=tuple(_medication(one, as_of) for one in _known(Medication, patient, as_of)),
         procedures=tuple(_procedure(one) for one in _known(Procedure, patient, as_of)),
-        allergies=tuple(_allergy(one) for one in _known(Allergy, patient, as_of)),
+        allergies=tuple(_allergy(one, as_of) for one in _known(Allergy, patient, as_of)),
         family_history=tuple(_relative(one) for one in _known(FamilyHistory, patient, as_of)),
         genomics=tuple(_genomic(one) for one in _known(GenomicFinding, patient, as_of)),
         notes=tuple(_note(one) for one in _known(Note, patient, as_of)),
@@ -200,7 +200,7 @@ def _stay(row: Encounter, as_of: datetime) -> StayView:
         resource_id=row.resource_id,
         status="in-progress" if ended_later else row.status,
         kind=row.kind,
-        location=row.location,
+        location=row.location if row.located_at is None or row.located_at <= as_of else "",
         start=row.start,
         end=None if ended_later else row.end,
     )
@@ -243,8 +243,11 @@ def _procedure(row: Procedure) -> FactView:
     return _coded(row, row.status, row.performed_at or row.available_at)
 
 
-def _allergy(row: Allergy) -> FactView:
-    return _coded(row, row.criticality, row.available_at)
+def _allergy(row: Allergy, as_of: datetime) -> FactView:
+    status, _ = _as_it_was(row.clinical_status, None, row.over_at, as_of)
+    criticality = f"criticality {row.criticality}" if row.criticality else ""
+    detail = ", ".join(filter(None, (row.verification_status, criticality)))
+    return _coded(row, status, row.available_at, detail=detail)
 
 
 def _relative(row: FamilyHistory) -> FactView:

@@ -77,6 +77,7 @@ def _encounter(fact: ehr.EncounterRecord) -> Columns:
         "end": fact.end,
         "part_of": fact.part_of,
         "location": fact.location,
+        "located_at": fact.located_at,
     }
 
 
@@ -122,7 +123,13 @@ def _procedure(fact: ehr.ProcedureRecord) -> Columns:
 
 
 def _allergy(fact: ehr.AllergyRecord) -> Columns:
-    return {**_coded(fact), "criticality": fact.criticality}
+    return {
+        **_coded(fact),
+        "criticality": fact.criticality,
+        "clinical_status": fact.clinical_status,
+        "verification_status": fact.verification_status,
+        "over_at": fact.over_at,
+    }
 
 
 def _note(fact: ehr.NoteRecord) -> Columns:
@@ -195,9 +202,8 @@ def date_endings(rows: Iterable[Row], now: datetime) -> None:
         columns = row.columns
         if "over_at" not in columns or columns["over_at"] is not None:
             continue
-        is_condition = "abated_at" in columns
-        status, end = ("clinical_status", "abated_at") if is_condition else ("status", "end")
-        if ehr.is_over(columns[status]) and columns[end] is None:
+        status, end = ("status", "end") if "status" in columns else ("clinical_status", "abated_at")
+        if ehr.is_over(columns[status]) and columns.get(end) is None:
             columns["over_at"] = now
 
 

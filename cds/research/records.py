@@ -67,7 +67,13 @@ def read_record(patient: Patient) -> ehr.PatientRecord:
             for row in patient.procedures.order_by("pk")
         ),
         allergies=tuple(
-            ehr.AllergyRecord(**_known(row), code=_code(row), criticality=row.criticality)
+            ehr.AllergyRecord(
+                **_known(row),
+                code=_code(row),
+                criticality=row.criticality,
+                clinical_status=row.clinical_status,
+                verification_status=row.verification_status,
+            )
             for row in patient.allergys.order_by("pk")
         ),
         notes=tuple(_note(row) for row in patient.notes.order_by("pk")),

@@ -13,6 +13,7 @@ of three ways, tried in this order:
 from __future__ import annotations
 
 import re
+from datetime import datetime
 
 from ehr.fhir.dates import end_of, get_period, latest, start_of
 from ehr.fhir.elements import (
@@ -78,6 +79,7 @@ def read_encounter(about: About) -> list[Fact]:
     dated = [(index, item) for index, item in units if get_object(item, "period", "Encounter.location")]
     if units and not dated and len(locations) == 1:
         kind = EncounterKind.INTENSIVE_CARE
+    place, located_at = _last_place(about, locations)
     reasons = get_concepts(resource, "reasonCode", "Encounter")
     stay = EncounterRecord(
         resource_type="Encounter",
@@ -88,7 +90,8 @@ def read_encounter(about: About) -> list[Fact]:
         start=start_of(start),
         end=end_of(end),
         part_of=about.id_of("partOf"),
-        location=_place_text(about, locations[-1])[:200] if locations else "",
+        location=place,
+        located_at=located_at,
         reason=reasons[0].code if reasons else None,
     )
     facts: list[Fact] = [stay]
@@ -108,6 +111,7 @@ def read_encounter(about: About) -> list[Fact]:
                 end=end_of(left) or end_of(end),
                 part_of=about.identity,
                 location=_place_text(about, item)[:200],
+                located_at=start_of(entered),
             )
         )
     return facts
@@ -137,6 +141,23 @@ def _is_intensive(about: About, item: Json) -> bool:
     if place and any(_concept_is_intensive(concept) for concept in get_concepts(place, "type", "Location")):
         return True
     return names_intensive_care(_place_text(about, item))
+
+
+def _last_place(about: About, locations: list[Json]) -> tuple[str, datetime | None]:
+    """Where the patient came to last, and from when that is known; a place that is only planned is none."""
+    found: list[tuple[datetime | None, str]] = []
+    for item in locations:
+        if get_text(item, "status", "Encounter.location") not in ("planned", "reserved"):
+            entered, _ = get_period(item, "period", "Encounter.location")
+            found.append((latest(entered), _place_text(about, item)[:200]))
+    if not found:
+        return "", None
+    # the later listed of two that began together; one without a period stands where it is listed
+    dated = [moment for moment, _ in found if moment is not None]
+    since, place = found[-1]
+    if since is not None:
+        since, place = [one for one in found if one[0] == max(dated)][-1]
+    return place, since
 
 
 def _place_text(about: About, item: Json) -> str:

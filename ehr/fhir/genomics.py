@@ -72,7 +72,7 @@ def read_genomics(about: About, concept: Concept | None) -> list[Fact]:
         raise BadResource("Observation.code has neither coding nor text")
     codes = {code.code for code in concept.codes}
     start, end = get_choice(resource, "effective", "Observation")
-    available = latest(end or start, get_span(resource, "issued", "Observation"))
+    dates = [end or start, get_span(resource, "issued", "Observation")]
     found = components_of(resource)
     for code in codes & set(_UNREAD):
         raise Unused(f"Observation (genomics: {_UNREAD[code]})")
@@ -82,14 +82,17 @@ def read_genomics(about: About, concept: Concept | None) -> list[Fact]:
         present = _presence(resource) if is_variant else None
         if own and _SIGNIFICANCE in codes:
             found.setdefault(_SIGNIFICANCE, _SIGNIFICANCES.get(own.code.code, own.text))
+        is_dated = any(dates)
         for source in () if is_variant else _derived_from(about):
             found = {**components_of(source), **found}
+            began, ended = get_choice(source, "effective", "Observation")
+            dates += [ended or began, get_span(source, "issued", "Observation")]  # what it says comes with it
             present = _presence(source) if present is None else present
         return [
             GenomicRecord(
                 resource_type="Observation",
                 resource_id=about.identity,
-                available_at=available,
+                available_at=latest(*dates) if is_dated else None,
                 kind="variant",
                 gene=found.get(_GENE, "")[:40],
                 variant=next((found[change] for change in _CHANGES if found.get(change)), "")[:300],
@@ -106,7 +109,7 @@ def read_genomics(about: About, concept: Concept | None) -> list[Fact]:
         GenomicRecord(
             resource_type="Observation",
             resource_id=about.identity,
-            available_at=available,
+            available_at=latest(*dates),
             kind="score",
             gene=found.get(_GENE, "")[:40],
             value=value,

@@ -47,26 +47,13 @@ def _required_code(about: About, name: str = "code") -> Concept:
     return concept
 
 
-def _status_concept(about: About, name: str) -> str:
-    """clinicalStatus or verificationStatus as a code. Raises Retraction for entered-in-error and refuted."""
-    value = about.resource.get(name)
-    if isinstance(value, str):  # as FHIR STU3 and DSTU2 had it
-        code = value[:30]
-    else:
-        concept = get_concept(about.resource, name, about.kind)
-        code = concept.code.code[:30] if concept else ""
-    if code in ("entered-in-error", "refuted"):
-        raise Retraction
-    return code
-
-
 def read_condition(about: About) -> list[Fact]:
     """Read a Condition. Known from the later of onset and recordedDate."""
-    verification = _status_concept(about, "verificationStatus")
+    verification = about.concept_status("verificationStatus")
     concept = _required_code(about)
     onset, _ = get_choice(about.resource, "onset", "Condition")
     abated, ended = get_choice(about.resource, "abatement", "Condition")
-    abated, clinical = ended or abated, _status_concept(about, "clinicalStatus")
+    abated, clinical = ended or abated, about.concept_status("clinicalStatus")
     return [
         ConditionRecord(
             resource_type="Condition",
@@ -175,7 +162,7 @@ def read_procedure(about: About) -> list[Fact]:
 
 def read_allergy(about: About) -> list[Fact]:
     """Read an AllergyIntolerance; its code, or the substance of its first reaction."""
-    _status_concept(about, "verificationStatus")
+    verification, clinical = (about.concept_status(f"{one}Status") for one in ("verification", "clinical"))
     concept = get_concept(about.resource, "code", "AllergyIntolerance")
     if concept is None:
         for reaction in get_list(about.resource, "reaction", "AllergyIntolerance"):
@@ -190,6 +177,9 @@ def read_allergy(about: About) -> list[Fact]:
             available_at=latest(onset, get_span(about.resource, "recordedDate", "AllergyIntolerance")),
             code=concept.code,
             criticality=get_text(about.resource, "criticality", "AllergyIntolerance")[:30],
+            clinical_status=clinical,
+            verification_status=verification,
+            over_at=_over_at(about, is_over(clinical)),
         )
     ]
 

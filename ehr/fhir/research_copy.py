@@ -22,6 +22,7 @@ from ehr.fhir.genomics import VARIANT
 from ehr.fhir.subject import STATUSES
 from ehr.pseudonyms import TOP_AGE, Pseudonyms, moved, topped_birth_date
 from ehr.records import (
+    AllergyRecord,
     ConditionRecord,
     EncounterKind,
     EncounterRecord,
@@ -236,12 +237,7 @@ class _Writer:
 
     def condition(self, fact: ConditionRecord) -> Resource:
         found = self._new(fact, "Condition")
-        for name, said, codes, system in (
-            ("clinicalStatus", fact.clinical_status, WORDS["clinical"], "condition-clinical"),
-            ("verificationStatus", fact.verification_status, WORDS["verification"], "condition-ver-status"),
-        ):
-            if said in codes:
-                found[name] = {"coding": [{"system": f"{TERMINOLOGY}/{system}", "code": said}]}
+        found |= _statuses(fact, "condition-clinical", "condition-ver-status")
         found["code"] = self.concept(fact.code, *fact.also)
         found["onsetDateTime"] = self.at(fact.onset_at)
         found["abatementDateTime"] = self.at(fact.abated_at)
@@ -268,9 +264,10 @@ class _Writer:
         found["performedPeriod"] = {"start": self.at(fact.performed_at), "end": self.at(fact.available_at)}
         return found
 
-    def allergy(self, fact: Any) -> Resource:
+    def allergy(self, fact: AllergyRecord) -> Resource:
         found = self._new(fact, "AllergyIntolerance")
         found["patient"] = found.pop("subject")
+        found |= _statuses(fact, "allergyintolerance-clinical", "allergyintolerance-verification")
         found["code"] = self.concept(fact.code)
         if fact.criticality in WORDS["criticality"]:
             found["criticality"] = fact.criticality
@@ -358,6 +355,18 @@ class _Writer:
             "subject": self.subject,
         }
         return found | ({"status": status} if status else {})
+
+
+def _statuses(fact: ConditionRecord | AllergyRecord, clinical: str, verification: str) -> Resource:
+    """Both statuses, by their code systems, where they are codes."""
+    return {
+        name: {"coding": [{"system": f"{TERMINOLOGY}/{system}", "code": said}]}
+        for name, said, codes, system in (
+            ("clinicalStatus", fact.clinical_status, WORDS["clinical"], clinical),
+            ("verificationStatus", fact.verification_status, WORDS["verification"], verification),
+        )
+        if said in codes
+    }
 
 
 def _one_of(said: str, codes: frozenset[str], otherwise: str) -> str:

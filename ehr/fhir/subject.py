@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ehr.errors import BadResource
-from ehr.fhir.elements import Json, get_text
+from ehr.fhir.elements import Json, get_concept, get_text
 from ehr.fhir.scope import Scope, reference_of
 from ehr.records import SetAside
 
@@ -41,6 +41,21 @@ STATUSES: dict[str, frozenset[str]] = {
 }
 
 
+# The same of statuses that are CodeableConcepts; "unknown" is of FHIR STU3.
+CONCEPT_STATUSES: dict[tuple[str, str], tuple[str, ...]] = {
+    ("Condition", "clinicalStatus"): (
+        "active", "recurrence", "relapse", "inactive", "remission", "resolved",
+    ),
+    ("Condition", "verificationStatus"): (
+        "unconfirmed", "provisional", "differential", "confirmed", "refuted", "entered-in-error", "unknown",
+    ),
+    ("AllergyIntolerance", "clinicalStatus"): ("active", "inactive", "resolved"),
+    ("AllergyIntolerance", "verificationStatus"): (
+        "unconfirmed", "confirmed", "refuted", "entered-in-error",
+    ),
+}  # fmt: skip
+
+
 @dataclass(slots=True)
 class About:
     """One resource being read."""
@@ -70,6 +85,31 @@ class About:
                 f"{allowed}"
             )
         return status
+
+    def concept_status(self, name: str) -> str:
+        """clinicalStatus or verificationStatus as a code of its required value set, "" when there is none.
+
+        A text counts where it spells one ("Entered in error"); plain strings are of FHIR STU3 and DSTU2.
+        Raises Retraction when it is entered-in-error or refuted, BadResource for anything else (INTEROP 35):
+        a status nobody can read must not pass for active and confirmed.
+        """
+        value = self.resource.get(name)
+        if isinstance(value, str):
+            said = [value]
+        else:
+            concept = get_concept(self.resource, name, self.kind)
+            if concept is None:
+                return ""
+            said = [*(code.code for code in concept.codes), concept.text]
+        codes = CONCEPT_STATUSES[self.kind, name]
+        found = [code for one in said if (code := "-".join(one.lower().split())) in codes]
+        if not set(found).isdisjoint(("entered-in-error", "refuted")):
+            raise Retraction
+        if not found:
+            raise BadResource(
+                f"{self.kind}.{name} is not a code of its required value set: send one of {', '.join(codes)}"
+            )
+        return found[0]
 
     def id_of(self, name: str) -> str:
         """The id in the reference `resource[name]`, "" when absent or not known."""

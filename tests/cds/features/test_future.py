@@ -59,6 +59,18 @@ VARIANT: Json = {
         {"code": coded(LOINC, "53037-8"), "valueCodeableConcept": {"text": "Pathogenic"}},
     ],
 }
+IMPLICATION: Json = {
+    "status": "final",
+    "code": coded("http://hl7.org/fhir/uv/genomics-reporting", "diagnostic-implication"),
+    "component": [{"code": coded(LOINC, "53037-8"), "valueCodeableConcept": {"text": "Pathogenic"}}],
+    "derivedFrom": [{"reference": "Observation/v1"}],
+}
+SCORE: Json = {
+    "status": "final",
+    "category": [coded("http://terminology.hl7.org/CodeSystem/v2-0074", "GE")],
+    "code": {"text": "Polygenic risk score, coronary artery disease"},
+    "valueQuantity": {"value": 1.7},
+}
 RELATIVE: Json = {
     "status": "completed",
     "relationship": {"text": "father"},
@@ -118,6 +130,10 @@ PLANTS: dict[str, dict[str, Json]] = {
         "over a time that had not ended": {**LACTATE, "effectivePeriod": {"start": BEFORE, "end": AFTER}},
         "undated": LACTATE,
         "a variant read later": {**VARIANT, "effectiveDateTime": BEFORE, "issued": AFTER},
+        "an implication issued later": {**IMPLICATION, "effectiveDateTime": BEFORE, "issued": AFTER},
+        "an implication of a variant read later": {**IMPLICATION, "issued": BEFORE},
+        "a polygenic score issued later": {**SCORE, "effectiveDateTime": BEFORE, "issued": AFTER},
+        "a polygenic score of a later sample": {**SCORE, "effectiveDateTime": AFTER},
     },
     "Patient": {"died later": {"gender": "male", "birthDate": "1950-06-01", "deceasedDateTime": AFTER}},
     "Procedure": {
@@ -127,6 +143,17 @@ PLANTS: dict[str, dict[str, Json]] = {
             "code": coded(SNOMED, "232717009"),
             "performedPeriod": {"start": BEFORE, "end": AFTER},
         },
+    },
+}
+# What a plant points to, taken in beside it.
+BESIDE: dict[str, Json] = {
+    "an implication of a variant read later": {
+        **VARIANT,
+        "resourceType": "Observation",
+        "id": "v1",
+        "subject": {"reference": "Patient/p1"},
+        "effectiveDateTime": BEFORE,
+        "issued": AFTER,
     },
 }
 CASES = [(kind, name) for kind, plants in PLANTS.items() for name in plants]
@@ -150,7 +177,8 @@ def test_every_kind_of_fact_has_a_plant(tmp_path: Path, db: None) -> None:
 @pytest.mark.django_db
 @pytest.mark.parametrize(("kind", "name"), CASES, ids=[" ".join(case) for case in CASES])
 def test_the_future_leaves_no_trace(kind: str, name: str, tmp_path: Path) -> None:
-    planted = take_in(tmp_path / "planted", plant(kind, name), source="planted")
+    beside = [BESIDE[name]] if name in BESIDE else []
+    planted = take_in(tmp_path / "planted", plant(kind, name), *beside, source="planted")
     bare = take_in(tmp_path / "bare", source="bare")
     embed_everything(planted)
     at_the_time, nothing = built(planted), built(bare)
@@ -211,7 +239,39 @@ def onlooker(name: str) -> User:
 
 def shown(patient: Patient, as_of: Any) -> Json:
     view = queries.get_record(onlooker(f"{patient.source.slug} {as_of:%d}"), patient, as_of=as_of)
-    return {name: len(getattr(view, name)) for name in (*FACTS, "family_history", "genomics")}
+    told = {name: getattr(view, name) for name in (*FACTS, "family_history", "genomics")}
+    return {**told, "sex": view.sex, "age": view.age_years}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("kind", "known", "later"),
+    [
+        (
+            "Encounter",
+            {**STAY, "period": {"start": BEFORE}},
+            {"location": [{"location": {"display": "Hospice"}, "period": {"start": AFTER}}]},
+        ),
+        ("Encounter", {**STAY, "period": {"start": BEFORE}}, {"period": {"start": BEFORE, "end": AFTER}}),
+        ("Condition", {**HEART_FAILURE, "onsetDateTime": BEFORE}, {"abatementDateTime": AFTER}),
+        (
+            "AllergyIntolerance",
+            {**ALLERGY, "onsetDateTime": BEFORE, "clinicalStatus": coded("", "active")},
+            {"meta": {"lastUpdated": BEFORE}},
+        ),
+    ],
+    ids=["moved later", "left later", "over later", "written before"],
+)
+def test_what_came_to_a_known_fact_later_is_not_shown_before(
+    kind: str, known: Json, later: Json, tmp_path: Path
+) -> None:
+    subject = {"resourceType": kind, "id": "x1", "subject": {"reference": "Patient/p1"}}
+    before = take_in(tmp_path / "before", {**subject, **known}, source="before")
+    after = take_in(tmp_path / "after", {**subject, **known, **later}, source="after")
+    assert shown(before, NOW) == shown(after, NOW)
+    assert built(before).inputs.digest() == built(after).inputs.digest()
+    if "meta" not in later:
+        assert shown(before, END) != shown(after, END), "it says nothing"
 
 
 class TestEndingsWithoutADate:
@@ -258,6 +318,17 @@ class TestEndingsWithoutADate:
         assert built(patient, NOW).inputs.fields["active_medications"] == 0.0
         view = queries.get_record(onlooker("a"), patient, as_of=NOW - timedelta(days=30))
         assert [one.status for one in view.medications] == ["unknown"]
+
+    @pytest.mark.django_db
+    def test_an_allergy_that_is_over_by_now_is_unknown_before(self, tmp_path: Path) -> None:
+        dates = {"onsetDateTime": "2020-01-01", "recordedDate": "2020-01-02"}
+        over = {**ALLERGY, **dates, "clinicalStatus": coded("", "resolved")}
+        patient = take_in(
+            tmp_path, {**plant("AllergyIntolerance", "recorded later"), **over, "recordedDate": "2020-01-02"}
+        )
+        for as_of, status in ((NOW - timedelta(days=30), "unknown"), (NOW, "resolved")):
+            view = queries.get_record(onlooker(f"a {status}"), patient, as_of=as_of)
+            assert [one.status for one in view.allergies] == [status]
 
     @pytest.mark.django_db
     def test_the_same_record_again_does_not_move_the_moment(self, tmp_path: Path) -> None:

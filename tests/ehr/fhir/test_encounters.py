@@ -67,6 +67,28 @@ def test_a_transfer_to_intensive_care_is_a_stay_of_its_own() -> None:
     assert intensive.end == datetime(2020, 5, 6, 8, tzinfo=UTC)
 
 
+@pytest.mark.parametrize(
+    ("places", "place", "since"),
+    [
+        ([("A", "2020-05-03"), ("B", "2020-05-06")], "B", "2020-05-06"),
+        ([("B", "2020-05-06"), ("A", "2020-05-03")], "B", "2020-05-06"),
+        ([("A", "2020-05-03"), ("B", "")], "B", ""),
+        ([("A", "2020-05-03"), ("B", "2020-05-06 planned")], "A", "2020-05-03"),
+        ([("B", "2020-05-06 reserved")], "", ""),
+    ],
+    ids=["in order", "the other way", "without a period", "planned", "only planned"],
+)
+def test_where_the_patient_is_and_since_when(places: list[tuple[str, str]], place: str, since: str) -> None:
+    said = []
+    for name, when in places:
+        start, _, status = when.partition(" ")
+        period = {"period": {"start": f"{start}T08:00:00Z"}} if start else {}
+        said.append({"location": {"display": name}, **period, **({"status": status} if status else {})})
+    (stay,) = read_one(encounter(location=said)).encounters
+    assert stay.location == place
+    assert (stay.located_at.date().isoformat() if stay.located_at else "") == since
+
+
 def test_the_code_of_a_location_counts() -> None:
     place = {"resourceType": "Location", "id": "l1", "name": "4 West", "type": [
         coded("ICU", "http://terminology.hl7.org/CodeSystem/v3-RoleCode")]}  # fmt: skip

@@ -48,6 +48,25 @@ def test_an_implication_carries_the_significance_of_its_variant() -> None:
     assert found[1].present is True, "a model counts only what is said to be present"
 
 
+def test_an_implication_is_known_when_what_it_takes_over_was() -> None:
+    """Its gene and presence come from the variant: from then on they were known, and not before."""
+    meaning = resource(
+        "Observation", status="final", code=coded("diagnostic-implication", "http://hl7.org/fhir/uv/genomics-reporting"),
+        component=[part("53037-8", "Pathogenic")], derivedFrom=[{"reference": "Observation/v1"}],
+        issued="2019-01-01T10:00:00Z",
+    )  # fmt: skip
+    for dates, known in (
+        ({"issued": "2021-03-04T10:00:00Z"}, 2021),
+        ({"issued": "2018-03-04T10:00:00Z", "effectiveDateTime": "2018"}, 2019),
+        ({"effectiveDateTime": "2022"}, 2022),
+    ):
+        _, found = read_one(variant(id="v1", **dates), meaning).genomics
+        assert found.available_at is not None
+        assert (found.available_at.year, found.gene) == (known, "BRCA1")
+    del meaning["issued"]
+    assert read_one(variant(id="v1"), meaning).genomics[1].available_at is None, "it does not say so itself"
+
+
 def test_a_significance_without_words_is_known_by_its_code() -> None:
     bare = {"code": coded("53037-8"), "valueCodeableConcept": coded("LA26332-9")}
     assert read_one(variant(component=[bare])).genomics[0].significance == "Likely pathogenic"

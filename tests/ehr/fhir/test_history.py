@@ -58,6 +58,52 @@ def test_what_did_not_happen_never_counts(kind: str, elements: dict[str, Any]) -
     assert facts == ()
 
 
+@pytest.mark.parametrize("kind", ["Condition", "AllergyIntolerance"])
+@pytest.mark.parametrize(
+    ("name", "said", "expected"),
+    [
+        ("clinicalStatus", {"text": "Resolved"}, "resolved"),
+        ("clinicalStatus", {"coding": [{"system": "urn:x", "code": "R", "display": "Resolved"}]}, "resolved"),
+        ("clinicalStatus", {"coding": [{"system": "urn:x", "code": "R"}, {"system": "urn:y", "code": "inactive"}]}, "inactive"),
+        ("clinicalStatus", "resolved", "resolved"),
+        ("clinicalStatus", None, ""),
+        ("clinicalStatus", {"text": "gone, we hope"}, None),
+        ("clinicalStatus", coded("55561003", SNOMED), None),
+        ("clinicalStatus", coded("entered-in-error", "x"), None),
+        ("verificationStatus", {"text": "Entered in error"}, "retracted"),
+        ("verificationStatus", {"text": " Refuted "}, "retracted"),
+        ("verificationStatus", {"coding": [{"code": "E", "display": "Entered in Error"}]}, "retracted"),
+        ("verificationStatus", {"coding": [{"code": "confirmed"}, {"code": "entered-in-error"}]}, "retracted"),
+        ("verificationStatus", {"text": "Unconfirmed"}, "unconfirmed"),
+        ("verificationStatus", {"text": "somebody said so"}, None),
+    ],
+)  # fmt: skip
+def test_a_status_that_is_relied_on_is_a_code_or_the_resource_is_set_aside(
+    kind: str, name: str, said: Any, expected: str | None
+) -> None:
+    record = read_one(resource(kind, **CODE, **({} if said is None else {name: said})))
+    facts = (*record.conditions, *record.allergies)
+    if expected == "retracted":
+        assert (facts, record.retracted) == ((), ((kind, "r1"),))
+    elif expected is None:
+        assert facts == ()
+        assert record.retracted == ()
+        assert (
+            f"{kind}.{name} is not a code of its required value set: send one of"
+            in record.set_aside[0].reason
+        )
+    else:
+        (found,) = facts
+        kept = {"clinicalStatus": found.clinical_status, "verificationStatus": found.verification_status}
+        assert kept[name] == expected
+
+
+def test_an_allergy_that_is_over_is_over_since_its_source_last_wrote_it() -> None:
+    written = {"meta": {"lastUpdated": "2026-01-02T10:00:00Z"}, "clinicalStatus": coded("inactive", "x")}
+    (found,) = read_one(resource("AllergyIntolerance", **CODE, **written)).allergies
+    assert found.over_at == datetime(2026, 1, 2, 10, tzinfo=UTC)
+
+
 def test_medications_of_three_kinds() -> None:
     record = read_one(
         resource("MedicationRequest", status="active", authoredOn="2020-01-02", **DRUG),
