@@ -226,6 +226,22 @@ def _listed(said: str) -> list[str]:
     return [one.strip() for one in said.split(",") if one.strip()]
 
 
+HOOKS = (  # as `cds.hooks.contexts` reads them; in its order
+    "patient-view", "encounter-start", "encounter-discharge", "order-select", "order-sign",
+    "appointment-book",
+)  # fmt: skip
+USERS = ("Practitioner", "PractitionerRole", "Patient", "RelatedPerson")
+
+
+def _some_of(name: str, said: str, allowed: tuple[str, ...]) -> list[str]:
+    """A list of words that are all known: a misspelt one would be passed over unseen."""
+    found = _listed(said)
+    unknown = [one for one in found if one not in allowed]
+    if unknown:
+        raise ImproperlyConfigured(f"{name} takes {', '.join(allowed)}; not {', '.join(unknown)}")
+    return found
+
+
 def _oidc_roles(said: str) -> tuple[tuple[str, str], ...]:
     """(group there, role here), as OIDC_ROLES lists them; a group's name may hold `=`."""
     pairs = [one.rpartition("=") for one in _listed(said)]
@@ -492,11 +508,11 @@ REGULATORY_LABEL = ENV.regulatory_label
 HOOKS_OPEN = ENV.hooks_open and urlsplit(PUBLIC_URL).hostname in {"127.0.0.1", "localhost", "::1"}
 HOOKS_WAIT_S = ENV.hooks_wait_ms / 1000
 HOOKS_BUDGET_S = ENV.hooks_budget_ms / 1000
-HOOKS_OFFERED = tuple(one.strip() for one in ENV.hooks_offered.split(",") if one.strip())
+HOOKS_OFFERED = tuple(_some_of("HOOKS_OFFERED", ENV.hooks_offered, HOOKS))
 HOOKS_CALLS_PER_MINUTE = ENV.hooks_calls_per_minute
 HOOKS_ALERT_AT, HOOKS_CRITICAL_AT = _categories(ENV.hooks_alert_at), _categories(ENV.hooks_critical_at)
 HOOKS_QUIET_S = ENV.hooks_quiet_hours * 3600
-HOOKS_QUIET_ROLES = frozenset(one.strip() for one in ENV.hooks_quiet_roles.split(",") if one.strip())
+HOOKS_QUIET_ROLES = frozenset(_some_of("HOOKS_QUIET_ROLES", ENV.hooks_quiet_roles, USERS))
 HOOKS_REDIS_URL = (
     ENV.redis_url
 )  # where spent tokens and counts are shared; "": the database, and each process

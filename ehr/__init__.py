@@ -29,7 +29,7 @@ from ehr.fhir.bulk import BulkClient, Export
 from ehr.fhir.client import FhirClient, listened_types
 from ehr.fhir.completing import Completed, complete_prefetch
 from ehr.fhir.encounters import names_intensive_care
-from ehr.fhir.prefetch import read_prefetch
+from ehr.fhir.prefetch import is_failure, read_prefetch
 from ehr.fhir.reading import Piece, read_fhir_folder, read_pieces, read_resources
 from ehr.fhir.research_copy import Keeping, ResearchRecord, deidentify_record
 from ehr.fhir.resources import ReadingTally
@@ -182,6 +182,7 @@ __all__ = [
     "guarded_connections",
     "identified",
     "inspect",
+    "is_failure",
     "is_over",
     "known_of",
     "list_fhir_files",

@@ -53,6 +53,7 @@ SCHEMAS: Json = {
         prefetch={"type": "object", "additionalProperties": FILLED},
         usageRequirements=FILLED,
         version={"type": "string", "pattern": r"^\d+\.0\.0$", "description": "A model is its major number"},
+        hookVersion={"type": "string", "description": "Of the definition of the hook"},
         extension=_object(
             (),
             closed=False,

@@ -21,13 +21,14 @@ import ehr
 from cds.audit import recording, refusing
 from cds.errors import ClinicError, Conflict, Invalid, NotAllowed, NotFound, Unavailable
 from cds.hooks import client_auth, limiting
-from cds.hooks.client_auth import Unauthorised
+from cds.hooks.client_auth import Caller, Unauthorised
 from cds.hooks.fields import BadRequest
 from cds.hooks.replies import operation_outcome
 from cds.hooks.spending import TooMany
 from cds.hooks.wire import MAX_BODY_BYTES, Unobtainable
 
 logger = logging.getLogger(__name__)
+ANY = ""  # method: whichever comes
 Body = Callable[..., HttpResponse]
 CORS_HEADERS = {
     "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
@@ -56,7 +57,7 @@ def endpoint(method: str) -> Callable[[Body], Callable[..., HttpResponse]]:
                 is_allowed = bool(origin) and client_auth.is_origin_allowed(origin)
                 if request.method == "OPTIONS":
                     response = HttpResponse(status=204 if is_allowed else 403)
-                elif request.method != method:
+                elif method != ANY and request.method != method:
                     response = refusal(405, f"only {method} here", code="not-supported")
                     response["Allow"] = f"{method}, OPTIONS"
                 else:
@@ -74,6 +75,15 @@ def endpoint(method: str) -> Callable[[Body], Callable[..., HttpResponse]]:
         return view
 
     return declare
+
+
+@endpoint(ANY)
+def elsewhere(request: HttpRequest, *, caller: Caller, now: datetime) -> HttpResponse:
+    """Every other address below /cds-services, such as one with a slash at its end: 404, audited."""
+    raise NotFound(
+        "no such address: /cds-services, /cds-services/{id} and /cds-services/{id}/feedback are answered, "
+        "without a slash at the end; an id is as /cds-services tells it"
+    )
 
 
 def read_body(request: HttpRequest) -> bytes:

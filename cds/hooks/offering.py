@@ -16,6 +16,7 @@ from cds.registry.models import ModelVersion
 from cds.registry.outcomes import OUTCOMES
 
 PREFIX = "tessera-"
+HOOK_VERSION = "1.0"  # as the definition of each hook that we answer says of itself
 MODEL = "tessera.model"  # our extension at discovery
 KEPT_S = 2.0  # how long a process believes what it read about active models
 _kept: dict[str, tuple[float, ModelVersion]] = {}
@@ -72,8 +73,9 @@ def forget() -> None:
 def describe(service: Service) -> dict[str, Any]:
     """The entry of a service at discovery (INTEROP 1-6).
 
-    `version` is of the 3.0 ballot: a model is its major number. Which model answers, for which 2.0 has no
-    word, is an extension; a client need read neither.
+    `version` and `hookVersion` are of the 3.0 ballot: of the service, where a model is its major number, and
+    of the hook's definition whose context is read. Which model answers, for which 2.0 has no word, is an
+    extension. A client need read none of them.
     """
     version = service.version
     label = OUTCOMES[service.outcome].label if service.outcome in OUTCOMES else service.outcome
@@ -85,6 +87,7 @@ def describe(service: Service) -> dict[str, Any]:
     return replies.without_empty(
         {
             "hook": service.hook,
+            "hookVersion": HOOK_VERSION,
             "id": service.id,
             "version": f"{version.number}.0.0",
             "title": f"Risk: {label}",

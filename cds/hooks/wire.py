@@ -17,6 +17,7 @@ from uuid import UUID
 
 import orjson
 
+import ehr
 from cds.errors import Invalid, NotAllowed
 from cds.hooks import fields
 from cds.hooks.contexts import Context, parse_context
@@ -38,7 +39,7 @@ class Prefetch:
 
     resources  key -> a FHIR resource
     empty      keys sent as null: the EHR says there is no such data
-    failed     keys whose value is an OperationOutcome: the EHR could not read them
+    failed     keys whose value is an OperationOutcome, or a Bundle of failures: the EHR could not read them
     partial    keys whose Bundle has a further page that was not sent
     """
 
@@ -165,7 +166,7 @@ def _parse_prefetch(sent: Any) -> Prefetch:
             empty.append(key)
         elif not isinstance(value, dict) or not isinstance(value.get("resourceType"), str):
             raise BadRequest("a prefetch value is null or a FHIR resource", expression=f"prefetch.{key[:80]}")
-        elif value["resourceType"] == "OperationOutcome":
+        elif ehr.is_failure(value):
             failed.append(key)
         else:
             resources[key] = value

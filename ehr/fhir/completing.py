@@ -20,6 +20,7 @@ import orjson
 from ehr.addresses import check_base_url, origin_of
 from ehr.errors import BadResource, EhrError, Permanent, Refused, Retriable, TooLarge
 from ehr.fhir.elements import Json, get_list, get_text
+from ehr.fhir.prefetch import is_failure
 from ehr.guarded import guarded_transport, run
 
 MAX_BODY_BYTES = 5 * 2**20
@@ -126,7 +127,10 @@ class _Server:
             if found.get("resourceType") != "Bundle":
                 raise BadResource("a page of a search was not a Bundle")
             entries += get_list(found, "entry", "Bundle")
-        return {"resourceType": "Bundle", "type": "searchset", "entry": entries}
+        whole = {"resourceType": "Bundle", "type": "searchset", "entry": entries}
+        if is_failure(whole):
+            raise Permanent("the FHIR server answered a search with nothing but an OperationOutcome")
+        return whole
 
     def _checked(self, url: str) -> str:
         """A `next` link, when it stays on the server and under its base (HAPI pages at the base itself)."""

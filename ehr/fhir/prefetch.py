@@ -74,6 +74,32 @@ def outcome_text(outcome: Json) -> str:
     return "; ".join(said)[:300] or "an OperationOutcome without an issue"
 
 
+def is_failure(resource: Json) -> bool:
+    """Whether a resource tells of a failure and of nothing else: an OperationOutcome, or a Bundle of such.
+
+    A search that failed may come as a Bundle whose entries are all OperationOutcomes; were it taken for an
+    empty one, "unknown" would become "none". One that only informs (no match, say) is an empty answer.
+    """
+    if resource.get("resourceType") == "OperationOutcome":
+        return True
+    entries = resource.get("entry")
+    if resource.get("resourceType") != "Bundle" or not isinstance(entries, list):
+        return False
+    held = [entry.get("resource") if isinstance(entry, dict) else None for entry in entries]
+    outcomes = [
+        one for one in held if isinstance(one, dict) and one.get("resourceType") == "OperationOutcome"
+    ]
+    return len(outcomes) == len(entries) and not all(_is_information(one) for one in outcomes)
+
+
+def _is_information(outcome: Json) -> bool:
+    issues = outcome.get("issue")
+    said = issues if isinstance(issues, list) else []
+    return bool(said) and all(
+        isinstance(one, dict) and one.get("severity") in ("information", "success") for one in said
+    )
+
+
 def _has_next(bundle: Json) -> bool:
     return any(link.get("relation") == "next" for link in get_list(bundle, "link", "Bundle"))
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cds import settings
+from cds.hooks import contexts
 from cds.settings import Environment
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +72,9 @@ def test_a_good_production_environment_passes_the_deploy_check(tmp_path: Path) -
         ({"PUBLIC_URL": "http://tessera.example.org"}, "PUBLIC_URL"),
         ({"HOOKS_OPEN": "true"}, "HOOKS_OPEN"),
         ({"REDIS_URL": ""}, "REDIS_URL"),
+        ({"HOOKS_OFFERED": "patient-veiw,order-sign"}, "HOOKS_OFFERED takes patient-view, encounter-start"),
+        ({"HOOKS_OFFERED": "patient-veiw,order-sign"}, "not patient-veiw"),
+        ({"HOOKS_QUIET_ROLES": "Practitoner"}, "HOOKS_QUIET_ROLES takes Practitioner, PractitionerRole"),
     ],
 )
 def test_an_unsafe_production_start_is_refused_and_says_why(
@@ -78,3 +83,8 @@ def test_an_unsafe_production_start_is_refused_and_says_why(
     ended = start(TESSERA_DATA_DIR=str(tmp_path), **changes)
     assert ended.returncode != 0
     assert said in ended.stderr
+
+
+def test_settings_know_the_same_words_as_the_hooks() -> None:
+    assert tuple(contexts.HOOKS) == settings.HOOKS
+    assert set(contexts.USER.pattern[1:].partition(")")[0].split("|")) == set(settings.USERS)

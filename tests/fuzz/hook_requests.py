@@ -199,6 +199,27 @@ def _bend(chance: random.Random, body: dict[str, Any]) -> None:
             parent[last] = copy.deepcopy(other[chance.choice(sorted(other))])
 
 
+def path(seed: int, service: str) -> str:
+    """An address below /cds-services, percent-encoded as a client sends it: a few are right ones."""
+    chance = random.Random(seed)
+    pieces = [chance.choice((service, service, "nobody", "a" * 120, "a" * 5000, _odd(chance)))]
+    if chance.random() < 0.5:
+        pieces.append(chance.choice(("feedback", "feedback", "", "Feedback", _odd(chance))))
+    if chance.random() < 0.3:
+        pieces.append(_odd(chance))
+    if chance.random() < 0.6:
+        at = chance.randrange(len(pieces[0]) + 1)
+        pieces[0] = pieces[0][:at] + _odd(chance) + pieces[0][at:]
+    return "/cds-services/" + "/".join(pieces)
+
+
+def _odd(chance: random.Random) -> str:
+    """Bytes as they stand in an address: NUL, line ends, half a character, dots, slashes, anything."""
+    known = (0, 0, 0, 10, 13, 32, 34, 37, 39, 46, 47, 92, 127, 0xC3, 0xED, 0xFF)
+    one = chance.choice((*known, chance.randrange(256)))
+    return f"%{one:02X}" * chance.choice((1, 1, 2, 40)) + chance.choice(("", "..", ";a=b", "\u00e9", "~"))
+
+
 def feedback(seed: int, card: str) -> bytes:
     """What is said to have been done with a card: sound in one of three cases."""
     chance = random.Random(seed)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import Any
+from uuid import UUID
 
 import orjson
 import pytest
 from django.apps import apps
 from django.db import connection
 from django.http import HttpResponse
+from django.test import RequestFactory
 from hypothesis import given
 
 from cds.audit.models import AuditEvent
@@ -21,16 +23,17 @@ from cds.hooks import client_auth, linking, offering, ordering, wire
 from cds.hooks.models import CardShown, Feedback, HookClient
 from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
-from tests.cds.hooks.conftest import (
-    Call,
-    hook_body,
-    make_score,
-)
+from tests.cds.hooks.conftest import BASE, Call, hook_body, make_score, token
 from tests.fuzz.examples import SEEDS, few, forgotten, many, partly
-from tests.fuzz.hook_requests import WITH_ORDERS, Case, case, feedback
+from tests.fuzz.hook_requests import WITH_ORDERS, Case, case, feedback, path
 
 pytestmark = pytest.mark.django_db
 BESIDES = {"AuditEvent", "AuditChain", "SpentToken"}  # what a refused call leaves: that it was refused
+ABOUT_NOBODY = {
+    "feedback": [
+        {"card": str(UUID(int=7)), "outcome": "accepted", "outcomeTimestamp": "2026-03-01T08:00:00Z"}
+    ]
+}
 REFUSALS = {400, 403, 412, 413, 422}
 
 
@@ -136,6 +139,26 @@ def test_any_feedback_is_kept_once_or_refused(ready: Call, version: ModelVersion
         kept = counts()
         assert ready(f"{path}/feedback", raw=sent).status_code == answer.status_code
         assert not set(counts() - kept) - BESIDES, "the same once more was kept once more"
+
+
+@partly
+@given(seed=SEEDS)
+def test_any_address_is_answered_with_a_reason(ready: Call, version: ModelVersion, seed: int) -> None:
+    """Whatever stands below /cds-services: cards at the service's own address, else 404, audited."""
+    right = path_of("patient-view")
+    where = path(seed, right.rpartition("/")[2])
+    seen = RequestFactory().get(where).path  # as the server reads it
+    with forgotten():
+        before = counts()
+        body = ABOUT_NOBODY if seen.endswith("/feedback") else hook_body()
+        answer = ready(where, body, bearer=token(BASE + seen))
+        if seen == right:
+            assert answer.status_code == 200
+            return
+        assert answer.status_code == 404, seen  # of feedback: the card is unknown
+        assert orjson.loads(answer.content)["resourceType"] == "OperationOutcome"
+        assert AuditEvent.objects.get(action="hook.call").outcome == "refused"
+        assert not set(counts() - before) - BESIDES
 
 
 @few

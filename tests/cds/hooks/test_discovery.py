@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from django.test import Client
 from django.utils import timezone
 
+from cds.audit.models import AuditEvent
 from cds.hooks import templates
+from cds.hooks.models import HookClient
 from cds.registry.models import ActiveModel, ModelVersion
-from tests.cds.hooks.conftest import SERVICE, Call, hook_body
+from tests.cds.hooks.conftest import BASE, SERVICE, Call, hook_body, token
 
 TOKENS = {"{{context.patientId}}"}
 SEARCH = re.compile(r"[A-Z][A-Za-z]+\?[a-z]+=[^&]+(&[_a-z]+=[^&]+)*")
@@ -38,10 +41,10 @@ def test_one_service_per_active_outcome_and_hook(call: Call, version: ModelVersi
     ]
     for one in services:
         of_2_0 = {"hook", "id", "title", "description", "prefetch", "usageRequirements", "extension"}
-        assert set(one) == of_2_0 | {"version"}
+        assert set(one) == of_2_0 | {"version", "hookVersion"}
         assert all(one.values())  # nothing null or empty (INTEROP 4)
         assert "icu-admission v3" in one["description"]
-        assert one["version"] == "3.0.0"
+        assert (one["version"], one["hookVersion"]) == ("3.0.0", "1.0")  # INTEROP 3
         model = one["extension"]["tessera.model"]
         assert (model["name"], model["number"], model["digest"]) == ("icu-admission", 3, "0" * 64)
         assert model["card"].endswith(f"/models/{version.pk}/card")
@@ -137,3 +140,29 @@ def test_preflight_only_for_registered_origins(call: Call, version: ModelVersion
     answer = call(path, {} if path != "/cds-services" else None, Origin="https://ehr.example.org")
     assert answer["Access-Control-Allow-Origin"] == "https://ehr.example.org"
     assert "Origin" in answer["Vary"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/cds-services/", "/cds-services/a/b", "/cds-services/a/", f"{SERVICE}/", f"{SERVICE}/feedback/",
+     "/cds-services//feedback", "/cds-services/tessera-%00-patient-view", "/cds-services/a%00/feedback",
+     f"/cds-services/{'a' * 121}", "/cds-services/tessera-%0A-patient-view", "/cds-services/a%0Ab/c"],
+)  # fmt: skip
+def test_every_other_address_below_is_404_in_words_of_fhir(
+    call: Call, version: ModelVersion, hook_client: HookClient, path: str
+) -> None:
+    seen = unquote(path)
+    for body in (None, hook_body()):
+        before = AuditEvent.objects.count()
+        answer = call(path, body, bearer=token(BASE + seen))
+        if body is None and answer.status_code == 405:
+            continue  # an address of a service, were there one of that id
+        assert answer.status_code == 404
+        assert answer.json()["resourceType"] == "OperationOutcome"
+        assert AuditEvent.objects.count() == before + 1
+        event = AuditEvent.objects.order_by("pk").last()
+        assert event is not None
+        assert (event.actor, event.outcome) == (f"client:{hook_client.pk}", "refused")
+    unsigned = Client().get(path)
+    assert unsigned.status_code in {401, 405}
+    assert unsigned.json()["resourceType"] == "OperationOutcome"

@@ -167,6 +167,15 @@ def test_a_server_that_does_not_answer_in_time_is_told(
     assert "Not supplied by the EHR: encounters" in card["detail"]
 
 
+def test_a_search_that_failed_is_no_empty_answer(
+    call: Call, version: ModelVersion, server: FhirServer
+) -> None:
+    failed = {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "exception"}]}
+    server.answers["Encounter"] = searchset(failed)
+    (card,) = call(SERVICE, hook_body(**access(server.base))).json()["cards"]
+    assert "Not supplied by the EHR: encounters" in card["detail"]
+
+
 def test_what_was_completed_is_read_again_next_time(
     call: Call, version: ModelVersion, server: FhirServer
 ) -> None:

@@ -130,6 +130,11 @@ def test_a_snoozed_outcome_gives_no_card(call: Call, version: ModelVersion) -> N
     assert call(SERVICE, body).json() == {"cards": []}
 
 
+def told(severity: str) -> dict[str, Any]:
+    """An OperationOutcome, as an entry of a searchset."""
+    return {"resourceType": "OperationOutcome", "issue": [{"severity": severity, "code": "processing"}]}
+
+
 # -- INTEROP 7: what a prefetch may look like ------------------------------------------------------
 def test_what_the_ehr_did_not_send_is_said_on_the_card(call: Call, version: ModelVersion) -> None:
     prefetch = {
@@ -137,11 +142,15 @@ def test_what_the_ehr_did_not_send_is_said_on_the_card(call: Call, version: Mode
         "conditions": None,  # the EHR says: none
         "labs": {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "timeout"}]},
         "vitals": searchset(link=[{"relation": "next", "url": "https://ehr.example.org/page2"}]),
+        "medications": searchset(told("error"), told("information")),  # a Bundle, and a failure all the same
+        "encounters": searchset(told("information")),  # no match, in words
     }
     (card,) = call(SERVICE, hook_body(prefetch=prefetch)).json()["cards"]
     line = next(line for line in card["detail"].splitlines() if "Not supplied" in line)
     assert "labs" in line
     assert "vitals" in line
+    assert "medications" in line
+    assert "encounters" not in line
     assert "conditions" not in line
     assert "patient" not in line
 
@@ -154,6 +163,7 @@ def test_what_the_ehr_did_not_send_is_said_on_the_card(call: Call, version: Mode
         {},
         {"patient": None},
         {"patient": {"resourceType": "OperationOutcome", "issue": [{"severity": "error", "code": "login"}]}},
+        {"vitals": searchset(told("error"))},
     ],
 )
 def test_without_data_it_is_412_and_never_empty_cards(
