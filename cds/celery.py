@@ -15,7 +15,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cds.settings")
 app = Celery("tessera")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks(
-    ["cds.jobs", "cds.studies", "cds.registry", "cds.risk", "cds.sending", "cds.subscriptions"]
+    ["cds.jobs", "cds.studies", "cds.registry", "cds.risk", "cds.sending", "cds.subscriptions", "cds.launch"]
 )
 
 

@@ -422,6 +422,11 @@ CELERY_BEAT_SCHEDULE = {
         "options": {"expires": 60},
     },
     "results": {"task": "cds.sending.tasks.collect", "schedule": 15.0, "options": {"expires": 15}},
+    "sessions": {
+        "task": "cds.launch.tasks.end_sessions",
+        "schedule": 3600.0,
+        "options": {"expires": 3600},
+    },
     "inputs": {"task": "cds.risk.tasks.watch_inputs", "schedule": 21600.0, "options": {"expires": 3600}},
 }
 CELERY_BEAT_SCHEDULE_FILENAME = str(DATA_DIR / "beat-schedule")

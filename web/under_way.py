@@ -18,7 +18,12 @@ _STATUS = {NotAllowed: 403, Unavailable: 503}
 
 
 def keep(request: HttpRequest, name: str, pending: launching.Pending, **more: Any) -> None:
-    """Remember what was begun, and whatever else the callback needs, as JSON can hold it."""
+    """Remember what was begun, and whatever else the callback needs, as JSON can hold it.
+
+    The session of somebody who is not signed in ends with it: whoever asks leaves a row for ten minutes only.
+    """
+    if not request.user.is_authenticated:
+        request.session.set_expiry(LASTS_S)
     now = time.time()
     waiting = {state: kept for state, kept in _waiting(request, name).items() if now - kept["at"] < LASTS_S}
     newest = dict(list(waiting.items())[-(MOST - 1) :])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -18,7 +19,7 @@ from django.utils import timezone
 from cds.audit import recording
 from cds.audit.models import AuditEvent
 from cds.errors import Invalid
-from cds.launch import launching, registering, styling
+from cds.launch import ending, launching, registering, styling, tasks
 from cds.launch.models import SmartIdentity, SmartServer
 from cds.patients import access, importing
 from cds.patients.models import Patient, PatientGrant
@@ -246,6 +247,46 @@ def test_the_session_of_before_is_not_carried_on(registered: SmartServer, server
     client.get(back)
     assert client.session.session_key != before
     assert "launches" not in client.session
+
+
+def test_what_is_under_way_leaves_a_row_for_ten_minutes_only(
+    registered: SmartServer, server: LaunchingEhr
+) -> None:
+    now = timezone.now()
+    client = Client()
+    client.get("/launch", {"iss": server.fhir, "launch": "launch-p1"})
+    assert Session.objects.get().expire_date <= timezone.now() + timedelta(seconds=600)
+    assert client.cookies["sessionid"]["max-age"] == 600
+    back = _begin(client, server)
+    assert client.get(back).status_code == 302  # a session like any other follows
+    assert Session.objects.get().expire_date > now + timedelta(seconds=880)
+
+
+def test_who_signs_in_after_a_launch_was_begun_stays_as_long_as_others(
+    registered: SmartServer, server: LaunchingEhr
+) -> None:
+    clinic.person("clinician", access.Role.CLINICIAN, unit="Ward 4")
+    client = Client()
+    client.get("/launch", {"iss": server.fhir, "launch": "launch-p1"})
+    assert client.post("/login", {"username": "clinician", "password": clinic.PASSWORD}).status_code == 302
+    assert Session.objects.get().expire_date > timezone.now() + timedelta(seconds=880)
+
+
+def test_sessions_that_ran_out_are_deleted_with_what_was_granted(
+    registered: SmartServer, server: LaunchingEhr, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "AT_ONCE", 2)
+    client = Client()
+    _launch(client, server)
+    for _ in range(5):
+        Client().get("/launch", {"iss": server.fhir})
+    Session.objects.update(expire_date=timezone.now())
+    kept = Client()
+    there = _launch(kept, server)["Location"]
+    tasks.end_sessions()
+    assert (Session.objects.count(), PatientGrant.objects.count()) == (1, 1)
+    assert kept.get(there).status_code == 200
+    assert client.get(there).status_code == 302
 
 
 def test_an_id_token_of_another_audience_is_refused_and_nobody_signed_in(
