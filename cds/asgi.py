@@ -1,5 +1,6 @@
 """The door for web servers: `gunicorn -k uvicorn_worker.UvicornWorker cds.asgi:application`."""
 
+import logging
 import os
 from typing import Any
 
@@ -9,7 +10,9 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "cds.settings")
 _pages = get_asgi_application()
 
 from cds.hooks.serving import HookServer, is_hook_call  # noqa: E402  (needs Django to be set up)
+from cds.logs import without_query  # noqa: E402
 
+logging.getLogger("uvicorn.access").addFilter(without_query)
 _hooks = HookServer()
 
 

@@ -24,6 +24,17 @@ def _is_news(record: logging.LogRecord) -> bool:
     return said != "streaming_cancelled"
 
 
+def without_query(record: logging.LogRecord) -> bool:
+    """Leave the query string out of a line of uvicorn's access log.
+
+    A sign-in's code and state and an EHR's launch handle stand there (OAuth 2.0, SMART App Launch). The
+    access_log_format of gunicorn does not reach these lines: its uvicorn worker writes them.
+    """
+    if isinstance(record.args, tuple):
+        record.args = tuple(one.partition("?")[0] if isinstance(one, str) else one for one in record.args)
+    return True
+
+
 def logging_config(level: str, *, as_json: bool) -> dict[str, Any]:
     """Build Django's LOGGING, and set up structlog to write through it."""
     structlog.configure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from http.cookies import Morsel
@@ -43,11 +44,21 @@ PROBES = frozenset({"/livez", "/readyz", "/metrics"})  # answered whatever is aw
 
 
 class RequestLog(RequestMiddleware):
-    """The id and the person that every line of a request carries; no error of its own without a database."""
+    """The id and the person that every line of a request carries; no error of its own without a database.
+
+    The path only: codes, states and launch handles of sign-ins stand in query strings.
+    """
+
+    @staticmethod
+    def format_request(request: HttpRequest) -> str:
+        """Such as `GET /launch/callback`."""
+        return f"{request.method} {request.path}"
 
     @staticmethod
     def bind_user_id(request: HttpRequest) -> None:
         """The account's number; left out where the database cannot say whose session it is."""
+        if isinstance(sys.exc_info()[1], DatabaseError | InterfaceError):
+            return  # it is away: asking again would only wait again
         try:
             RequestMiddleware.bind_user_id(request)
         except (DatabaseError, InterfaceError):
@@ -74,7 +85,7 @@ class Launches:
             request.COOKIES.clear()  # so that no session is looked up
             return self.get_response(request)
         response = self.get_response(request)
-        embedders = registering.list_embedders()
+        embedders = registering.list_embedders(ask=response.status_code < 500)
         if embedders:
             response._csp_update = {"frame-ancestors": embedders}  # type: ignore[attr-defined]
         if embedders or settings.FRAME_ANCESTORS:

@@ -88,6 +88,23 @@ def test_pages_say_that_it_is_away(person: Client, away: None, address: str) -> 
     assert f"frame-ancestors 'self' {EHR}" in answer["Content-Security-Policy"]  # the frame shows it, too
 
 
+@pytest.mark.parametrize("address", ["/worklist", "/help"])
+def test_a_page_waits_for_the_database_once(
+    person: Client, away: None, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """A pool gives up after five seconds, each time it is asked."""
+    tried: list[object] = []
+    connect = connection.get_new_connection
+
+    def counted(parameters: Any) -> Any:
+        tried.append(parameters)
+        return connect(parameters)
+
+    monkeypatch.setattr(connection, "get_new_connection", counted)
+    assert person.get(address).status_code == 503
+    assert len(tried) == 1
+
+
 def test_a_fault_of_ours_is_still_500(person: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise KeyError("ours")

@@ -20,4 +20,6 @@ def server_error(request: HttpRequest) -> HttpResponse:
     answer["Cache-Control"] = "no-store"
     if is_away:
         answer["Retry-After"] = str(RETRY_AFTER_S)
+        if hasattr(request, "session"):
+            del request.session  # SessionMiddleware would look it up to save it, and wait once more
     return answer
