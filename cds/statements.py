@@ -9,7 +9,7 @@ be no pooler that pools by transaction.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,7 +17,7 @@ import psycopg
 from django.db import DEFAULT_DB_ALIAS, NotSupportedError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
-from django.db.models import AutoField, Model, QuerySet
+from django.db.models import AutoField, JSONField, Model, QuerySet
 
 Row = tuple[Any, ...]
 _PREPARED_AFTER = 2  # times asked on one connection
@@ -80,8 +80,7 @@ class _Compiled:
         return [self._converted(row, connection) for row in found] if self._converters else found
 
     def _fetched(self, given: list[Any], connection: BaseDatabaseWrapper) -> list[Row]:
-        with _prepared(connection) as cursor:
-            cursor.execute(self._sql, given)
+        with run(self._sql, given, connection) as cursor:
             found: list[Row] = cursor.fetchall()
         return found
 
@@ -93,21 +92,27 @@ class _Compiled:
         return tuple(said)
 
 
-def prepared_cursor() -> Any:
-    """A cursor that leaves values to PostgreSQL and prepares what it asks often; elsewhere Django's own."""
-    return _prepared(connections[DEFAULT_DB_ALIAS])
-
-
-def _prepared(connection: BaseDatabaseWrapper) -> Any:
+def run(sql: str, values: Sequence[Any], connection: BaseDatabaseWrapper | None = None) -> Any:
+    """A cursor that has executed `sql`. PostgreSQL is given the values as they are, and prepares what it is
+    asked often. Where somebody listens to statements (tests, a debugger), Django's own wrappers are told."""
+    connection = connection or connections[DEFAULT_DB_ALIAS]
     if connection.vendor != "postgresql":
-        return connection.cursor()
+        cursor = connection.cursor()
+        cursor.execute(sql, values)
+        return cursor
     connection.ensure_connection()
     raw: psycopg.Connection[Row] = connection.connection
     raw.prepare_threshold = _PREPARED_AFTER
-    cursor: Any = psycopg.Cursor(raw)
-    if connection.queries_logged:
-        return connection.make_debug_cursor(cursor)
-    return CursorWrapper(cursor, connection)
+    bare: Any = psycopg.Cursor(raw)
+    if connection.queries_logged or connection.execute_wrappers:
+        logged = connection.queries_logged
+        cursor = connection.make_debug_cursor(bare) if logged else CursorWrapper(bare, connection)
+        cursor.execute(sql, values)
+        return cursor
+    connection.validate_no_broken_transaction()
+    with connection.wrap_database_errors:
+        bare.execute(sql, values)
+    return bare
 
 
 def _may_be(value: Any) -> bool:
@@ -132,17 +137,29 @@ class Insertion:
     """INSERT of single rows of a model, written once; the database gives the key where it is its own."""
 
     def __init__(self, model: type[Model]) -> None:
-        self._fields = [field for field in model._meta.concrete_fields if not isinstance(field, AutoField)]
-        names = ", ".join(f'"{field.column}"' for field in self._fields)
-        values = ", ".join(["%s"] * len(self._fields))
-        self._sql = f'INSERT INTO "{model._meta.db_table}" ({names}) VALUES ({values})'  # noqa: S608 (our own names)
+        fields = [field for field in model._meta.concrete_fields if not isinstance(field, AutoField)]
+        self._fields = [(field, not isinstance(field, JSONField)) for field in fields]
+        names = ", ".join(f'"{field.column}"' for field in fields)
+        self._into = f'INSERT INTO "{model._meta.db_table}" ({names})'
+        self._sql = f"{self._into} VALUES ({', '.join(['%s'] * len(fields))})"
 
     def insert(self, row: Model) -> None:
         """Insert it as it is, in the caller's transaction."""
+        run(self._sql, self.values(row)).close()
+
+    def values(self, row: Model) -> list[Any]:
+        """The row's values as the database takes them, in the order of `sql_from`."""
         connection = connections[DEFAULT_DB_ALIAS]
-        values = [
-            field.get_db_prep_save(getattr(row, field.attname), connection=connection)
-            for field in self._fields
+        is_given = connection.vendor == "postgresql"  # psycopg takes plain values as they are
+        return [
+            getattr(row, field.attname)
+            if is_plain and is_given
+            else field.get_db_prep_save(getattr(row, field.attname), connection=connection)
+            for field, is_plain in self._fields
         ]
-        with _prepared(connection) as cursor:
-            cursor.execute(self._sql, values)
+
+    def sql_from(self, source: str) -> str:
+        """To insert one row for each of `source`, a part of a larger statement."""
+        connection = connections[DEFAULT_DB_ALIAS]
+        marks = ", ".join(f"%s::{field.db_type(connection)}" for field, _ in self._fields)
+        return f"{self._into} SELECT {marks} FROM {source}"  # noqa: S608 (our own names)

@@ -24,10 +24,10 @@ CALLS, WARM = 600, 100
 STAGES = {
     "token: signature and claims": "cds.hooks.client_auth._read_token",
     "token: jti used up (Redis)": "cds.hooks.spending.spend",
-    "prefetch: known by its bytes": "cds.hooks.prefetching._read_before",
+    "prefetch: known by its bytes; newest score and answer": "cds.hooks.prefetching._read_before",
     "prefetch: SHA-256": "cds.hooks.prefetching._digest_of",
-    "score: how it stands": "cds.risk.assessing.current_of",
-    "score: answers given to it": "cds.risk.responding.latest_of",
+    "score: how it stands": "cds.risk.assessing.current_one",
+    "score: answers given to it": "cds.hooks.views._answer",
     "card: alert or not": "cds.hooks.alerting.decide",
     "card: words": "cds.hooks.cards.card_for",
     "kept, audited, committed": "cds.hooks.keeping.keep_shown",
@@ -147,7 +147,7 @@ def _table(taken: Sequence[_Taken], size: int, over_http_ms: float | None) -> me
         table.add("the same over HTTP at 1 connection, p50", over_http_ms, "", "", "")
     table.notes.append(
         f"{len(taken)} calls of {size // 1000} KB, one after another, score stored; a stage counts without "
-        "the stages within it. BEGIN and COMMIT are two round trips more."
+        "the stages within it. What is kept is one statement, committed by itself."
     )
     return table
 

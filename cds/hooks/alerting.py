@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
+from uuid import UUID
 
 from django.conf import settings
 from django.utils import timezone
@@ -23,22 +25,31 @@ from cds.risk.models import RiskPrediction
 from cds.risk.responding import Answer
 from cds.statements import Statement
 
+MOST_REMEMBERED = 20_000
 ALERTS = (Indicator.WARNING, Indicator.CRITICAL)
 ANSWERS = {"acknowledged": "Acknowledged", "overridden": "Answered"}
 
-_alerts = Statement(
-    lambda patient, user, outcome, since: (
-        CardShown.objects.filter(
-            patient=patient,
-            user=user,
-            outcome=outcome,
-            indicator__in=[one.value for one in ALERTS],
-            shown_at__gt=since,
+_remembered: dict[tuple[UUID, str, str], tuple[int, datetime]] = {}
+
+
+@lru_cache(maxsize=len(thresholds.SEVERITY))
+def _alerts(rank: int) -> Statement:
+    """When somebody was alerted last to a risk of this rank or above."""
+    categories = [category for category, held in thresholds.SEVERITY.items() if held >= rank]
+    return Statement(
+        lambda patient, user, outcome, since: (
+            CardShown.objects.filter(
+                patient=patient,
+                user=user,
+                outcome=outcome,
+                indicator__in=[one.value for one in ALERTS],
+                category__in=categories,
+                shown_at__gt=since,
+            )
+            .order_by("-shown_at")
+            .values_list("shown_at")[:1]
         )
-        .order_by("-shown_at")
-        .values_list("category", "shown_at")[:20]
     )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +82,29 @@ def decide(
     is_answered = answer is not None and answer.kind in ANSWERS and answer.at > since
     if answer is not None and is_answered and _rank(answer.category) >= rank:
         return Alert(note=f"{ANSWERS[answer.kind]} at {_time(answer.at)}, so not an alert again.")
-    seen = _alerts.rows(patient=patient.pk, user=context.user, outcome=prediction.outcome, since=since)
-    for category, at in seen:
-        if _rank(category) >= rank:
-            return Alert(note=f"You were alerted to this at {_time(at)}, so not again.")
+    at = _alerted_at(patient.pk, context.user, prediction.outcome, rank, since)
+    if at is not None:
+        return Alert(note=f"You were alerted to this at {_time(at)}, so not again.")
     return Alert(wanted)
+
+
+def _alerted_at(patient: UUID, user: str, outcome: str, rank: int, since: datetime) -> datetime | None:
+    """When this person was alerted last, after `since`, to a risk of this rank or above; None when never.
+
+    That they were is remembered in this process, for it stays true; that they were not is asked every time.
+    """
+    whom = (patient, user, outcome)
+    held = _remembered.get(whom)
+    if held is not None and held[0] >= rank and held[1] > since:
+        return held[1]
+    found = _alerts(rank).row(patient=patient, user=user, outcome=outcome, since=since)
+    if found is None:
+        return None
+    if len(_remembered) >= MOST_REMEMBERED:
+        _remembered.clear()
+    _remembered[whom] = (rank, found[0])
+    at: datetime = found[0]
+    return at
 
 
 def indicator_of(outcome: str, category: str) -> Indicator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from django.db import transaction
@@ -21,7 +22,6 @@ from cds.statements import Insertion
 _cards = Insertion(CardShown)
 
 
-@transaction.atomic
 def keep_shown(
     shown: Sequence[Shown],
     taken: Taken,
@@ -31,38 +31,48 @@ def keep_shown(
     took_ms: float,
     now: datetime,
 ) -> None:
-    """The cards that leave, and who was shown what, in one transaction. `took_ms`: until they were made."""
-    asked, patient = taken.asked, taken.patient
-    for one in shown:
-        _cards.insert(
-            CardShown(
-                id=one.card.uuid,
-                client=caller.client,
-                service=service.id,
-                hook_instance=asked.hook_instance,
-                prediction=one.prediction,
-                kind=one.kind.value,
-                patient=patient,
-                outcome=service.outcome,
-                user=asked.context.user,
-                indicator=one.card.indicator.value,
-                category=one.prediction.category if one.prediction is not None else "",
-                version=service.version,
-                milliseconds=round(took_ms, 1),
-                shown_at=now,
-            )
-        )
-    recording.record(
-        by=caller.actor,
-        action="hook.call",
-        object_type="Patient",
-        object_id=patient.pk,
-        patient_id=patient.pk,
-        now=now,
+    """The cards that leave, and who was shown what: all of it or nothing. `took_ms`: until they were made."""
+    rows = [_card(one, taken, service=service, caller=caller, took_ms=took_ms, now=now) for one in shown]
+    patient = taken.patient
+    event: dict[str, Any] = {
+        "by": caller.actor,
+        "action": "hook.call",
+        "object_type": "Patient",
+        "object_id": patient.pk,
+        "patient_id": patient.pk,
+        "now": now,
+        "service": service.id,
+        "hook_instance": taken.asked.hook_instance,
+        "user": taken.asked.context.user,
+        "cards": [{"id": str(one.card.uuid), "kind": one.kind.value} for one in shown],
+    }
+    if len(rows) == 1:
+        recording.record_with(_cards, rows[0], **event)
+        return
+    with transaction.atomic():
+        for row in rows:
+            _cards.insert(row)
+        recording.record(**event)
+
+
+def _card(
+    one: Shown, taken: Taken, *, service: Service, caller: Caller, took_ms: float, now: datetime
+) -> CardShown:
+    return CardShown(
+        id=one.card.uuid,
+        client=caller.client,
         service=service.id,
-        hook_instance=asked.hook_instance,
-        user=asked.context.user,
-        cards=[{"id": str(one.card.uuid), "kind": one.kind.value} for one in shown],
+        hook_instance=taken.asked.hook_instance,
+        prediction=one.prediction,
+        kind=one.kind.value,
+        patient=taken.patient,
+        outcome=service.outcome,
+        user=taken.asked.context.user,
+        indicator=one.card.indicator.value,
+        category=one.prediction.category if one.prediction is not None else "",
+        version=service.version,
+        milliseconds=round(took_ms, 1),
+        shown_at=now,
     )
 
 

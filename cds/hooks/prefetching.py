@@ -19,10 +19,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import orjson
 from django.db import connection
-from django.db.models import F
+from django.db.models import F, OuterRef, Subquery
 
 import ehr
 from cds.hooks import templates
@@ -34,6 +35,7 @@ from cds.hooks.offering import Service
 from cds.hooks.wire import HookRequest, Outline, Unobtainable, outline, parse_json, parse_request
 from cds.patients import code_map, importing, merging, sources
 from cds.patients.models import Patient
+from cds.risk import assessing, responding
 from cds.statements import Statement
 from cds.studies import receiving
 
@@ -43,16 +45,27 @@ SHARE = 0.5  # of the time left that reading from the FHIR server may take
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """Keys of the newest assessment of the patient by the version that answers, and of the latest answer that
+    anybody gave to a score of the service's outcome; None where there is none."""
+
+    assessment: UUID | None
+    answer: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
 class Taken:
     """A call, its patient with the record as it is now, and the keys asked for that nobody gave us.
 
     is_paused  nothing of the call was read: somebody has paused the source
+    seen       what was read along with a prefetch that was known
     """
 
     asked: HookRequest
     patient: Patient
     missing: tuple[str, ...] = ()
     is_paused: bool = False
+    seen: Seen | None = None
 
 
 def take(body: bytes, *, service: Service, caller: Caller, budget: Budget, now: datetime) -> Taken:
@@ -106,13 +119,29 @@ def _as_held(body: bytes, service: Service, caller: Caller) -> Taken:
 # -- what was read before ----------------------------------------------------------------------------
 _OF_PATIENT = [field.attname for field in Patient._meta.concrete_fields]
 _known = Statement(
-    lambda source, patient, service, version: PrefetchRead.objects.filter(
-        patient__source=source,
-        patient__resource_id=patient,
-        service=service,
-        version=version,
-        revision=F("patient__revision"),
-    ).values_list("length", "digest", "missing", *(f"patient__{name}" for name in _OF_PATIENT))[:1]
+    lambda source, patient, service, version, outcome: (
+        PrefetchRead.objects.filter(
+            patient__source=source,
+            patient__resource_id=patient,
+            service=service,
+            version=version,
+            revision=F("patient__revision"),
+        )
+        .annotate(
+            assessment=Subquery(
+                assessing.newest_first(OuterRef("patient"), OuterRef("version")).values("pk")[:1]
+            ),
+            answer=Subquery(responding.latest_first(OuterRef("patient"), outcome).values("pk")[:1]),
+        )
+        .values_list(
+            "length",
+            "digest",
+            "missing",
+            "assessment",
+            "answer",
+            *(f"patient__{name}" for name in _OF_PATIENT),
+        )[:1]
+    )
 )
 
 
@@ -123,10 +152,11 @@ def _read_before(glance: Outline, service: Service, caller: Caller) -> Taken | N
         patient=glance.patient_id,
         service=service.id,
         version=service.version.pk,
+        outcome=service.outcome,
     )
     if held is None:
         return None
-    length, digest, missing, *columns = held
+    length, digest, missing, assessment, answer, *columns = held
     if _digest_of(glance, length) != digest:
         return None
     asked = glance.parse_rest(length, hook=service.hook)
@@ -134,7 +164,7 @@ def _read_before(glance: Outline, service: Service, caller: Caller) -> Taken | N
         return None
     patient = Patient.from_db(connection.alias, _OF_PATIENT, columns)
     patient.source = caller.source
-    return Taken(asked, patient, tuple(missing))
+    return Taken(asked, patient, tuple(missing), seen=Seen(assessment, answer))
 
 
 def _digest_of(glance: Outline, length: int) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 import redis
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from redis.commands.core import Script
 
 from cds.errors import ClinicError, Unavailable
 from cds.hooks.models import HookClient, SpentToken
@@ -106,7 +107,7 @@ def _spend_in_redis(
                 _bring_back(store, now)
             keys = [_key(client.pk, claims["jti"]), f"tessera:calls:{client.pk}:{minute}"]
             left_ms = max(1, int((keep_until - now).total_seconds() * 1000))
-            calls = int(store.register_script(SPEND)(keys=keys, args=[left_ms]))
+            calls = int(_script(settings.HOOKS_REDIS_URL)(keys=keys, args=[left_ms]))
         except (redis.RedisError, OSError):
             _outage.since = _outage.since or now
             _outage.ask_again = time.monotonic() + AWAY_S
@@ -151,6 +152,11 @@ def expires(claims: Mapping[str, Any], skew_s: int) -> datetime:
 
 def _key(client_id: object, jti: object) -> str:
     return f"tessera:jti:{client_id}:{jti}"
+
+
+@lru_cache(maxsize=2)
+def _script(url: str) -> Script:
+    return _redis(url).register_script(SPEND)
 
 
 @lru_cache(maxsize=2)

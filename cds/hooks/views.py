@@ -88,9 +88,10 @@ def _cards(
     studies = ordering.imaging_ordered(context.orders) if service.hook in WITH_ORDERS else []
     if service.hook in WITH_ORDERS and not studies:
         return []
-    (standing,) = assessing.current_of(
+    standing = assessing.current_one(
         patient,
-        [service.version],
+        service.version,
+        newest=taken.seen.assessment if taken.seen is not None else None,
         by=caller.actor,
         now=now,
         wait_s=min(settings.HOOKS_WAIT_S, time_left.left()),
@@ -98,7 +99,7 @@ def _cards(
     if taken.is_paused:
         standing = cards.as_held(standing, patient)
     number = cards.number_of(standing, service.outcome)
-    answer = responding.latest_of(patient.pk, service.outcome) if number is not None else None
+    answer = _answer(taken, service) if number is not None else None
     if responding.is_snoozed(answer, now=now):
         return []
     setting = cards.Setting(
@@ -126,3 +127,10 @@ def _cards(
         )
         for study in studies
     ]
+
+
+def _answer(taken: Taken, service: Service) -> responding.Answer | None:
+    """The latest answer that anybody gave to a score of this patient and outcome."""
+    if taken.seen is None:
+        return responding.latest_of(taken.patient.pk, service.outcome)
+    return None if taken.seen.answer is None else responding.answer_of(taken.seen.answer)

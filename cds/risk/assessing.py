@@ -275,19 +275,39 @@ def current_of(
     return [found[version.pk] for version in versions]
 
 
+def current_one(
+    patient: Patient,
+    version: ModelVersion,
+    *,
+    newest: UUID | None,
+    by: recording.Actor,
+    now: datetime,
+    wait_s: float = 0.0,
+) -> Standing:
+    """The same for one version. `newest`: the key of the newest assessment (`newest_first`), just read; where
+    that one has ended and answers, nothing more is asked of the database."""
+    if newest is not None:
+        recalled = _not_eligible(patient, version, now=now) or _recall(patient, version, newest, now=now)
+        if recalled is not None and recalled.state in _SETTLED:
+            return recalled
+    (standing,) = current_of(patient, [version], by=by, now=now, wait_s=wait_s)
+    return standing
+
+
 _SETTLED = frozenset({DataState.CURRENT, DataState.PARTIAL, DataState.ABSTAINED, DataState.NOT_ELIGIBLE})
 _LATEST = 8  # rows looked at before the newest finished one is asked for by itself
 _HEAVY = ("basis", "frame_weights", "milliseconds")  # of an assessment; no card needs them
 _LIGHT = tuple(field.attname for field in RiskAssessment._meta.concrete_fields if field.attname not in _HEAVY)
 
 
-def _newest_first(patient: Patient | UUID, version: ModelVersion | UUID) -> QuerySet[RiskAssessment]:
-    """Every assessment of a patient by a version; rows, or their keys."""
+def newest_first(patient: Any, version: Any) -> QuerySet[RiskAssessment]:
+    """Every assessment of a patient by a version; of rows, their keys, or references of an outer query."""
     asked = RiskAssessment.objects.filter(patient=patient, version=version)
     return asked.order_by("-revision", "-queued_at")
 
 
-_latest = Statement(lambda patient, version: _newest_first(patient, version).values_list(*_LIGHT)[:_LATEST])
+_BY = ("pk", "revision", "as_of", "status", "work_state")  # what tells how an assessment stands
+_latest = Statement(lambda patient, version: newest_first(patient, version).values_list(*_BY)[:_LATEST])
 
 
 _open = Statement(
@@ -298,9 +318,40 @@ _open = Statement(
 
 
 def _latest_light(patient: Patient, version: ModelVersion) -> list[RiskAssessment]:
-    """The newest assessments, each without what is heavy."""
-    found = _latest.rows(patient=patient.pk, version=version.pk)
-    return [RiskAssessment.from_db(connection.alias, _LIGHT, row) for row in found]
+    """The newest assessments, each without what is heavy; one that has ended is read once."""
+    found = []
+    for row in _latest.rows(patient=patient.pk, version=version.pk):
+        about = dict(zip(_BY, row, strict=True))
+        match about["work_state"]:
+            case WorkState.DONE:
+                found.append(_ended(about["pk"]))
+            case WorkState.FAILED:
+                found.append(RiskAssessment.objects.only(*_LIGHT).get(pk=about["pk"]))
+            case _:
+                found.append(RiskAssessment(**about))
+    return found
+
+
+class _NotEnded(Exception):
+    """The assessment is still being computed, or has failed and may be tried again."""
+
+
+@lru_cache(maxsize=8192)
+def _ended(pk: UUID) -> RiskAssessment:
+    """An assessment that has ended with an answer: from then on it is never changed. Raises _NotEnded."""
+    found = RiskAssessment.objects.only(*_LIGHT).filter(pk=pk, work_state=WorkState.DONE).first()
+    if found is None:
+        raise _NotEnded
+    return found
+
+
+def _recall(patient: Patient, version: ModelVersion, newest: UUID, *, now: datetime) -> Standing | None:
+    """How a version stands where the newest assessment has ended; None where it has not."""
+    try:
+        done = _ended(newest)
+    except _NotEnded:
+        return None
+    return standing_of(version, done, done, revision=patient.revision, now=now)
 
 
 @lru_cache(maxsize=4096)
@@ -314,21 +365,26 @@ def stand(patient: Patient, version: ModelVersion, *, now: datetime, is_light: b
 
     is_light  without reading what only the panel shows of an assessment: its basis and its frame weights
     """
+    if (standing := _not_eligible(patient, version, now=now)) is not None:
+        return standing
+    latest = _latest_light(patient, version) if is_light else list(newest_first(patient, version)[:_LATEST])
+    ended = [row for row in latest if row.work_state == WorkState.DONE]
+    done = max(ended, key=lambda row: (row.revision, row.as_of), default=None)
+    if done is None and len(latest) == _LATEST:
+        ended_before = newest_first(patient, version).filter(work_state=WorkState.DONE)
+        done = ended_before.order_by("-revision", "-as_of").first()
+    newest = latest[0] if latest else None
+    return standing_of(version, done, newest, revision=patient.revision, now=now)
+
+
+def _not_eligible(patient: Patient, version: ModelVersion, *, now: datetime) -> Standing | None:
+    """The standing of a version that says nothing about this patient now; None where it does."""
     # Within a transaction the revision may be one that is never committed: nothing of it is remembered.
     is_open = connection.in_atomic_block
     stays = tuple(stays_of(patient)) if is_open else _stays_at(patient.pk, patient.revision)
     as_of, _ = moment(patient, now, stays=stays)
     reason = not_eligible(patient, version, as_of, stays=stays)
-    if reason:
-        return Standing(version, None, DataState.NOT_ELIGIBLE, reason)
-    latest = _latest_light(patient, version) if is_light else list(_newest_first(patient, version)[:_LATEST])
-    ended = [row for row in latest if row.work_state == WorkState.DONE]
-    done = max(ended, key=lambda row: (row.revision, row.as_of), default=None)
-    if done is None and len(latest) == _LATEST:
-        ended_before = _newest_first(patient, version).filter(work_state=WorkState.DONE)
-        done = ended_before.order_by("-revision", "-as_of").first()
-    newest = latest[0] if latest else None
-    return standing_of(version, done, newest, revision=patient.revision, now=now)
+    return Standing(version, None, DataState.NOT_ELIGIBLE, reason) if reason else None
 
 
 def standing_of(

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any
 from uuid import UUID
 
 from django.contrib.auth.models import User
 from django.db import transaction
+from django.db.models import QuerySet
 
 from cds.audit import recording
 from cds.errors import Conflict, Invalid
@@ -148,19 +151,26 @@ class Answer:
     category: str
 
 
-_latest = Statement(
-    lambda patient, outcome: (
-        Response.objects.filter(prediction__assessment__patient=patient, prediction__outcome=outcome)
-        .order_by("-at", "-pk")
-        .values_list("kind", "at", "until", "prediction__category")[:1]
-    )
-)
+def latest_first(patient: Any, outcome: Any) -> QuerySet[Response]:
+    """Every answer to scores of this outcome; of a patient's row, key, or reference of an outer query."""
+    answers = Response.objects.filter(prediction__assessment__patient=patient, prediction__outcome=outcome)
+    return answers.order_by("-at", "-pk")
+
+
+_latest = Statement(lambda patient, outcome: latest_first(patient, outcome).values_list("pk")[:1])
 
 
 def latest_of(patient_id: UUID, outcome: str) -> Answer | None:
     """The latest answer to this or an earlier score of this outcome."""
     found = _latest.row(patient=patient_id, outcome=outcome)
-    return None if found is None else Answer(*found)
+    return None if found is None else answer_of(found[0])
+
+
+@lru_cache(maxsize=4096)
+def answer_of(pk: UUID) -> Answer:
+    """What somebody answered; an answer is never changed, so it is read once."""
+    kept = Response.objects.values_list("kind", "at", "until", "prediction__category")
+    return Answer(*kept.get(pk=pk))
 
 
 def is_snoozed(answer: Answer | None, *, now: datetime) -> bool:

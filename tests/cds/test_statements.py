@@ -78,6 +78,36 @@ def test_an_event_appended_is_the_event_in_the_chain() -> None:
     assert not [problem for chain in recording.verify() for problem in chain.problems]
 
 
+def _keep(row: Patient) -> None:
+    recording.record_with(
+        Insertion(Patient),
+        row,
+        by=recording.Actor("client:1"),
+        action="hook.call",
+        object_type="Patient",
+        object_id=row.resource_id,
+        now=timezone.now(),
+        cards=[{"id": "ü"}],
+    )
+
+
+def test_a_row_and_its_event_are_kept_together_or_not_at_all() -> None:
+    like = factories.make_patient()
+    fresh = Patient(source=like.source, resource_id="together", changed_at=timezone.now())
+    number = recording.chain_of(None, "Patient", "together")
+    assert not AuditEvent.objects.filter(chain_id=number).exists()  # its chain has no head yet
+    _keep(fresh)
+    second = Patient(source=like.source, resource_id="together", changed_at=timezone.now())  # the same again
+    with CaptureQueriesContext(connection) as captured, pytest.raises(IntegrityError), transaction.atomic():
+        _keep(second)
+    assert Patient.objects.get(resource_id="together").pk == fresh.pk
+    (event,) = AuditEvent.objects.filter(chain_id=number)
+    assert event.detail == {"cards": [{"id": "ü"}]}
+    assert not [problem for chain in recording.verify() for problem in chain.problems]
+    if connection.vendor == "postgresql":
+        assert len([one for one in captured.captured_queries if "INSERT" in one["sql"]]) == 1
+
+
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL keeps prepared statements")
 def test_a_migration_meanwhile_breaks_no_statement_that_was_prepared_before() -> None:

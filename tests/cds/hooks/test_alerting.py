@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
 from django.utils import timezone
 
 from cds.audit import recording
@@ -54,6 +56,19 @@ def test_alerted_again_after_the_quiet_hours(call: Call, at_high_risk: Patient, 
     assert card(call)["indicator"] == "warning"
     settings.HOOKS_QUIET_S = 0
     assert card(call)["indicator"] == "warning"
+
+
+def test_that_somebody_was_alerted_is_remembered_no_longer_than_the_quiet_hours(
+    call: Call, at_high_risk: Patient, version: ModelVersion, settings: Any
+) -> None:
+    assert [card(call)["indicator"] for _ in range(3)] == ["warning", "info", "info"]
+    assert alerting._remembered  # the third was not looked up
+    settings.HOOKS_QUIET_S = 0
+    assert card(call)["indicator"] == "warning"
+    settings.HOOKS_QUIET_S = 12 * 3600
+    make_score(at_high_risk, version, risk=0.66)  # risen: what is remembered is about a lower risk
+    (found,) = call(SERVICE, hook_body(context=WHO, prefetch=PREFETCH)).json()["cards"]
+    assert found["indicator"] == "warning"
 
 
 def test_alerted_again_when_the_risk_has_risen(
@@ -107,3 +122,36 @@ def test_the_sites_thresholds(
 def test_a_threshold_that_is_no_category_stops_the_start() -> None:
     with pytest.raises(ImproperlyConfigured):
         _categories("high,death=huge")
+
+
+def test_a_call_with_nothing_new_reads_one_row_and_misses_nothing(
+    call: Call, at_high_risk: Patient, version: ModelVersion
+) -> None:
+    """What one statement finds unchanged is not read again; what has changed is seen by the next call."""
+    card(call)
+    card(call)
+    asked: list[str] = []
+
+    def note(execute: Any, sql: str, *others: Any) -> Any:
+        asked.append(sql)
+        return execute(sql, *others)
+
+    with connection.execute_wrapper(note):
+        card(call)
+    reads = [sql for sql in asked if sql.startswith("SELECT")]
+    patients = [sql for sql in reads if "hooks_prefetchread" in sql]
+    assert len(patients) == 1
+    assert not [sql for sql in reads if sql not in patients and "risk_" in sql]
+    prediction = at_high_risk.assessments.get(status="final").predictions.get()
+    snoozed = responding.snooze(prediction, by=BY, user=None, now=timezone.now())
+    assert call(SERVICE, hook_body(context=WHO, prefetch=PREFETCH)).json()["cards"] == []
+    snoozed.delete()
+    make_score(at_high_risk, version, risk=0.02)
+    (found,) = call(SERVICE, hook_body(context=WHO, prefetch=PREFETCH)).json()["cards"]
+    assert found["summary"].startswith("Low: 2 %")
+    assessment = at_high_risk.assessments.order_by("-queued_at")[0]
+    assessment.pk, assessment.key, assessment.work_state = uuid.uuid4(), uuid.uuid4().hex, "failed"
+    assessment.status, assessment.queued_at = "cancelled", timezone.now()
+    assessment.save(force_insert=True)  # a newer one that failed: the last number stays
+    (found,) = call(SERVICE, hook_body(context=WHO, prefetch=PREFETCH)).json()["cards"]
+    assert found["summary"].startswith("Low: 2 %")
