@@ -1,4 +1,4 @@
-"""Reading the body of an answer: a limit in bytes and in seconds, so that no server fills the memory."""
+"""The body of an answer, within limits so that no server fills the memory; why none came, in words."""
 
 from __future__ import annotations
 
@@ -37,3 +37,20 @@ def read_beginning(answer: httpx.Response, *, limit: int = ERROR_BYTES) -> bytes
         if len(held) >= limit:
             break
     return bytes(held[:limit])
+
+
+def why(error: httpx.HTTPError) -> str:
+    """A connection's fault in words an integrator can act on, its kind first."""
+    kind, said = type(error).__name__, str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return (
+            f"{kind}: its certificate is not trusted here ({said.rpartition(': ')[2][:100]}): install the "
+            "hospital's authority (CA) on this machine"
+        )
+    if isinstance(error, httpx.ConnectError) and said == "Refused":  # by ehr.guarded
+        return f"{kind}: its name leads to this machine or to a reserved network, which is not called"
+    if isinstance(error, httpx.ConnectTimeout):
+        return f"{kind}: nobody answered: is a firewall between us?"
+    if isinstance(error, httpx.ConnectError):
+        return f"{kind}: nobody listens there: check host and port, and that the server runs"
+    return kind

@@ -14,7 +14,7 @@ from typing import Self
 import httpx
 
 from ehr.addresses import check_base_url
-from ehr.bodies import read_body
+from ehr.bodies import read_body, why
 from ehr.errors import Refused, Retriable
 from ehr.fhir.sign_in import Bearer, GivenToken, SignIn
 from ehr.trust import trusted
@@ -95,20 +95,3 @@ class ServerClient:
         except httpx.HTTPError as error:
             raise Refused(f"{said}: {type(error).__name__}") from error
         return answer, body
-
-
-def why(error: httpx.TransportError) -> str:
-    """A connection's fault in words an integrator can act on, its kind first."""
-    kind, said = type(error).__name__, str(error)
-    if "CERTIFICATE_VERIFY_FAILED" in said:
-        return (
-            f"{kind}: its certificate is not trusted here ({said.rpartition(': ')[2][:100]}): install the "
-            "hospital's authority (CA) on this machine"
-        )
-    if isinstance(error, httpx.ConnectError) and said == "Refused":  # by ehr.guarded
-        return f"{kind}: its name leads to this machine or to a reserved network, which is not called"
-    if isinstance(error, httpx.ConnectTimeout):
-        return f"{kind}: nobody answered: is a firewall between us?"
-    if isinstance(error, httpx.ConnectError):
-        return f"{kind}: nobody listens there: check host and port, and that the server runs"
-    return kind

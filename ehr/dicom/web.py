@@ -15,7 +15,8 @@ from typing import Any
 
 import httpx
 
-from ehr.calling import ServerClient, why
+from ehr.bodies import why
+from ehr.calling import ServerClient
 from ehr.dicom.multipart import read_parts
 from ehr.errors import BadResource, Refused, Retriable
 from ehr.fhir.sign_in import SignIn

@@ -25,8 +25,8 @@ import orjson
 import tenacity
 
 from ehr.addresses import check_base_url, origin_of
-from ehr.bodies import read_beginning
-from ehr.calling import ServerClient, why
+from ehr.bodies import read_beginning, why
+from ehr.calling import ServerClient
 from ehr.errors import BadResource, Permanent, Refused, Retriable, TooLarge
 from ehr.fhir import export_files
 from ehr.fhir.export_files import KINDS, PIECE

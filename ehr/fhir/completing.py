@@ -136,7 +136,10 @@ class _Server:
         """A `next` link, when it stays on the server and under its base (HAPI pages at the base itself)."""
         under = urlsplit(url).path + "/"
         if origin_of(url) != origin_of(self._base) or not under.startswith(urlsplit(self._base).path):
-            raise Refused("the next page of a search lies outside the server; not followed")
+            raise Refused(
+                "the next page of a search lies outside the server and is not followed: have it, or the "
+                "proxy before it, give links by the address in fhirServer"
+            )
         if "@" in urlsplit(url).netloc or "/../" in under or "%2e" in under.lower():
             raise Refused("the next page of a search is not a plain address; not followed")
         return url
@@ -168,7 +171,10 @@ class _Server:
             size += len(piece)
             self._bytes += len(piece)
             if size > MAX_BODY_BYTES or self._bytes > MAX_TOTAL_BYTES:
-                raise TooLarge(f"the FHIR server's answer is larger than {MAX_BODY_BYTES} bytes")
+                raise TooLarge(
+                    f"the FHIR server's answer is larger than {MAX_BODY_BYTES} bytes: have the EHR prefetch "
+                    "it"
+                )
             pieces.append(piece)
         return b"".join(pieces)
 

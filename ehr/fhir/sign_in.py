@@ -19,7 +19,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
 from ehr.addresses import check_base_url
-from ehr.bodies import read_body
+from ehr.bodies import read_body, why
 from ehr.errors import BadResource, Refused, Retriable, TooLarge
 from ehr.fhir.waiting import is_busy, retry_after
 from ehr.trust import trusted
@@ -110,7 +110,7 @@ class BackendServices:
             with self._http.stream("POST", self._token_url, data=form, headers=ACCEPT) as answer:
                 body = _read(answer, "the token endpoint")
         except httpx.HTTPError as error:
-            raise Retriable(f"the token endpoint cannot be reached: {type(error).__name__}") from error
+            raise Retriable(f"the token endpoint cannot be reached: {why(error)}") from error
         if is_busy(answer.status_code):
             raise Retriable(
                 f"the token endpoint answered {answer.status_code}", retry_after_s=retry_after(answer)
@@ -191,7 +191,7 @@ def discover_token_url(
         ):
             body = _read(answer, "smart-configuration")
     except httpx.HTTPError as error:
-        raise Retriable(f"smart-configuration cannot be read: {type(error).__name__}") from error
+        raise Retriable(f"smart-configuration cannot be read: {why(error)}") from error
     found = _json(body).get("token_endpoint") if answer.status_code == 200 else None
     if not isinstance(found, str):
         raise Refused(

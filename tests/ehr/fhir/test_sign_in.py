@@ -160,6 +160,14 @@ def test_the_token_endpoint_is_found() -> None:
         discover_token_url(base, transport=empty)
 
 
+def test_an_authority_that_is_out_of_reach_says_where_to_look() -> None:
+    def nobody(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused", request=request)
+
+    with pytest.raises(Retriable, match="nobody listens there: check host and port"):
+        BackendServices(TOKEN_URL, "tessera", new_key(), transport=httpx.MockTransport(nobody)).bearer()
+
+
 @pytest.mark.parametrize("what", ["token", "discovery"])
 def test_an_answer_without_end_is_cut_off(what: str) -> None:
     given = 0
