@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from tests.conformance import rules_of_messages, rules_of_security  # noqa: F401  (they register their rules)
+from tests.conformance import rules_of_launch, rules_of_messages, rules_of_security  # noqa: F401  (register)
 from tests.conformance.judging import Row, Verdict, judge, markdown
 from tests.conformance.service import Ehr, Service
 
@@ -24,13 +24,19 @@ def main(arguments: list[str] | None = None) -> int:
     asked.add_argument("--origin", default="", help="web origin registered with the service, for CORS")
     asked.add_argument("--tenant", default="")
     asked.add_argument("--patient", default="conformance-1", help="id of the patient the calls are about")
+    asked.add_argument(
+        "--launches", default="", metavar="ISS", help="FHIR address of an EHR whose launches it answers"
+    )
+    asked.add_argument("--launch", default="launch", help="where it is launched, below the base address")
+    asked.add_argument("--keys", default=".well-known/jwks.json", help="where its public keys are")
     asked.add_argument("--untimed", action="store_true", help="leave out what depends on the machine's speed")
     asked.add_argument("--markdown", type=Path, help="write the table there, between its marks")
     given = asked.parse_args(arguments)
     if not given.open and not (given.key and given.issuer):
         asked.error("give --issuer and --key, or --open for a service that asks for no token")
     key = json.loads(given.key.read_text()) if given.key else None
-    service = Service(given.url, Ehr(given.issuer, key, given.origin, given.tenant, given.patient))
+    ehr = Ehr(given.issuer, key, given.origin, given.tenant, given.patient, given.launches)
+    service = Service(given.url, ehr, launch=given.launch, keys=given.keys)
     try:
         return judged(service, timed=not given.untimed, page=given.markdown)
     finally:

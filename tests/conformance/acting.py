@@ -17,7 +17,7 @@ def main(act: str, *words: str) -> None:
     {"register": register, "score": score}[act](*words)
 
 
-def register(issuer: str, jwks: str, origin: str) -> None:
+def register(issuer: str, jwks: str, origin: str, launches_from: str) -> None:
     """An EHR that may call and may launch us, and a model that is active."""
     from django.utils import timezone
 
@@ -40,7 +40,16 @@ def register(issuer: str, jwks: str, origin: str) -> None:
         by=by,
         now=now,
     )
-    launches.register("Conformance", issuer=FHIR, client_id="tessera", source=source, by=by, now=now)
+    for one in (FHIR, launches_from):
+        launches.register(
+            "Conformance",
+            issuer=one,
+            client_id="tessera",
+            source=source,
+            embedders=[origin],
+            by=by,
+            now=now,
+        )
     ActiveModel.objects.create(outcome=clinic.OUTCOME, version=clinic.version(1, now=now), since=now)
 
 

@@ -20,6 +20,7 @@ import httpx
 
 import ehr
 from tests.conformance.service import Ehr, Service
+from tests.launching_ehr import launching_ehr
 
 ROOT = Path(__file__).parents[2]
 ISSUER, ORIGIN = "https://ehr.example.org", "https://ehr.example.org"
@@ -27,7 +28,13 @@ ISSUER, ORIGIN = "https://ehr.example.org", "https://ehr.example.org"
 
 @contextmanager
 def running(folder: Path) -> Iterator[Service]:
-    """Gunicorn with one worker, on a data directory of its own below `folder`."""
+    """Gunicorn with one worker, on a data directory of its own below `folder`; an EHR that launches it."""
+    with launching_ehr() as launching, _serving(folder, launching.fhir) as service:
+        yield service
+
+
+@contextmanager
+def _serving(folder: Path, launches_from: str) -> Iterator[Service]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -52,8 +59,9 @@ def running(folder: Path) -> Iterator[Service]:
 
     key = ehr.new_key("EC")
     run("manage.py", "migrate", "--verbosity=0")
+    run("manage.py", "fhir_key", "add")
     jwks = json.dumps(ehr.public_keys([key]))
-    run("-m", "tests.conformance.acting", "register", ISSUER, jwks, ORIGIN)
+    run("-m", "tests.conformance.acting", "register", ISSUER, jwks, ORIGIN, launches_from)
     log = (folder / "server.log").open("w")
     command = ["-m", "gunicorn", "cds.asgi:application", "-k", "uvicorn_worker.UvicornWorker", "-w", "1"]
     server = subprocess.Popen(
@@ -63,7 +71,7 @@ def running(folder: Path) -> Iterator[Service]:
         stdout=log,
         stderr=log,
     )
-    service = Service(url, Ehr(ISSUER, key, ORIGIN))
+    service = Service(url, Ehr(ISSUER, key, ORIGIN, launches=launches_from))
     try:
         _wait_for(url)
         service.call(service.services()[0])  # the patient is known from here on

@@ -178,7 +178,7 @@ def issuer(service: Service) -> None:
 def jku(service: Service) -> None:
     _signed(service)
     own = ECKey.generate_key("P-384", {"kid": "own"})
-    with _listener({"keys": [own.as_dict(private=False)]}) as (url, asked):
+    with listener({"keys": [own.as_dict(private=False)]}) as (url, asked):
         _refused_at_discovery(service, key=own, header={"jku": url, "kid": "own", "alg": "ES384"})
         service.send(
             "GET", "cds-services", token=service.token(service.url("cds-services"), header={"jku": url})
@@ -283,7 +283,7 @@ def _encoded(said: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _listener(keys: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+def listener(keys: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """A key set on loopback, and what asked for it."""
     asked: list[str] = []
 

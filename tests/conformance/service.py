@@ -21,13 +21,14 @@ UNSET: Any = object()
 
 @dataclass
 class Ehr:
-    """Who calls: as registered with the service. `key` None: the service asks for no token."""
+    """Who calls, and launches: as registered with the service. `key` None: it asks for no token."""
 
     issuer: str = ""
     key: Mapping[str, Any] | None = None
     origin: str = ""
     tenant: str = ""
     patient: str = "conformance-1"
+    launches: str = ""  # FHIR base address of an EHR whose launches the service answers
 
 
 @dataclass
@@ -36,6 +37,8 @@ class Service:
 
     base: str
     ehr: Ehr
+    launch: str = "launch"  # where the service is launched, and where its public keys are
+    keys: str = ".well-known/jwks.json"
     seen: list[Mapping[str, Any]] = field(default_factory=list)  # services, once asked for
 
     def __post_init__(self) -> None:

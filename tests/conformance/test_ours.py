@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import ehr
-from tests.conformance import rules_of_messages, rules_of_security  # noqa: F401  (they register their rules)
+from tests.conformance import rules_of_launch, rules_of_messages, rules_of_security  # noqa: F401  (register)
 from tests.conformance.__main__ import write
 from tests.conformance.judging import RULES, Row, Verdict, judge, markdown
 from tests.conformance.ours import ISSUER, ORIGIN, ROOT, running
@@ -25,11 +25,16 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
-def test_every_rule_holds(ours: Service) -> None:
-    rows = list(judge(ours, timed=False))
-    failed = [f"{row.rule} {row.words}: {row.why}" for row in rows if row.verdict is Verdict.FAILS]
+@pytest.fixture(scope="module")
+def judged(ours: Service) -> list[Row]:
+    """What the suite says of ours, but for what depends on the machine."""
+    return list(judge(ours, timed=False))
+
+
+def test_every_rule_holds(judged: list[Row]) -> None:
+    failed = [f"{row.rule} {row.words}: {row.why}" for row in judged if row.verdict is Verdict.FAILS]
     assert not failed, "\n".join(failed)
-    assert len(rows) == sum(not rule.timed for rule in RULES)
+    assert len(judged) == sum(not rule.timed for rule in RULES)
 
 
 def test_a_service_that_is_wrong_is_found_wrong(tmp_path: Path) -> None:
@@ -72,7 +77,7 @@ def test_a_service_that_is_wrong_is_found_wrong(tmp_path: Path) -> None:
         server.server_close()
         thread.join(5)
     failed = {row.rule for row in rows if row.verdict is Verdict.FAILS}
-    assert {4, 6, 7, 8, 9, 10, 11, 18, 19, 20, 21, 22} <= failed
+    assert {4, 6, 7, 8, 9, 10, 11, 18, 19, 20, 21, 22, 24, 29, 30} <= failed
 
 
 def test_the_table_is_written_between_its_marks(tmp_path: Path) -> None:
@@ -85,9 +90,10 @@ def test_the_table_is_written_between_its_marks(tmp_path: Path) -> None:
     )
 
 
-def test_the_documentation_holds_a_table_of_every_rule() -> None:
+def test_the_documentation_holds_what_the_suite_says(judged: list[Row]) -> None:
+    """Each line with its verdict, and no line of a rule that is gone: written by the suite, not by hand."""
     page = (ROOT / "docs" / "conformance.md").read_text()
-    for rule in RULES:
-        assert f"| {rule.number} | {rule.words} |" in page, (
-            "run the suite with --markdown docs/conformance.md"
-        )
+    timed = [Row(rule.number, rule.words, Verdict.HOLDS) for rule in RULES if rule.timed]
+    rows = sorted([*judged, *timed], key=lambda row: row.rule)
+    written = page.partition("<!-- conformance -->\n")[2].partition("<!-- end -->")[0]
+    assert written == markdown(rows), "write it anew: python -m tests.conformance.ours"
