@@ -6,6 +6,7 @@ record up to what was sent, take the freshest score within the budget, answer wi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from django.conf import settings
@@ -121,12 +122,20 @@ def _cards(
     return [
         order_cards.order_card(
             standing,
-            setting,
+            setting if place == 0 else _once_more(setting),
             study,
             studies_known.known_of(study, standing, outcome=service.outcome, patient=patient),
         )
-        for study in studies
+        for place, study in enumerate(studies)
     ]
+
+
+def _once_more(setting: cards.Setting) -> cards.Setting:
+    """For the cards after the first: no second alert to one risk in a call, and nothing suggested twice."""
+    alert = setting.alert
+    if alert.indicator in alerting.ALERTS:
+        alert = alerting.Alert(note="The first card about these orders alerts to this, so not again.")
+    return replace(setting, alert=alert, may_suggest=False)
 
 
 def _answer(taken: Taken, service: Service) -> responding.Answer | None:

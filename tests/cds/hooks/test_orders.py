@@ -156,3 +156,19 @@ def test_an_imaging_order_gets_a_card_and_other_orders_none(call: Call, version:
     assert call(select, chosen).json() == {"cards": []}  # the imaging was not what was selected
     chosen["context"]["selections"] = ["ServiceRequest/o1"]
     assert len(call(select, chosen).json()["cards"]) == 1
+
+
+def test_several_studies_in_a_call_alert_once_and_suggest_once(call: Call, version: ModelVersion) -> None:
+    path = "/cds-services/tessera-icu-admission-order-sign"
+    body = order_body(order("399208008"), order("169069000"), order(text="MRI brain"))
+    call(path, body)
+    make_score(Patient.objects.get(), version)
+    first, *others = call(path, body).json()["cards"]
+    assert first["indicator"] == "warning"
+    assert first["suggestions"]
+    assert len(others) == 2
+    for card in others:
+        assert card["indicator"] == "info"
+        assert "The first card about these orders alerts to this, so not again." in card["detail"]
+        assert "suggestions" not in card
+        assert "31 %" in card["summary"]
