@@ -36,13 +36,18 @@ LANDED = (
 
 @dataclass(frozen=True, slots=True)
 class SessionLaunch:
-    """The launch a session belongs to. `key` tells it from earlier ones in the same browser."""
+    """The launch a session belongs to. `key` tells it from earlier ones in the same browser.
+
+    encounter   the stay it was launched for, by the EHR's id; "" for none
+    assessment  the score on the card whose link led here; "" for none
+    """
 
     key: str
     patient: str
     encounter: str
     show_banner: bool
     style: dict[str, str]
+    assessment: str = ""
 
 
 def of_session(request: HttpRequest) -> SessionLaunch | None:
@@ -104,6 +109,7 @@ def _land(request: HttpRequest, launched: launching.Launched) -> HttpResponse:
             encounter=launched.encounter,
             show_banner=launched.show_banner,
             style=dict(launched.style),
+            assessment=launched.assessment,
         )
     )
     by, now = recording.person(launched.user, request), timezone.now()

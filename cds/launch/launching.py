@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Lock
 from typing import Any, TypeVar
+from uuid import UUID
 
 import orjson
 from django.conf import settings
@@ -29,6 +30,7 @@ from cds.launch import styling
 from cds.launch.models import SmartIdentity, SmartServer
 from cds.patients import access
 from cds.patients.models import Patient
+from cds.risk.models import RiskAssessment
 
 T = TypeVar("T")
 Pending = ehr.Pending  # what a session remembers of a launch under way
@@ -46,10 +48,12 @@ class NotThisLaunch(ClinicError):
 class Launched:
     """Somebody has come with a patient.
 
-    outcome   the one a card's link asked for, "" for none
-    is_new    whether this person is here for the first time
-    problem   why the record could not be refreshed, "" when it was
-    style     CSS custom properties the EHR asks for, checked
+    encounter   the EHR's id of the stay they came for, "" for none
+    outcome     the one a card's link asked for, "" for none
+    assessment  the score that stood on that card, one of this patient, "" for none
+    is_new      whether this person is here for the first time
+    problem     why the record could not be refreshed, "" when it was
+    style       CSS custom properties the EHR asks for, checked
     """
 
     server: SmartServer
@@ -58,6 +62,7 @@ class Launched:
     encounter: str
     show_banner: bool
     outcome: str
+    assessment: str
     is_new: bool
     problem: str
     style: Mapping[str, str]
@@ -121,6 +126,7 @@ def complete(
         encounter=said.encounter,
         show_banner=said.need_patient_banner,
         outcome=_outcome(said.app_context),
+        assessment=_assessment(said.app_context, patient),
         is_new=is_new,
         problem=problem,
         style=_style(app, said.style_url),
@@ -218,13 +224,26 @@ def _patient(server: SmartServer, resource_id: str, problem: str) -> Patient:
 
 
 def _outcome(app_context: str) -> str:
-    """What a card's link asked for: `{"outcome": …}`."""
+    outcome = _asked(app_context).get("outcome")
+    return outcome if isinstance(outcome, str) and outcome.replace("-", "").isalnum() else ""
+
+
+def _assessment(app_context: str, patient: Patient) -> str:
+    """The score that the card showed, when it is one of the patient whom the EHR has opened."""
+    try:
+        key = UUID(str(_asked(app_context).get("assessment")))
+    except ValueError:
+        return ""
+    return str(key) if RiskAssessment.objects.filter(pk=key, patient=patient).exists() else ""
+
+
+def _asked(app_context: str) -> dict[str, Any]:
+    """What a card's link asked for: `{"assessment": …, "outcome": …}` (`cds.hooks.linking`); {}: nothing."""
     try:
         said = orjson.loads(app_context)
     except orjson.JSONDecodeError:
-        return ""
-    outcome = said.get("outcome") if isinstance(said, dict) else None
-    return outcome if isinstance(outcome, str) and outcome.replace("-", "").isalnum() else ""
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _style(app: ehr.SmartApp, url: str) -> Mapping[str, str]:

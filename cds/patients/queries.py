@@ -148,6 +148,13 @@ def get_record(viewer: access.Viewer, patient: Patient, *, as_of: datetime, hist
     )
 
 
+def find_stay(viewer: access.Viewer, patient: Patient, encounter: str, *, as_of: datetime) -> StayView | None:
+    """The Encounter of that id of this patient, as it is known; None where it is not."""
+    visible = access.visible_patients(viewer).filter(pk=patient.pk)
+    row = Encounter.objects.filter(patient__in=visible, resource_id=encounter).first() if encounter else None
+    return _stay(row, as_of) if row is not None else None
+
+
 def list_observations(patient: Patient, *, as_of: datetime, history: int = 50) -> tuple[ObservationView, ...]:
     """The latest result of each code known at `as_of`, newest first; numeric history oldest first."""
     rows: dict[tuple[str, str], list[Observation]] = {}

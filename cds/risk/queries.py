@@ -32,6 +32,7 @@ from cds.risk.responding import OVERRIDE_REASONS
 from cds.risk.seen import (
     Answer,
     Banner,
+    CardScore,
     ModelFacts,
     OutcomePanel,
     Panel,
@@ -40,8 +41,8 @@ from cds.risk.seen import (
 )
 
 __all__ = [
-    "MODALITY_WORDS", "banner", "find_assessment", "find_heat_map", "find_prediction", "find_response",
-    "heat_map_values", "panel", "worklist",
+    "MODALITY_WORDS", "banner", "find_assessment", "find_card_score", "find_heat_map", "find_prediction",
+    "find_response", "heat_map_values", "panel", "worklist",
 ]  # fmt: skip
 NEW_MODEL = timedelta(days=14)
 TREND_POINTS = 200
@@ -71,6 +72,29 @@ def find_assessment(viewer: access.Viewer, assessment_id: object) -> RiskAssessm
     if found is None:
         raise NotFound("no such score, or not of one of your patients")
     return found
+
+
+def find_card_score(
+    viewer: access.Viewer, patient: Patient, assessment_id: str, outcome: str
+) -> CardScore | None:
+    """What a card said of this patient's outcome; None for another patient's, or where it gave no number."""
+    found = (
+        RiskPrediction.objects.filter(assessment__patient__in=access.visible_patients(viewer))
+        .select_related("assessment")
+        .filter(assessment__pk=assessment_id, assessment__patient=patient, outcome=outcome)
+        .first()
+    )
+    if found is None:
+        return None
+    return CardScore(
+        assessment_id=assessment_id,
+        risk=found.risk,
+        low=found.low,
+        high=found.high,
+        category_word=thresholds.WORDS[thresholds.Category(found.category)],
+        as_of=found.assessment.as_of,
+        scored_at=found.assessment.finished_at,
+    )
 
 
 def find_response(viewer: access.Viewer, response_id: object) -> Response:

@@ -307,3 +307,16 @@ class Panel:
     banner: Banner
     outcomes: tuple[OutcomePanel, ...]
     now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CardScore:
+    """A score that stood on a card in the EHR, as it was then: told beside the one that is shown instead."""
+
+    assessment_id: str
+    risk: float
+    low: float
+    high: float
+    category_word: str
+    as_of: datetime
+    scored_at: datetime | None

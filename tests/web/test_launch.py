@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
+from uuid import UUID
 
 import httpx
+import orjson
 import pytest
 from django.contrib.sessions.models import Session
 from django.core.cache import cache
@@ -22,7 +24,9 @@ from cds.errors import Invalid
 from cds.launch import ending, launching, registering, styling, tasks
 from cds.launch.models import SmartIdentity, SmartServer
 from cds.patients import access, importing
-from cds.patients.models import Patient, PatientGrant
+from cds.patients.models import Encounter, Patient, PatientGrant
+from cds.registry.models import ActiveModel
+from cds.risk.models import RiskAssessment
 from tests.launching_ehr import CLIENT, LaunchingEhr, launching_ehr
 from tests.web import clinic
 from web import middleware, urls
@@ -435,6 +439,97 @@ def test_the_ehr_decides_about_the_banner_the_outcome_and_its_colours(
     assert "/launch/style.css" in page
     # The highlight the specification's own example has is too pale to be read as text: left out.
     assert client.get("/launch/style.css").content.decode() == ":root { --bg: #edeae3; }\n"
+
+
+@pytest.fixture
+def scored(registered: SmartServer, server: LaunchingEhr) -> tuple[RiskAssessment, RiskAssessment]:
+    """An earlier score of p1 and the one that stands; p2 has one as well."""
+    _launch(Client(), server)
+    _launch(Client(), server, "launch-p2")
+    now = timezone.now()
+    model = clinic.version(1, now=now)
+    ActiveModel.objects.create(outcome=clinic.OUTCOME, version=model, since=now)
+    first, other = Patient.objects.get(resource_id="p1"), Patient.objects.get(resource_id="p2")
+    clinic.assessment(other, model, now=now, risk=0.77)
+    earlier = clinic.assessment(first, model, now=now, risk=0.41, as_of=now - timedelta(hours=5))
+    return earlier, clinic.assessment(first, model, now=now, risk=0.62)
+
+
+def _from_card(server: LaunchingEhr, assessment: object) -> tuple[str, str]:
+    """Where a card's link leads, and what stands there."""
+    context = {"assessment": str(assessment), "outcome": clinic.OUTCOME}
+    server.answers = {"appContext": orjson.dumps(context).decode()}
+    client = Client()
+    there = _launch(client, server)["Location"]
+    parts = [client.get(there.replace("/risk", f"/risk{part}")).content.decode() for part in ("", "/score")]
+    assert ("not-the-cards" in parts[0]) == ("not-the-cards" in parts[1])  # a live update says it as well
+    return there, parts[0]
+
+
+def test_a_card_link_shows_the_score_of_the_card(
+    scored: tuple[RiskAssessment, RiskAssessment], server: LaunchingEhr
+) -> None:
+    there, page = _from_card(server, scored[1].pk)
+    assert there.endswith(f"/risk?outcome={clinic.OUTCOME}")
+    assert 'data-testid="risk-score">62 %' in page
+    assert "not-the-cards" not in page
+
+
+def test_a_newer_score_than_the_cards_says_so(
+    scored: tuple[RiskAssessment, RiskAssessment], server: LaunchingEhr
+) -> None:
+    _, page = _from_card(server, scored[0].pk)
+    assert 'data-testid="risk-score">62 %' in page
+    assert "This is a newer score than the card's" in page
+    assert '<data value="0.41">41 %</data> (34 % to 50 %, high)' in page
+    assert '<a href="#trend-title">See it in the trend</a>' in page
+    assert 'id="trend-title"' in page
+
+
+def test_a_score_that_is_not_of_the_launched_patient_is_not_told(
+    scored: tuple[RiskAssessment, RiskAssessment], server: LaunchingEhr
+) -> None:
+    elsewhere = RiskAssessment.objects.get(patient__resource_id="p2")
+    for asked in (elsewhere.pk, UUID(int=7), "x", None):
+        _, page = _from_card(server, asked)
+        assert "not-the-cards" not in page
+        assert "77 %" not in page
+
+
+def test_an_older_score_than_the_cards_is_not_called_newer(
+    scored: tuple[RiskAssessment, RiskAssessment], server: LaunchingEhr
+) -> None:
+    """Another model was put back since."""
+    now = timezone.now()
+    back = clinic.version(2, now=now)
+    ActiveModel.objects.update(version=back)
+    patient = scored[0].patient
+    clinic.assessment(patient, back, now=now, risk=0.3, as_of=now - timedelta(hours=9))
+    assert "This is not the score of the card" in _from_card(server, scored[1].pk)[1]
+
+
+@pytest.mark.parametrize(
+    ("stay", "said"),
+    [
+        ({"kind": "intensive-care", "location": "ICU 2"}, "for the stay in ICU 2 (intensive care), from "),
+        ({"kind": "other", "location": "", "start": None}, "for the stay."),
+    ],
+)
+def test_the_panel_says_for_which_stay_it_was_opened(
+    registered: SmartServer, server: LaunchingEhr, stay: dict[str, Any], said: str
+) -> None:
+    client = Client()
+    there = _launch(client, server)["Location"]
+    assert "launched-stay" not in client.get(there).content.decode()  # the EHR's e1 is not known here
+    known = {"resource_type": "Encounter", "resource_id": "e1", "status": "in-progress", "digest": "d"}
+    began = timezone.now() - timedelta(days=2)
+    other = clinic.patient(1, family="Haas", given="Ada", now=timezone.now())
+    Encounter.objects.create(patient=other, kind="emergency", location="Elsewhere", **known)
+    assert "launched-stay" not in client.get(there).content.decode()  # somebody else's
+    Encounter.objects.create(
+        patient=Patient.objects.get(family="Sommer"), **known, **{"start": began, **stay}
+    )
+    assert said in client.get(there).content.decode()
 
 
 @pytest.mark.parametrize("said", ["[]", "{", '{"outcome": "a&b=c"}', '{"outcome": 7}'])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from django.contrib.auth.decorators import login_required
@@ -12,9 +13,11 @@ from django.views.decorators.http import require_safe
 
 from cds.patients import access
 from cds.patients.models import Patient
+from cds.patients.queries import find_stay
 from cds.risk import queries
 from cds.risk.responding import OVERRIDE_REASONS
-from web import presenters
+from cds.risk.seen import OutcomePanel
+from web import launch, presenters
 from web.people import actor_of, user_of
 
 PARTS = {"score": "web/panel/score.html", "imaging": "web/panel/imaging.html", "act": "web/panel/act.html"}
@@ -65,9 +68,25 @@ def context(request: HttpRequest, patient: Patient, **more: Any) -> dict[str, An
     return {
         "view": view,
         "banner": seen.banner,
+        **_of_launch(request, patient, view.outcome.seen if view.outcome else None, now=now),
         "patient_id": patient.pk,
         "reasons": OVERRIDE_REASONS.values(),
         "can_respond": access.can_respond(request.user),
         "can_run_score": access.can_run_score(request.user),
         **more,
     }
+
+
+def _of_launch(
+    request: HttpRequest, patient: Patient, shown: OutcomePanel | None, *, now: datetime
+) -> dict[str, Any]:
+    """What the EHR said when it launched us: the stay, and the score of the card where another is shown."""
+    launched = launch.of_session(request)
+    if launched is None:
+        return {}
+    stay = find_stay(request.user, patient, launched.encounter, as_of=now)
+    if shown is None or launched.assessment in ("", shown.assessment_id):
+        return {"stay": stay}
+    said = queries.find_card_score(request.user, patient, launched.assessment, shown.outcome)
+    is_newer = said is not None and shown.as_of is not None and shown.as_of >= said.as_of
+    return {"stay": stay, "card_score": said, "is_newer_than_card": is_newer}
