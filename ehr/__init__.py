@@ -48,7 +48,7 @@ from ehr.fhir.subscriptions import (
 from ehr.fhir.writing import Done, FhirWriter, Written, identified
 from ehr.guarded import guarded_connections
 from ehr.json_documents import read_key_set
-from ehr.openid import HospitalSignIn, Pending, ProviderConfiguration, SignedIn
+from ehr.openid import Pending, ProviderConfiguration, RelyingParty, SignedIn
 from ehr.pseudonyms import Pseudonyms, moved
 from ehr.records import (
     AllergyRecord,
@@ -105,7 +105,6 @@ __all__ = [
     "FhirClient",
     "FhirWriter",
     "GenomicRecord",
-    "HospitalSignIn",
     "Icd10",
     "Identifier",
     "ImagingStudyRecord",
@@ -136,6 +135,7 @@ __all__ = [
     "Pseudonyms",
     "ReadingTally",
     "Refused",
+    "RelyingParty",
     "ResearchInstance",
     "ResearchRecord",
     "Retriable",

@@ -43,8 +43,8 @@ class Pending:
     verifier: str
 
 
-class OpenIdApp:
-    """This app towards one registered server.
+class OpenIdClient:
+    """This app as a client of one registered server.
 
     issuer      as registered
     client_id   what the server calls us
@@ -203,8 +203,8 @@ class SignedIn:
     id_token: str = field(default="", repr=False)
 
 
-class HospitalSignIn(OpenIdApp):
-    """This app towards the identity provider of the hospital's own accounts."""
+class RelyingParty(OpenIdClient):
+    """This app towards the OpenID Provider of the hospital's own accounts (OpenID Connect Core 1.2)."""
 
     def discover(self) -> ProviderConfiguration:
         """Raises Refused (another issuer; an endpoint on an unregistered origin; no PKCE), Retriable …"""

@@ -36,13 +36,13 @@ FRESH_S = 300  # for what needs somebody to show again who they are
 class Arrived:
     """Somebody has come. `id_token` is kept in the session to sign out there.
 
-    shown_at  when they showed who they are (auth_time, seconds since 1970); 0 when the provider does not say
+    auth_time  when they showed who they are (auth_time, seconds since 1970); 0 when the provider does not say
     """
 
     user: User
     id_token: str
     is_new: bool
-    shown_at: float
+    auth_time: float
 
 
 def is_offered() -> bool:
@@ -86,8 +86,8 @@ def complete(
         raise NotThisLaunch(f"the hospital's sign-in was not accepted: {error}") from error
     except ehr.EhrError as error:
         raise Unavailable(f"the hospital's sign-in could not be completed: {error}") from error
-    shown_at = _shown_at(came.claims)
-    if again and time.time() - shown_at > FRESH_S:
+    auth_time = _auth_time(came.claims)
+    if again and time.time() - auth_time > FRESH_S:
         raise NotThisLaunch(
             "the provider did not ask you again who you are, or does not say so (auth_time): sign out there, "
             "then try again"
@@ -96,7 +96,7 @@ def complete(
         user, is_new = _person(configuration.issuer, came, address=address, now=now)
     except IntegrityError:  # they came twice at once: the other made the account
         user, is_new = _person(configuration.issuer, came, address=address, now=now)
-    return Arrived(user, came.id_token, is_new, shown_at)
+    return Arrived(user, came.id_token, is_new, auth_time)
 
 
 def sign_out_url(id_token: str) -> str:
@@ -191,17 +191,17 @@ def _follow(
         )
 
 
-def _shown_at(claims: Mapping[str, Any]) -> float:
+def _auth_time(claims: Mapping[str, Any]) -> float:
     said = claims.get("auth_time")
     is_time = isinstance(said, int | float) and not isinstance(said, bool)
     return min(float(said), time.time()) if is_time and said is not None else 0.0
 
 
-def _configuration(app: ehr.HospitalSignIn) -> ehr.ProviderConfiguration:
+def _configuration(app: ehr.RelyingParty) -> ehr.ProviderConfiguration:
     return cached(settings.OIDC_ISSUER, "provider", app.discover)
 
 
-def _app() -> ehr.HospitalSignIn:
+def _app() -> ehr.RelyingParty:
     if not is_offered():
         raise NotThisLaunch("this site has no sign-in of a hospital: use an account of this site")
     key = signing.signing_key() if settings.OIDC_CLIENT_AUTH == "private_key" else None
@@ -210,7 +210,7 @@ def _app() -> ehr.HospitalSignIn:
             "there is no key to sign in with: run `manage.py fhir_key add`, and register its key set"
         )
     try:
-        return ehr.HospitalSignIn(
+        return ehr.RelyingParty(
             settings.OIDC_ISSUER,
             settings.OIDC_CLIENT_ID,
             redirect_uri=settings.PUBLIC_URL + CALLBACK,

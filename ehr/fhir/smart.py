@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ehr.errors import BadResource, Refused
-from ehr.openid import OpenIdApp, Pending
+from ehr.openid import OpenIdClient, Pending
 
 RESOURCES_V2, RESOURCES_V1 = "patient/*.rs", "patient/*.read"
 _FHIR_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
@@ -49,7 +49,7 @@ class LaunchContext:
     access_token: str = field(default="", repr=False)
 
 
-class SmartApp(OpenIdApp):
+class SmartApp(OpenIdClient):
     """This app towards one registered server. `issuer`: base URL of its FHIR endpoint, as `iss` names it."""
 
     def discover(self) -> SmartConfiguration:

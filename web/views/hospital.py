@@ -58,7 +58,7 @@ def callback(request: HttpRequest) -> HttpResponse:
 def is_fresh(request: HttpRequest) -> bool:
     """Whether somebody with a hospital account has shown who they are within the last minutes."""
     kept = request.session.get(SESSION)
-    return isinstance(kept, dict) and time.time() - float(kept["shown_at"]) < accounts.FRESH_S
+    return isinstance(kept, dict) and time.time() - float(kept.get("auth_time", 0)) < accounts.FRESH_S
 
 
 def sign_out_url(request: HttpRequest) -> str:
@@ -75,7 +75,7 @@ def sign_out_url(request: HttpRequest) -> str:
 def _land(request: HttpRequest, arrived: accounts.Arrived, there: str) -> HttpResponse:
     request.session.flush()  # nothing of before is carried into it
     login(request, arrived.user, backend=under_way.BACKEND)
-    request.session[SESSION] = {"id_token": arrived.id_token, "shown_at": arrived.shown_at}
+    request.session[SESSION] = {"id_token": arrived.id_token, "auth_time": arrived.auth_time}
     with transaction.atomic():
         recording.record(
             by=recording.person(arrived.user, request),
