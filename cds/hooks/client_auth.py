@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 from django.conf import settings
@@ -98,14 +97,6 @@ def is_loopback(address: str) -> bool:
         return ip_address(address).is_loopback
     except ValueError:
         return False
-
-
-def is_origin_allowed(origin: str) -> bool:
-    """Whether a browser there may call: an active client's origin, or loopback in the open demo."""
-    if settings.HOOKS_OPEN and urlsplit(origin).hostname in {"127.0.0.1", "localhost", "::1"}:
-        return True
-    lists = HookClient.objects.filter(is_active=True).values_list("origins", flat=True)
-    return any(origin in origins for origins in lists)
 
 
 def _read_token(

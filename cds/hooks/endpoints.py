@@ -20,7 +20,7 @@ from django.views.decorators.csrf import csrf_exempt
 import ehr
 from cds.audit import recording, refusing
 from cds.errors import ClinicError, Conflict, Invalid, NotAllowed, NotFound, Unavailable
-from cds.hooks import client_auth, limiting
+from cds.hooks import client_auth, limiting, origins
 from cds.hooks.client_auth import Caller, Unauthorised
 from cds.hooks.fields import BadRequest
 from cds.hooks.replies import operation_outcome
@@ -30,11 +30,6 @@ from cds.hooks.wire import MAX_BODY_BYTES, Unobtainable
 logger = logging.getLogger(__name__)
 ANY = ""  # method: whichever comes
 Body = Callable[..., HttpResponse]
-CORS_HEADERS = {
-    "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type",
-    "Access-Control-Max-Age": "600",
-}
 
 
 class UnsupportedType(ClinicError):
@@ -53,8 +48,8 @@ def endpoint(method: str) -> Callable[[Body], Callable[..., HttpResponse]]:
         @functools.wraps(body)
         def view(request: HttpRequest, **kwargs: Any) -> HttpResponse:
             origin = request.headers.get("Origin", "")
+            is_allowed = origins.is_allowed(origin)
             try:
-                is_allowed = bool(origin) and client_auth.is_origin_allowed(origin)
                 if request.method == "OPTIONS":
                     response = HttpResponse(status=204 if is_allowed else 403)
                 elif method != ANY and request.method != method:
@@ -63,14 +58,8 @@ def endpoint(method: str) -> Callable[[Body], Callable[..., HttpResponse]]:
                 else:
                     response = _answer(request, body, kwargs)
             except (OperationalError, InterfaceError) as error:
-                is_allowed, response = False, _without_database(error)
-            if is_allowed:
-                response["Access-Control-Allow-Origin"] = origin
-                for name, value in CORS_HEADERS.items():
-                    response[name] = value
-            response["Vary"] = "Origin"
-            response["Cache-Control"] = "no-store"
-            return response
+                response = _without_database(error)
+            return origins.tell(response, origin, allowed=is_allowed)
 
         return view
 

@@ -60,7 +60,7 @@ class HookHandler(BaseHandler):
         """Answer one call. Runs in a thread; the database connection goes back at the end."""
         if time.monotonic() >= until:
             logger.warning("a CDS Hooks call waited for a thread until its time was over")
-            return _late()
+            return _late(scope)
         with limiting.limited(settings.HOOKS_BUDGET_S):
             return self._answer(scope, body, until)
 
@@ -111,7 +111,7 @@ class HookServer:
             self._threads, context.run, self._handler.answer, scope, body, until
         )
         done, _ = await asyncio.wait({work}, timeout=settings.HOOKS_BUDGET_S)
-        response = work.result() if done else _late()
+        response = work.result() if done else _late(scope)
         await _send(response, send)
 
 
@@ -135,12 +135,13 @@ async def _body(receive: Receive) -> bytes | None:
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _late() -> HttpResponse:
+def _late(scope: Scope) -> HttpResponse:
+    from cds.hooks import origins
     from cds.hooks.endpoints import away
 
-    response = away("the call took longer than its budget: try again")
-    response["Cache-Control"] = "no-store"
-    return response
+    origin = dict(scope["headers"]).get(b"origin", b"").decode("latin1")
+    late = away("the call took longer than its budget: try again")
+    return origins.tell(late, origin, allowed=origins.was_allowed(origin))
 
 
 async def _send(response: HttpResponseBase, send: Send) -> None:

@@ -17,7 +17,7 @@ from joserfc import jwt
 from joserfc.jwk import ECKey
 
 from cds.audit import recording
-from cds.hooks import client_auth, linking, offering, registering
+from cds.hooks import client_auth, linking, offering, origins, registering
 from cds.hooks.models import HookClient
 from cds.patients import importing
 from cds.patients.models import Patient
@@ -37,6 +37,7 @@ def _nothing_kept_from_another_test() -> None:
     client_auth.forget()
     offering.forget()
     linking.forget()
+    origins.forget()
 
 
 @pytest.fixture

@@ -69,6 +69,7 @@ def test_a_database_that_goes_away_in_the_middle_is_503(
         raise OperationalError("server closed the connection")
 
     monkeypatch.setattr(place, away)
-    response = call(SERVICE, hook_body())
+    response = call(SERVICE, hook_body(), Origin="https://ehr.example.org")
     assert response.status_code == 503
     assert response["Retry-After"]
+    assert response["Access-Control-Allow-Origin"] == "https://ehr.example.org"

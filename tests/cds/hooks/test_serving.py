@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from cds.audit.models import AuditEvent
-from cds.hooks import serving, views
+from cds.hooks import origins, serving, views
 from cds.hooks.models import CardShown, HookClient
 from cds.registry.models import ModelVersion
 from tests.cds.hooks.conftest import BASE, SERVICE, hook_body, token
@@ -139,9 +139,12 @@ def test_whatever_hangs_the_caller_has_a_503_in_time_and_nothing_counts_as_shown
 
     refused = serving_refusals(monkeypatch, refuse)
     monkeypatch.setattr(views.prefetching, "take", take)
-    status, headers, body = ask(server, SERVICE, orjson.dumps(hook_body()))
+    client_origin = {"origin": "https://ehr.example.org"}
+    origins.is_allowed(client_origin["origin"])  # a call before this one
+    status, headers, body = ask(server, SERVICE, orjson.dumps(hook_body()), **client_origin)
     answered.set()
     assert (status, headers["retry-after"]) == (503, "5")
+    assert headers["access-control-allow-origin"] == client_origin["origin"]  # or no browser could read it
     assert orjson.loads(body)["issue"][0]["code"] == "transient"
     assert ended.wait(30)
     assert not CardShown.objects.exists()

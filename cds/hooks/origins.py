@@ -1,0 +1,61 @@
+"""Which browsers may call, and what they are told (INTEROP 22).
+
+The origins of active clients are read anew every two seconds. What was read last stands when the database is
+away, so that a browser can read the 503 it gets then.
+"""
+
+from __future__ import annotations
+
+import time
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.db import InterfaceError, OperationalError
+from django.http import HttpResponse
+
+from cds.hooks.models import HookClient
+
+KEPT_S = 2.0
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+HEADERS = {
+    "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type",
+    "Access-Control-Max-Age": "600",
+}
+_kept: tuple[float, frozenset[str]] = (0.0, frozenset())
+
+
+def is_allowed(origin: str) -> bool:
+    """Whether a browser there may call: an active client's origin, or loopback in the open demo."""
+    global _kept
+    if not origin:
+        return False
+    if time.monotonic() >= _kept[0]:
+        lists = HookClient.objects.filter(is_active=True).values_list("origins", flat=True)
+        try:
+            _kept = (time.monotonic() + KEPT_S, frozenset(one for origins in lists for one in origins))
+        except (OperationalError, InterfaceError):
+            pass  # by what was read last
+    return was_allowed(origin)
+
+
+def was_allowed(origin: str) -> bool:
+    """The same by what this process read last; the database is not asked."""
+    return origin in _kept[1] or (settings.HOOKS_OPEN and urlsplit(origin).hostname in LOOPBACK)
+
+
+def forget() -> None:
+    """Read the origins anew with the next call."""
+    global _kept
+    _kept = (0.0, frozenset())
+
+
+def tell(response: HttpResponse, origin: str, *, allowed: bool) -> HttpResponse:
+    """The response with what a browser, and whatever caches, must know of it."""
+    if allowed:
+        response["Access-Control-Allow-Origin"] = origin
+        for name, value in HEADERS.items():
+            response[name] = value
+    response["Vary"] = "Origin"
+    response["Cache-Control"] = "no-store"
+    return response
