@@ -22,9 +22,13 @@ PATIENTS, EACH = 600, 5  # several times as many as are taken together
 
 
 class Population:
-    """A FHIR server that exports patients and their blood pressures; it may stall in the second file."""
+    """A FHIR server that exports patients and their blood pressures; it may stall in the second file.
 
-    def __init__(self) -> None:
+    padding  characters that nobody reads in each observation: a large folder is read by several processes
+    """
+
+    def __init__(self, padding: int = 0) -> None:
+        self.padding = padding
         self.asked: Counter[str] = Counter()
         self.go_on = Event()
         self.stalled = Event()
@@ -67,7 +71,8 @@ class Population:
                 for number in range(PATIENTS)
             ]
         else:
-            lines = [pressure(number) for number in range(PATIENTS * EACH)]
+            said = [{"text": "x" * self.padding}] if self.padding else []
+            lines = [pressure(number) | {"note": said} for number in range(PATIENTS * EACH)]
         body = b"\n".join(json.dumps(one).encode() for one in lines)
         call.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(body))}.items():
