@@ -37,6 +37,7 @@ from ehr.fhir.risk_assessment import build_risk_assessment
 from ehr.fhir.sign_in import BackendServices, SignIn, discover_token_url, new_key, public_keys
 from ehr.fhir.smart import LaunchContext, SmartApp, SmartConfiguration, fhir_user_of
 from ehr.fhir.sorting import Bucket, SortedFolder, estimate_size, list_fhir_files, sort_folder
+from ehr.fhir.structure import check_structure
 from ehr.fhir.subscriptions import (
     ChangeEvent,
     Notification,
@@ -171,6 +172,7 @@ __all__ = [
     "burn",
     "canonical_unit",
     "check_base_url",
+    "check_structure",
     "complete_prefetch",
     "deidentify_instance",
     "deidentify_record",

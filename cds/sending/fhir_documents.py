@@ -29,7 +29,14 @@ class Outgoing:
 
 
 def build(document: Document) -> Outgoing:
-    """Raises Invalid when what it needs has no id at the destination yet; ehr.BadResource."""
+    """Raises Invalid when what it needs has no id at the destination yet; ehr.BadResource, also when what was
+    built is not FHIR R4: it is kept as refused with the element, and never sent."""
+    outgoing = _build(document)
+    ehr.check_structure(outgoing.resource)
+    return outgoing
+
+
+def _build(document: Document) -> Outgoing:
     if document.kind == DocumentKind.DEVICE:
         return _identified(_device(ModelVersion.objects.get(pk=document.subject), document))
     prediction = RiskPrediction.objects.select_related("assessment__patient", "assessment__version").get(

@@ -73,6 +73,7 @@ def subscribe(
         heartbeat_s=heartbeat_s,
     )
     try:
+        ehr.check_structure(wanted)
         with ingesting.connect(kept.base_url, token=errands.sign_in(kept)) as client:
             server_id = client.create(wanted)
     except (ClinicError, ehr.EhrError) as error:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from datetime import date
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from dicomweb_client import DICOMwebClient
+from dicomweb_client.session_utils import create_session_from_user_pass
 from pydicom import dcmread
 from pydicom.encaps import generate_frames
 from pydicom.uid import JPEG2000Lossless, RLELossless, UltrasoundMultiFrameImageStorage, generate_uid
@@ -132,6 +135,26 @@ def test_metadata_and_frames_tell_and_bring_what_was_stored(
                 list(archive.frames(*where, [1]))
         else:
             assert list(archive.frames(*where, [8, 2])) == [values[7].tobytes(), values[1].tobytes()]
+
+
+def test_a_client_that_nobody_here_wrote_is_given_the_same(
+    archive: ehr.DicomWebClient, orthanc: Orthanc
+) -> None:
+    session = create_session_from_user_pass(*orthanc.auth)
+    other = DICOMwebClient(orthanc.dicom_web, session=session)
+    for uid in (RADIOGRAPH, ECHO):
+        theirs = {ehr.value_of(one, "00080018"): one for one in other.retrieve_study_metadata(uid)}
+        ours = {ehr.value_of(one, "00080018"): one for one in archive.metadata(uid)}
+        for one in (*ours.values(), *theirs.values()):
+            one.pop("7FE00010")  # an address; theirs asks with a Host that lacks the port
+        assert ours == theirs
+        for sop, one in ours.items():
+            where = (uid, ehr.value_of(one, "0020000E"), sop)
+            (content,) = archive.instances(*where)
+            assert other.retrieve_instance(*where) == dcmread(BytesIO(content))
+            frames = other.retrieve_instance_frames(*where, [1], media_types=("application/octet-stream",))
+            assert list(archive.frames(*where, [1], syntax="*")) == frames
+    assert {one["0020000D"]["Value"][0] for one in other.search_for_studies()} == {RADIOGRAPH, ECHO}
 
 
 def test_refusals_are_told_apart(archive: ehr.DicomWebClient, orthanc: Orthanc) -> None:

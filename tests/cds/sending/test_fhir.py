@@ -81,6 +81,20 @@ def test_where_no_risk_assessment_is_taken_the_report_says_the_number(
     assert len(Document.objects.filter(kind="diagnostic-report")) == 1, "the same need not be said again"
 
 
+def test_what_is_not_fhir_is_never_sent(
+    hospital: Hospital, patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = ehr.build_risk_assessment
+    monkeypatch.setattr(ehr, "build_risk_assessment", lambda **said: made(**said) | {"risk": 0.42})
+    add_destination(kinds=["risk-assessment"])
+    score(patient, make_version())
+    send_all()
+    assert states() == {"device": "done", "risk-assessment": "failed"}
+    refused = Document.objects.get(kind="risk-assessment").failure
+    assert refused == "a RiskAssessment of ours is not FHIR R4 at risk (extra_forbidden)"
+    assert not [path for path in hospital.resources if path.startswith("RiskAssessment")]
+
+
 def test_nothing_is_sent_until_a_destination_is_added_nor_what_was_made_before(
     hospital: Hospital, patient: Patient
 ) -> None:
