@@ -15,9 +15,9 @@ from django.conf import settings
 from cds import catalogue
 from cds.registry.outcomes import OUTCOMES
 from cds.risk import thresholds
-from cds.risk.assessing import DataState
 from cds.risk.responding import GRACE, UNDO_WITHIN
 from cds.risk.seen import DriverView, ImageView, MeasurementView, NoteHit, OutcomePanel, Panel, ResponseView
+from cds.risk.standing import DataState
 from web import charts, colours, words
 
 USES = {"tabular": "latest value", "series": "course"}

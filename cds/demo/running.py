@@ -23,6 +23,7 @@ from cds.registry import cohorts, outcomes, promoting, queries, runs
 from cds.registry.models import ActiveModel, ModelVersion, Promotion, Stage, TrainingRun
 from cds.risk import assessing
 from cds.risk.models import RiskAssessment
+from cds.risk.standing import DataState, stand
 from cds.studies.models import Embedding, Encoding
 from cds.taking import Tally
 
@@ -119,13 +120,13 @@ def promote(version: ModelVersion) -> None:
 def score_everyone(source: Source, *, report: Report) -> QuerySet[RiskAssessment]:
     """Ask for a score of every patient who has no fresh one, and wait until all are stored."""
     mine = RiskAssessment.objects.filter(patient__source=source)
-    stale = (assessing.DataState.UPDATING, assessing.DataState.STALE)
+    stale = (DataState.UPDATING, DataState.STALE)
     patients = list(Patient.objects.filter(source=source).order_by("-changed_at"))
     for done, patient in enumerate(patients, 1):
         now = timezone.now()
         for version in queries.active_versions():
             is_asked = mine.filter(patient=patient, version=version, work_state__in=OPEN).exists()
-            if not is_asked and assessing.stand(patient, version, now=now).state in stale:
+            if not is_asked and stand(patient, version, now=now).state in stale:
                 assessing.request(patient, version, by=BY, now=now)
         report(done / 4, len(patients), "scores asked for")
     patience = _Patience("scoring")

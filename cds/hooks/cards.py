@@ -23,8 +23,8 @@ from cds.hooks.replies import Card, Coding, Indicator, OverrideReason, Source, S
 from cds.patients.models import Patient
 from cds.registry.outcomes import OUTCOMES
 from cds.risk import responding, thresholds
-from cds.risk.assessing import DataState, Standing
 from cds.risk.models import RiskPrediction
+from cds.risk.standing import DataState, Standing
 
 
 class CardKind(StrEnum):

@@ -19,7 +19,7 @@ from cds.hooks.client_auth import Caller
 from cds.hooks.replies import Link
 from cds.hooks.wire import FhirAccess
 from cds.patients.models import Patient
-from cds.risk.assessing import Standing
+from cds.risk.standing import Standing
 
 KEPT_S = 2.0  # how long a process believes what it read of a source's SMART servers
 _kept: dict[int, tuple[float, frozenset[str]]] = {}

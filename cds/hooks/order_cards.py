@@ -7,7 +7,7 @@ from datetime import datetime
 
 from cds.hooks import ordering, wording
 from cds.hooks.cards import CardKind, Said, Setting, Shown, said_of, shown_as
-from cds.risk.assessing import Standing
+from cds.risk.standing import Standing
 
 
 @dataclass(frozen=True, slots=True)

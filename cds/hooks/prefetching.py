@@ -35,7 +35,8 @@ from cds.hooks.offering import Service
 from cds.hooks.wire import HookRequest, Outline, Unobtainable, outline, parse_json, parse_request
 from cds.patients import code_map, importing, merging, sources
 from cds.patients.models import Patient
-from cds.risk import assessing, responding
+from cds.risk import responding
+from cds.risk.standing import newest_first
 from cds.statements import Statement
 from cds.studies import receiving
 
@@ -128,9 +129,7 @@ _known = Statement(
             revision=F("patient__revision"),
         )
         .annotate(
-            assessment=Subquery(
-                assessing.newest_first(OuterRef("patient"), OuterRef("version")).values("pk")[:1]
-            ),
+            assessment=Subquery(newest_first(OuterRef("patient"), OuterRef("version")).values("pk")[:1]),
             answer=Subquery(responding.latest_first(OuterRef("patient"), outcome).values("pk")[:1]),
         )
         .values_list(

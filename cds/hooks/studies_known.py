@@ -9,7 +9,7 @@ from cds.hooks.ordering import Imaging
 from cds.patients.models import Patient
 from cds.registry import queries as registry_queries
 from cds.registry.models import ModelVersion
-from cds.risk.assessing import Standing
+from cds.risk.standing import Standing
 from cds.studies.models import Series
 
 

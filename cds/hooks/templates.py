@@ -5,7 +5,7 @@ Templates keep to CDS Hooks 2.0 (INTEROP 5, 6): instance reads and type searches
 `cds.catalogue`; a version whose bundle says nothing gets all of the catalogue.
 
 Two are asked for whatever the model reads, because a risk is about somebody, at some moment: the Patient, and
-the Encounters that say as of when (`risk.assessing.moment`) and whether there is still a risk to speak of.
+the Encounters that say as of when (`risk.standing.moment`) and whether there is still a risk to speak of.
 """
 
 from __future__ import annotations

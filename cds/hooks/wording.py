@@ -19,9 +19,9 @@ from cds import catalogue
 from cds.hooks.replies import SUMMARY_LIMIT
 from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
-from cds.risk.assessing import Standing
 from cds.risk.models import RiskPrediction
 from cds.risk.queries import MODALITY_WORDS
+from cds.risk.standing import Standing
 
 DRIVERS_SHOWN = 3
 FIELDS_SHOWN = 4

@@ -15,10 +15,10 @@ from cds.patients.models import Patient, PatientIdentifier
 from cds.registry import queries as registry_queries
 from cds.registry.models import ModelVersion
 from cds.registry.outcomes import NOT_AT_RISK, OUTCOMES
-from cds.risk import assessing, thresholds
-from cds.risk.assessing import DataState
+from cds.risk import thresholds
 from cds.risk.models import Response, RiskAssessment, RiskPrediction
 from cds.risk.seen import Filters, WorklistPage, WorklistRow
+from cds.risk.standing import DataState, standing_of
 from cds.studies.models import Series
 
 PAGE = 25
@@ -128,7 +128,7 @@ def _row(row: dict[str, Any], version: ModelVersion | None, outcome: str, *, now
     if version is None:
         row["state"], row["reason"] = DataState.NOT_ELIGIBLE, "no model is active yet"
         return row
-    standing = assessing.standing_of(version, row["done"], row["newest"], revision=row["revision"], now=now)
+    standing = standing_of(version, row["done"], row["newest"], revision=row["revision"], now=now)
     row["state"], row["reason"] = standing.state, standing.reason
     if row["done"] is not None and row["risk"] is None and row["state"] != DataState.ABSTAINED:
         row["state"], row["reason"] = DataState.NOT_ELIGIBLE, NOT_AT_RISK

@@ -23,8 +23,7 @@ from cds.patients.models import Patient
 from cds.registry import queries as registry_queries
 from cds.registry.models import ModelVersion
 from cds.registry.outcomes import NOT_AT_RISK, OUTCOMES
-from cds.risk import assessing, evidence, thresholds
-from cds.risk.assessing import DataState
+from cds.risk import evidence, thresholds
 from cds.risk.evidence import MODALITY_WORDS
 from cds.risk.lists import age_years, full_name, record_number, worklist
 from cds.risk.models import HeatMap, Response, RiskAssessment, RiskPrediction
@@ -39,6 +38,7 @@ from cds.risk.seen import (
     ResponseView,
     TrendPoint,
 )
+from cds.risk.standing import DataState, Standing, left_out_in_words, stand
 
 __all__ = [
     "MODALITY_WORDS", "banner", "find_assessment", "find_card_score", "find_heat_map", "find_prediction",
@@ -139,7 +139,7 @@ def panel(viewer: access.Viewer, patient: Patient, *, now: datetime) -> Panel:
         raise NotFound("no such patient, or not one of your units")
     outcomes = []
     for version in registry_queries.active_versions():
-        standing = assessing.stand(patient, version, now=now)
+        standing = stand(patient, version, now=now)
         active = registry_queries.active_outcomes(version)
         outcomes += [_outcome(patient, standing, outcome, now=now) for outcome in active]
     return Panel(banner=banner(patient, now=now), outcomes=tuple(outcomes), now=now)
@@ -162,7 +162,7 @@ def banner(patient: Patient, *, now: datetime) -> Banner:
     )
 
 
-def _outcome(patient: Patient, standing: assessing.Standing, outcome: str, *, now: datetime) -> OutcomePanel:
+def _outcome(patient: Patient, standing: Standing, outcome: str, *, now: datetime) -> OutcomePanel:
     version, assessment = standing.version, standing.assessment
     prediction = assessment.predictions.filter(outcome=outcome).first() if assessment else None
     state, reason = standing.state, standing.reason
@@ -245,7 +245,7 @@ def _freshness(assessment: RiskAssessment | None, version: ModelVersion) -> str:
         parts.append(f"Still being read: {pending}.")
     if absent:
         parts.append(f"Not available: {absent}; the score uses the rest.")
-    if left_out := assessing.left_out_in_words(assessment):
+    if left_out := left_out_in_words(assessment):
         parts.append(f"{left_out[0].upper()}{left_out[1:]}.")
     return " ".join(parts)
 

@@ -16,6 +16,7 @@ from cds.patients.models import Patient
 from cds.registry import queries as registry_queries
 from cds.risk import assessing
 from cds.risk.models import AssessmentStatus, RiskAssessment
+from cds.risk.standing import moment, not_eligible
 
 SYSTEM = recording.system("refresh")
 BATCH = 500  # patients a tick and version
@@ -60,7 +61,7 @@ def refresh_stale(*, now: datetime) -> dict[str, int]:
             )
         )
         for patient in due.order_by("-changed_at")[:BATCH]:
-            if not assessing.not_eligible(patient, version, assessing.moment(patient, now)[0]):
+            if not not_eligible(patient, version, moment(patient, now)[0]):
                 assessing.request(patient, version, by=SYSTEM, now=now)
                 counts["asked"] += 1
     counts["explained"] = _explain_lost(now)

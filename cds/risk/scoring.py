@@ -36,6 +36,7 @@ from cds.registry import queries as registry_queries
 from cds.registry.models import ModelVersion
 from cds.risk import assessing, measuring
 from cds.risk.models import HeatMap, RiskAssessment, RiskPrediction
+from cds.risk.standing import scored_outcomes
 from cds.studies import receiving
 from cds.studies.models import Encoding, Series, Study
 from fusion import FusionConfig, Modality
@@ -237,7 +238,7 @@ def _compute(work: RiskAssessment) -> tuple[assessing.Result, frozenset[Modality
     said = fusion.predict(bundle, [built.inputs], explain=True)[0]
     predicted = time.perf_counter()
     unused = registry_queries.unused_modalities(work.version.metadata, work.version.outcomes)
-    wanted = assessing.scored_outcomes(work.patient, work.version.outcomes, work.as_of)
+    wanted = scored_outcomes(work.patient, work.version.outcomes, work.as_of)
     nothing = "" if built.inputs.present() else "nothing is known about this patient yet"
     return (
         assessing.Result(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from cds.risk.assessing import DataState
+from cds.risk.standing import DataState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,8 @@ from cds.jobs.models import LiveEvent, WorkState
 from cds.patients import importing
 from cds.patients.models import Patient
 from cds.risk import assessing, queries
-from cds.risk.assessing import DataState
 from cds.risk.models import AssessmentStatus, HeatMap, RiskAssessment
+from cds.risk.standing import DataState, stand
 from cds.studies import receiving
 from cds.studies.models import Embedding, Study, StudyState
 from tests.cds.registry import ward
@@ -66,7 +66,7 @@ def test_a_study_from_the_archive_to_the_panel(tmp_path: Path, settings: Any) ->
 
         def is_current() -> bool:
             patient.refresh_from_db()
-            standing = assessing.stand(patient, version, now=timezone.now())
+            standing = stand(patient, version, now=timezone.now())
             held = standing.assessment
             return standing.state == DataState.CURRENT and held is not None and "image" in held.present
 

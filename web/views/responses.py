@@ -15,6 +15,7 @@ from cds.errors import Conflict, Invalid, NotFound
 from cds.patients import access
 from cds.patients.models import Patient
 from cds.risk import assessing, queries, responding
+from cds.risk.standing import DataState
 from web.people import actor_of, user_of
 from web.views import panel
 
@@ -88,7 +89,7 @@ def rescore(request: HttpRequest, patient_id: object) -> HttpResponse:
         messages.info(request, "The score is being tried again.")
     else:
         before = {s.version.pk: s.state for s in assessing.current(patient, by=by, now=now)}
-        fresh = all(state == assessing.DataState.CURRENT for state in before.values())
+        fresh = all(state == DataState.CURRENT for state in before.values())
         messages.info(
             request,
             "Nothing has changed since the last score: it is current."

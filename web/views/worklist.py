@@ -14,8 +14,8 @@ from django.views.decorators.http import require_http_methods, require_safe
 from cds.audit import recording
 from cds.patients import access
 from cds.risk import lists, thresholds
-from cds.risk.assessing import DataState
 from cds.risk.seen import Filters, WorklistPage
+from cds.risk.standing import DataState
 from web.people import actor_of
 
 

@@ -25,7 +25,7 @@ from cds.hooks.contexts import Context
 from cds.hooks.replies import Indicator
 from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
-from cds.risk.assessing import DataState, Standing
+from cds.risk.standing import DataState, Standing
 from tests.cds.hooks.conftest import make_score
 from tests.factories import make_patient
 

@@ -20,8 +20,8 @@ from cds.hooks.order_cards import Known, order_card
 from cds.hooks.ordering import Imaging
 from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
-from cds.risk.assessing import DataState
 from cds.risk.models import RiskPrediction
+from cds.risk.standing import DataState
 from tests.cds.hooks.test_cards import setting_for, standing_as
 from tests.factories import make_patient
 

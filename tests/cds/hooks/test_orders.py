@@ -14,7 +14,7 @@ from cds.hooks.contexts import Context
 from cds.hooks.order_cards import Known, order_card
 from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
-from cds.risk.assessing import DataState
+from cds.risk.standing import DataState
 from tests.cds.hooks.conftest import Call, hook_body, make_score
 from tests.cds.hooks.test_cards import NOW, check_golden, patient, setting_for, standing_as
 

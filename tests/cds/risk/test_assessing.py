@@ -18,8 +18,8 @@ from cds.patients import importing
 from cds.patients.models import Patient
 from cds.registry.models import ActiveModel
 from cds.risk import assessing, refreshing
-from cds.risk.assessing import DataState
 from cds.risk.models import AssessmentStatus, RiskAssessment
+from cds.risk.standing import DataState, Standing, moment, not_eligible, scored_outcomes, stand
 from tests.cds.registry.rows import make_series, make_stay, make_version
 from tests.cds.risk.scores import result, score_by_hand
 from tests.factories import NOW, TESTS, make_patient, make_user, observation
@@ -32,26 +32,26 @@ class TestMoment:
     """As of when: now in hospital or without any stay; looking back after a finished stay."""
 
     def test_without_a_stay_it_is_now(self) -> None:
-        assert assessing.moment(make_patient(), NOW) == (NOW, False)
+        assert moment(make_patient(), NOW) == (NOW, False)
 
     def test_in_hospital_it_is_now(self) -> None:
         patient = make_patient()
         make_stay(patient, "inpatient", NOW - 3 * DAY, None)
-        assert assessing.moment(patient, NOW) == (NOW, False)
+        assert moment(patient, NOW) == (NOW, False)
 
     def test_a_stay_of_unknown_end_that_nobody_called_open_lies_in_the_past(self) -> None:
         patient = make_patient()
         make_stay(patient, "inpatient", NOW - 900 * DAY, None, status="unknown")
         make_series(patient, NOW - 899 * DAY)
-        assert assessing.moment(patient, NOW) == (NOW - 899 * DAY, True)
+        assert moment(patient, NOW) == (NOW - 899 * DAY, True)
 
     def test_after_a_finished_stay_it_is_its_latest_study_or_observation(self) -> None:
         patient = make_patient(observations=[observation("8867-4", 80, "/min", at=NOW - 7 * DAY)])
         make_stay(patient, "inpatient", NOW - 9 * DAY, NOW - 5 * DAY)
-        assert assessing.moment(patient, NOW) == (NOW - 7 * DAY, True)
+        assert moment(patient, NOW) == (NOW - 7 * DAY, True)
         make_series(patient, NOW - 6 * DAY)
         make_series(patient, NOW - 2 * DAY)  # after the stay
-        assert assessing.moment(patient, NOW) == (NOW - 6 * DAY, True)
+        assert moment(patient, NOW) == (NOW - 6 * DAY, True)
 
     def test_looking_back_stops_before_intensive_care_and_before_death(self) -> None:
         patient = make_patient()
@@ -59,20 +59,20 @@ class TestMoment:
         make_stay(patient, "intensive-care", NOW - 7 * DAY, NOW - 6 * DAY)
         make_series(patient, NOW - 8 * DAY)
         make_series(patient, NOW - 6.5 * DAY)
-        assert assessing.moment(patient, NOW) == (NOW - 8 * DAY, True)
+        assert moment(patient, NOW) == (NOW - 8 * DAY, True)
         dead = make_patient(observations=[observation("8867-4", 80, "/min", at=NOW - 4 * DAY)])
         dead.deceased, dead.deceased_at = True, NOW - 3 * DAY
-        assert assessing.moment(dead, NOW) == (NOW - 4 * DAY, True)
+        assert moment(dead, NOW) == (NOW - 4 * DAY, True)
 
 
 def test_who_is_in_intensive_care_is_not_told_the_risk_of_going_there(db: None) -> None:
     patient, version = make_patient(), make_version("icu-admission")
     make_stay(patient, "intensive-care", NOW - HOUR, None)
     both = make_version("death", "icu-admission", active=False)
-    assert assessing.not_eligible(patient, version, NOW) == "already in intensive care in this stay"
-    assert assessing.scored_outcomes(patient, both.outcomes, NOW) == ["death"]
+    assert not_eligible(patient, version, NOW) == "already in intensive care in this stay"
+    assert scored_outcomes(patient, both.outcomes, NOW) == ["death"]
     assert assessing.request_all(patient, by=TESTS, now=NOW) == []
-    assert assessing.stand(patient, version, now=NOW).state == DataState.NOT_ELIGIBLE
+    assert stand(patient, version, now=NOW).state == DataState.NOT_ELIGIBLE
 
 
 @pytest.mark.django_db
@@ -106,7 +106,7 @@ class TestAsking:
         asked = leases.claim(RiskAssessment, assessing.request(patient, version, by=TESTS, now=NOW).pk)
         assert asked is not None
         assessing.fail(asked, reason="the model's files are gone", by=TESTS, now=NOW)
-        assert assessing.stand(patient, version, now=NOW).reason == "the model's files are gone"
+        assert stand(patient, version, now=NOW).reason == "the model's files are gone"
         with pytest.raises(NotAllowed):
             assessing.retry(asked, by=TESTS, user=make_user("admin"), now=NOW)
         again = assessing.retry(asked, by=TESTS, user=make_user("clinician"), now=NOW)
@@ -119,9 +119,9 @@ class TestAsking:
 class TestFreshness:
     """What a number is worth: one test a row of the table in UI 3."""
 
-    def stand(self, patient: Patient, now: datetime = NOW) -> assessing.Standing:
+    def stand(self, patient: Patient, now: datetime = NOW) -> Standing:
         patient.refresh_from_db()
-        return assessing.stand(patient, ActiveModel.objects.get().version, now=now)
+        return stand(patient, ActiveModel.objects.get().version, now=now)
 
     def test_nothing_yet_is_updating_without_a_number(self) -> None:
         patient = make_patient()

@@ -17,8 +17,8 @@ from cds.patients.models import Patient
 from cds.registry import training
 from cds.registry.models import ModelVersion
 from cds.risk import assessing, queries, scoring
-from cds.risk.assessing import DataState
 from cds.risk.models import AssessmentStatus, HeatMap, RiskAssessment
+from cds.risk.standing import DataState, left_out_in_words, stand
 from cds.studies import receiving
 from fusion.scope import UNLIKE, WRONG, ImageScope, Range, RecordScope, Scope
 from tests.cds.hooks.test_cards import setting_for
@@ -83,7 +83,7 @@ def test_the_picture_is_left_out_and_the_score_says_so(version: ModelVersion) ->
     assert list(held.left_out.values()) == [UNLIKE]
     assert "image" in held.missing
     assert "image" not in held.present
-    standing = assessing.stand(patient, version, now=timezone.now())
+    standing = stand(patient, version, now=timezone.now())
     assert standing.state == DataState.PARTIAL
     assert standing.reason == f"a picture was left out as out of scope: {UNLIKE}"
     assert "A picture was left out" in held.predictions.get().explanation["summary"]
@@ -100,7 +100,7 @@ def test_the_panel_and_the_hook_card_tell_the_reason(version: ModelVersion) -> N
     assert (image.used, image.left_out, image.heat_map) == (False, UNLIKE, None)
     assert outcome.state == DataState.PARTIAL
     assert "A picture was left out as out of scope" in outcome.freshness
-    standing = assessing.stand(patient, version, now=timezone.now())
+    standing = stand(patient, version, now=timezone.now())
     shown = cards.card_for(standing, setting_for(patient))
     assert shown.kind is cards.CardKind.RISK
     assert "Partial: a picture was left out as out of scope" in shown.card.detail
@@ -121,7 +121,7 @@ def test_with_only_such_a_picture_the_model_abstains(version: ModelVersion, monk
     assert held.status == AssessmentStatus.CANCELLED
     assert held.abstained.startswith("the picture cannot be judged")
     assert not held.predictions.exists()
-    standing = assessing.stand(patient, version, now=timezone.now())
+    standing = stand(patient, version, now=timezone.now())
     assert standing.state == DataState.ABSTAINED
     shown = cards.card_for(standing, setting_for(patient))
     assert shown.kind is cards.CardKind.OUT_OF_SCOPE
@@ -145,9 +145,7 @@ def test_words_for_what_was_left_out(version: ModelVersion, count: int, words: s
     held = score_by_hand(
         patient, version, left_out={f"d{i}": "it seems to be upside-down" for i in range(count)}
     )
-    assert (
-        assessing.left_out_in_words(held) == f"{words} left out as out of scope: it seems to be upside-down"
-    )
+    assert left_out_in_words(held) == f"{words} left out as out of scope: it seems to be upside-down"
 
 
 def test_training_asks_for_the_detector_and_the_summary() -> None:

@@ -14,9 +14,9 @@ from cds.audit import recording
 from cds.errors import NotFound
 from cds.registry.models import ModelVersion
 from cds.risk import queries, responding
-from cds.risk.assessing import DataState
 from cds.risk.models import HeatMap
 from cds.risk.seen import OutcomePanel
+from cds.risk.standing import DataState
 from tests.cds.registry.rows import make_series, make_version
 from tests.cds.risk.scores import say, score_by_hand
 from tests.factories import NOW, make_patient, make_user, note, observation

@@ -19,8 +19,8 @@ from cds.patients.models import Patient
 from cds.registry import queries as registry_queries
 from cds.registry.models import ModelVersion
 from cds.risk import assessing, queries, scoring
-from cds.risk.assessing import DataState
 from cds.risk.models import AssessmentStatus, HeatMap, RiskAssessment
+from cds.risk.standing import DataState, stand
 from cds.studies import receiving
 from cds.studies.models import Embedding, Encoding, StudyState
 from tests.cds.registry import ward
@@ -128,7 +128,7 @@ def test_before_its_image_is_encoded_a_score_is_preliminary_and_asks_for_it(vers
     first = scored(patient, version)
     assert first.status == AssessmentStatus.PRELIMINARY
     assert set(first.pending) == {"image", "cine", "text"}
-    assert assessing.stand(patient, version, now=timezone.now()).state == DataState.PARTIAL
+    assert stand(patient, version, now=timezone.now()).state == DataState.PARTIAL
     asked = list(Encoding.objects.filter(study__patient=patient))
     assert len(asked) == 2
     for work in asked:
@@ -136,7 +136,7 @@ def test_before_its_image_is_encoded_a_score_is_preliminary_and_asks_for_it(vers
     scoring.encode_notes(patient.pk)
     newest = RiskAssessment.objects.filter(patient=patient, work_state=WorkState.QUEUED).latest("revision")
     scoring.score(newest.pk)
-    assert assessing.stand(patient, version, now=timezone.now()).state == DataState.CURRENT
+    assert stand(patient, version, now=timezone.now()).state == DataState.CURRENT
 
 
 def test_running_twice_or_late_stores_once(version: ModelVersion) -> None:
@@ -161,7 +161,7 @@ def test_a_model_whose_files_changed_fails_with_a_reason(version: ModelVersion) 
     assert (held.work_state, held.status) == (WorkState.FAILED, AssessmentStatus.CANCELLED)
     assert held.failure
     assert not held.predictions.exists()
-    standing = assessing.stand(patient, version, now=timezone.now())
+    standing = stand(patient, version, now=timezone.now())
     assert (standing.state, standing.reason) == (DataState.FAILED, held.failure)
     RiskAssessment.objects.filter(pk=held.pk).update(work_state=WorkState.DONE)
     assert scoring.explain(held.pk) == 0

@@ -14,9 +14,9 @@ from cds.jobs import leases
 from cds.patients import importing
 from cds.patients.models import Patient
 from cds.risk import assessing, queries, responding
-from cds.risk.assessing import DataState
 from cds.risk.models import RiskAssessment
 from cds.risk.seen import Filters, WorklistPage
+from cds.risk.standing import DataState
 from tests.cds.registry.rows import make_series, make_version
 from tests.cds.risk.scores import say, score_by_hand
 from tests.factories import NOW, TESTS, identity, make_patient, make_source, make_user, observation
