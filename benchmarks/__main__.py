@@ -41,6 +41,7 @@ def main() -> None:
         print("study            its own command, on real data: python -m benchmarks.study --help")
         print("fusion           its own command: python -m benchmarks.fusion --help")
         print("oracle           its own command: python -m benchmarks.oracle --help")
+        print("oracle_peers     its own command: python -m benchmarks.oracle_peers --help")
         return
     names = NAMES if "all" in asked.names else asked.names
     if asked.here:

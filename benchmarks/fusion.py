@@ -280,6 +280,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     table = PARTS[asked.parts[0]]()
+    table.notes.append(f"`python -m benchmarks.fusion {asked.parts[0]}`.")
     table.notes.append(f"{datetime.now(UTC):%Y-%m-%d}; {measuring.machine()}.")
     said: Any = table.to_markdown()
     print(said)

@@ -3,6 +3,8 @@
     PatientInputs --collate--> Batch --encode--> Evidence [B, M, R] --fuse--> logit [B, R] --calibrate--> risk
 
 Training goes the same way, but the fusion is fitted on *out-of-fold* evidence (see `fusion.train`).
+Of outcomes that are horizons of one event, the R logits are those of its hazards (`fusion.survival`).
+Calibrated risks, hazards added up, are made outside this module: by `fusion.predict.calibrated`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The arms of a study: the simple stack, the concatenated rows, view and place alone, and the fused models.
 
-Every arm learns from the same rows and judges the same rows. From 1,000 rows on, the fused models give a
-sixth of theirs to tuning (early stopping, calibration); all others learn from all of them.
+Every arm learns from the same rows and judges the same rows. From `SMALL` rows on, the fused models give
+a sixth of theirs to tuning (early stopping, calibration); all others learn from all of them.
 """
 
 from __future__ import annotations
