@@ -2,6 +2,7 @@
 
     python -m benchmarks.study cxr_covid DIR --repeats 3      # DIR holds the collection's tables and pictures
     python -m benchmarks.study cxr_covid DIR --part generalisation
+    python -m benchmarks.study summary                        # all tasks at a glance, from the tables kept
     python -m benchmarks.study cxr_covid DIR --save BUNDLES   # a bundle for each task, of all of DIR …
     python -m fusion.evaluate BUNDLES --collection SEALED     # … and scored on a folder it has never seen
 
@@ -17,7 +18,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.study import pages
+from benchmarks.study import pages, summary
 from fusion import BadInput
 from fusion.research import recognise
 
@@ -66,8 +67,14 @@ def main() -> None:
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("set", choices=sorted(PARTS), metavar="SET", help=", ".join(sorted(PARTS)))
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the collection's folder")
+    sets = sorted(PARTS)
+    parser.add_argument(
+        "set",
+        choices=[*sets, summary.NAME],
+        metavar="SET",
+        help=f"{', '.join(sets)}; {summary.NAME}: all tasks at a glance",
+    )
+    parser.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="the collection's folder")
     parser.add_argument("--part", action="append", help="only this part (may be given again); without: all")
     parser.add_argument("--repeats", type=int, default=3, help="of the cross-validation")
     parser.add_argument("--seed", type=int, default=0)
@@ -75,6 +82,11 @@ def main() -> None:
     parser.add_argument("--task", action="append", help="only this task (comparison, --save; keeps no table)")
     parser.add_argument("--save", type=Path, metavar="BUNDLES", help="train a bundle for each task, no study")
     asked = parser.parse_args()
+    if asked.set == summary.NAME:
+        print(_summarised())
+        return
+    if asked.folder is None:
+        parser.error(f"{asked.set} needs DIR, the collection's folder")
     try:
         found = recognise(asked.folder)
     except BadInput as fault:
@@ -96,6 +108,14 @@ def main() -> None:
         print(said, flush=True)
         if not asked.quick and not only:
             pages.keep(f"{asked.set}_{part}", f"{said.strip()}\n\n{_when()}")
+            if part == "comparison" and asked.set in summary.SETS:
+                _summarised()
+
+
+def _summarised() -> str:
+    said = summary.run()
+    pages.keep(summary.NAME, said)
+    return said
 
 
 def _when() -> str:

@@ -139,7 +139,8 @@ def _summary(o: Outcome) -> str:
 
 def _shows(collection: Collection, outcomes: Sequence[Outcome]) -> list[str]:
     better = [o.task.label for o in outcomes if o.over(FUSED, STACK).low > 0]
-    worse = [o.task.label for o in outcomes if o.over(FUSED, STACK).value < 0]
+    below = [o.task.label for o in outcomes if o.over(FUSED, STACK).value < 0]
+    worse = [o.task.label for o in outcomes if o.over(FUSED, STACK).high < 0]
     no_help = [
         f"{o.task.label} ({o.over(FUSED, o.best_alone).signed} against {o.best_alone})"
         for o in outcomes
@@ -147,7 +148,8 @@ def _shows(collection: Collection, outcomes: Sequence[Outcome]) -> list[str]:
     ]
     lines = [
         "- Better than the simple stack, the interval excluding 0: " + (", ".join(better) or "no task") + ".",
-        "- Below the simple stack, point by point: " + (", ".join(worse) or "no task") + ".",
+        "- Below the simple stack, point by point: " + (", ".join(below) or "no task") + ".",
+        "- Worse than the simple stack, the interval excluding 0: " + (", ".join(worse) or "no task") + ".",
         "- Fusion is **not** shown to help over the best single modality: "
         + ("; ".join(no_help) or "no such task")
         + ".",

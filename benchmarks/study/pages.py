@@ -8,6 +8,13 @@ from pathlib import Path
 PAGE = Path(__file__).parents[2] / "docs" / "experiments.md"
 
 
+def find(name: str) -> str | None:
+    """The part called `name` without its marks; None where the page has none."""
+    page = PAGE.read_text() if PAGE.exists() else ""
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- end {name} -->\n", page, re.DOTALL)
+    return found[1] if found else None
+
+
 def keep(name: str, said: str) -> None:
     """Replace the part called `name` (letters, digits, `_`) by Markdown `said`; append it when it is new.
 

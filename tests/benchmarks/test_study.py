@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from benchmarks.study import arms, comparing, comparison, generalisation, pages
+from benchmarks.study import arms, comparing, comparison, generalisation, pages, summary
 from benchmarks.study.__main__ import PARTS
 from benchmarks.study.folds import Rows, Said, listen
 from benchmarks.study.keeping import Keeper
@@ -140,7 +140,12 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> comparison.Outcome:
     )
     keeper = Keeper(tmp_path_factory.mktemp("kept"))
     found = comparison.measure(collection, task, keeper, repeats=1, seed=0, quick=False)
-    print(comparison.page(collection, [found], repeats=1, seed=0, quick=False))
+    said = comparison.page(collection, [found], repeats=1, seed=0, quick=False)
+    (line,) = summary.read("simulated", said)
+    assert line.task == "Intensive care"
+    assert line.over_stack.said == found.over("fused", "stack: sum of logits").signed
+    assert line.alone == found.best_alone
+    assert line.made == "no date (× 1)"
     return found
 
 
@@ -154,6 +159,7 @@ def test_a_study_holds_every_arm_and_says_where_fusion_helps(outcome: comparison
     collection = Collection(name="simulated", tasks={}, settings={"outcomes": ()}, caveats=("Simulated.",))
     said = "\n".join(comparison._shows(collection, [outcome]))
     assert "Better than the simple stack" in said
+    assert "Worse than the simple stack, the interval excluding 0: no task." in said
     assert "**not** shown to help" in said
     assert "best arm is *view only*" in said
 

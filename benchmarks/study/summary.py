@@ -1,0 +1,180 @@
+"""All tasks at a glance, read from the comparison tables of docs/experiments.md; no study is run.
+
+    python -m benchmarks.study summary
+
+It is made again whenever a comparison is kept, and a test asks that the page holds what its tables say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.study import pages
+
+NAME = "summary"
+SETS = ("cxr_covid", "brain_lgg", "lung_ultrasound", "icu_physionet2012", "skin_ham10000")
+STAYS, STAYS_GOAL, BETTER_GOAL = "icu_physionet2012", 0.85, 3
+NUMBER = r"[+-]?\d\.\d{3}"
+BRACKETS = rf"{NUMBER} \[{NUMBER}, {NUMBER}\]"
+ROW = re.compile(  # as `comparison` writes it
+    rf"\| (?P<task>[^|]+) \| (?P<counts>\d+ / \d+ / \d+) \| {NUMBER} \((?P<alone>[^|]+)\) \| {NUMBER} \| "
+    rf"\*\*(?P<fused>{BRACKETS})\*\* \| (?P<stack>{BRACKETS}) \| (?P<best>{BRACKETS}) \|"
+)
+HEAD = (
+    "| set | task | rows / groups / events | fused | fused − stack | | fused − best alone | | table of |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+)
+REPEATS = re.compile(r"cross-validation × (\d+)")
+DATE = re.compile(r"^\*(\d+ \w+ \d{4}), .*\*$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A paired difference as it is printed: "-0.138 [-0.200, -0.076]"."""
+
+    said: str
+
+    @property
+    def verdict(self) -> str:
+        """better, worse: the interval excludes 0; above, below, level: it does not.
+
+        Numbers have three decimals: an end of -0.000 is below 0, one of +0.000 may be 0 and excludes nothing.
+        """
+        value, low, high = re.findall(NUMBER, self.said)
+        if float(low) > 0:
+            return "better"
+        if high.startswith("-"):
+            return "worse"
+        return "above" if float(value) > 0 else "below" if float(value) < 0 else "level"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One task: the row of its comparison, the day that table was made and its repeats of the folds."""
+
+    collection: str
+    task: str
+    counts: str
+    fused: str
+    alone: str
+    over_stack: Gap
+    over_alone: Gap
+    made: str
+
+    def __str__(self) -> str:
+        return f"{self.collection}: {self.task}"
+
+
+def run() -> str:
+    """Markdown, from the page as it is. Raises ValueError for a comparison whose rows cannot be read."""
+    tables = {name: pages.find(f"{name}_comparison") for name in SETS}
+    lines = [line for name, table in tables.items() if table is not None for line in read(name, table)]
+    return page(lines, without=[name for name, table in tables.items() if table is None])
+
+
+def read(collection: str, table: str) -> list[Line]:
+    """The rows of one comparison. Raises ValueError where there is none."""
+    days, repeats = DATE.findall(table), REPEATS.search(table)
+    made = days[-1] if days else "no date"
+    if repeats:
+        made += f" (× {repeats[1]})"
+    found = [
+        Line(
+            collection,
+            row["task"],
+            row["counts"],
+            row["fused"],
+            row["alone"],
+            Gap(row["stack"]),
+            Gap(row["best"]),
+            made,
+        )
+        for row in ROW.finditer(table)
+    ]
+    if not found:
+        raise ValueError(f"{collection}_comparison: no row like those of benchmarks.study.comparison")
+    return found
+
+
+def page(lines: Sequence[Line], *, without: Sequence[str] = ()) -> str:
+    """Markdown: a row a task, then each goal with what became of it."""
+    return "\n".join(
+        [
+            "### All tasks at a glance",
+            "",
+            "    python -m benchmarks.study summary",
+            "",
+            "From the comparisons further down, and made again with each of them. **better**, **worse**: the "
+            "paired 95 % interval excludes 0; above, below: it does not. *Best alone* is the best single "
+            "modality of either recipe, picked on the same folds and so in its own favour. Nothing is "
+            f"corrected for looking {len(lines)} times: of ties, one in twenty is called better or worse. "
+            "(× 3): repeats of the folds.",
+            "",
+            *HEAD,
+            *map(_row, lines),
+            "",
+            *(f"- {said}" for said in _goals(lines)),
+            *(f"- No table yet: {name}." for name in without),
+        ]
+    )
+
+
+def _row(line: Line) -> str:
+    cells = (
+        line.collection,
+        line.task,
+        line.counts,
+        line.fused,
+        line.over_stack.said,
+        _loud(line.over_stack),
+        f"{line.over_alone.said} ({line.alone})",
+        _loud(line.over_alone),
+        line.made,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _goals(lines: Sequence[Line]) -> list[str]:
+    def over_stack(line: Line) -> str:
+        return line.over_stack.verdict
+
+    def over_alone(line: Line) -> str:
+        return line.over_alone.verdict
+
+    behind = [line for line in lines if over_stack(line) in ("worse", "below")]
+    better = [line for line in lines if over_stack(line) == "better"]
+    said = [
+        f"At least as good as the stack on every task: {_met(not behind)}. Worse on "
+        f"{_named(lines, over_stack, 'worse')}. Below it, the interval holding 0, on "
+        f"{_named(lines, over_stack, 'below')}.",
+        f"Better than the stack on {BETTER_GOAL} tasks or more: {_met(len(better) >= BETTER_GOAL)}. Better "
+        f"on {_named(lines, over_stack, 'better')}.",
+    ]
+    said += [
+        f"AUROC of {STAYS_GOAL} on the ICU stays: {_met(float(line.fused.split()[0]) >= STAYS_GOAL)}, "
+        f"as a point; {line.fused}."
+        for line in lines
+        if line.collection == STAYS
+    ]
+    harmed = [line for line in lines if over_alone(line) == "worse"]
+    said.append(
+        f"Never significantly worse than the best modality: {_met(not harmed)}. Worse on "
+        f"{_named(lines, over_alone, 'worse')}. Better than it, so that fusing is shown to help, on "
+        f"{_named(lines, over_alone, 'better')}."
+    )
+    return said
+
+
+def _met(is_met: bool) -> str:
+    return "reached" if is_met else "**missed**"
+
+
+def _named(lines: Sequence[Line], of: Callable[[Line], str], verdict: str) -> str:
+    found = [str(line) for line in lines if of(line) == verdict]
+    return f"{len(found)} of {len(lines)} ({'; '.join(found)})" if found else f"none of {len(lines)}"
+
+
+def _loud(gap: Gap) -> str:
+    return f"**{gap.verdict}**" if gap.verdict in ("better", "worse") else gap.verdict

@@ -1,0 +1,98 @@
+"""All tasks at a glance: what the comparison tables say, in the same words, and never older than they are."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.study import __main__ as command
+from benchmarks.study import pages, summary
+from benchmarks.study.summary import Gap
+
+TABLE = """## icu_physionet2012: the fused model beside the simple stack and the other arms
+
+Grouped 5-fold cross-validation × 2, the same folds for all arms.
+
+| task | rows / groups / events | best alone | simple stack | **fused** | fused − stack | fused − best alone |
+| --- | --- | --- | --- | --- | --- | --- |
+| Death | 76 / 60 / 19 | 0.639 (stack: image) | 0.615 | **0.476 [0.342, 0.606]** | {} | {} |
+
+*{}, 2 CPU cores, Python 3.11.7, torch 2.13.0+cpu.*
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        ("+0.012 [+0.004, +0.021]", "better"),
+        ("+0.012 [+0.000, +0.021]", "above"),  # an end that is printed as +0.000 may be 0
+        ("+0.012 [-0.004, +0.021]", "above"),
+        ("-0.012 [-0.030, +0.000]", "below"),
+        ("-0.163 [-0.313, -0.000]", "worse"),  # an end that is printed as -0.000 is below 0
+        ("-0.138 [-0.200, -0.076]", "worse"),
+        ("+0.000 [+0.000, +0.000]", "level"),
+    ],
+)
+def test_a_difference_is_called_by_its_interval(said: str, verdict: str) -> None:
+    assert Gap(said).verdict == verdict
+
+
+def test_a_row_and_its_goals_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "PAGE", tmp_path / "experiments.md")
+    table = TABLE.format("-0.138 [-0.200, -0.076]", "-0.040 [-0.085, +0.001]", "3 May 2026")
+    pages.keep("icu_physionet2012_comparison", table)
+    said = summary.run()
+    assert (
+        "| icu_physionet2012 | Death | 76 / 60 / 19 | 0.476 [0.342, 0.606] | -0.138 [-0.200, -0.076] | "
+        "**worse** | -0.040 [-0.085, +0.001] (stack: image) | below | 3 May 2026 (× 2) |"
+    ) in said
+    assert "on every task: **missed**. Worse on 1 of 1 (icu_physionet2012: Death)" in said
+    assert "Better than the stack on 3 tasks or more: **missed**" in said
+    assert "AUROC of 0.85 on the ICU stays: **missed**" in said
+    assert "Never significantly worse than the best modality: reached. Worse on none of 1" in said
+    assert "- No table yet: cxr_covid." in said
+
+
+def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "PAGE", tmp_path / "experiments.md")
+    pages.keep("skin_ham10000_comparison", "## Of another shape\n\n| Death | 0.9 |")
+    with pytest.raises(ValueError, match="skin_ham10000_comparison: no row"):
+        summary.run()
+
+
+def test_a_kept_comparison_brings_the_summary_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.study import comparison
+
+    def found(*_: object, **__: object) -> str:
+        return TABLE.format("+0.012 [+0.004, +0.021]", "+0.001 [-0.001, +0.002]", "1 May 2026")
+
+    monkeypatch.setattr(pages, "PAGE", tmp_path / "experiments.md")
+    monkeypatch.setattr(comparison, "run", found)
+    monkeypatch.setattr(command, "recognise", lambda _: "icu_physionet2012")
+    asked = ["study", "icu_physionet2012", str(tmp_path), "--part", "comparison"]
+    monkeypatch.setattr(sys, "argv", asked)
+    command.main()
+    assert "**better** | +0.001" in pages.PAGE.read_text()
+    monkeypatch.setattr(sys, "argv", ["study", "summary"])
+    command.main()
+    assert "better on 1 of 1" in capsys.readouterr().out.lower()
+
+
+def test_a_set_without_its_folder_says_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["study", "cxr_covid"])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "cxr_covid needs DIR, the collection's folder" in capsys.readouterr().err
+
+
+def test_the_page_holds_what_its_tables_say() -> None:
+    kept = pages.find(summary.NAME)
+    assert kept is not None
+    assert kept.strip() == summary.run().strip(), "run: python -m benchmarks.study summary"
+    assert kept.count("\n| ") == 1 + 1 + 16, "a head and a row for each of the sixteen tasks"
