@@ -86,7 +86,10 @@ def rows_for(
         },
     )
     if series.study_id != study.pk:
-        raise Refused("its Series UID belongs to another Study")
+        raise Refused(
+            "its Series UID belongs to another Study: one Series Instance UID was given twice, where it was "
+            "made or merged; the copy needs its own"
+        )
     return study, series
 
 
@@ -101,14 +104,19 @@ def _agree(
 ) -> None:
     """A further file must be about the same patient; it may fill in what an announcement left open."""
     if study.dicom_patient_id and patient_id and study.dicom_patient_id != patient_id:
-        raise Refused("its PatientID differs from the one of its Study")
+        raise Refused(
+            "its PatientID differs from the one of its Study: correct it at its source; a Study has only one"
+        )
     was = (study.dicom_patient_id, study.issuer_of_patient_id, study.description, study.started_at)
     if study.patient_id is not None and was[:2] == (patient_id, issuer):
         found = None  # as the files before it: nobody else can be meant
     else:
         found = matching.find_patient(study.source, patient_id, issuer)
     if found is not None and study.patient_id not in (None, found.pk):
-        raise Refused("its PatientID leads to another patient than its Study")
+        raise Refused(
+            "its PatientID leads to another patient than its Study: correct PatientID or Issuer of Patient "
+            "ID at its source, or the identifiers of the FHIR Patient"
+        )
     linked = study.patient_id is None and found is not None
     if linked:
         study.patient = found
@@ -181,12 +189,18 @@ def seen_again(known: Instance, path: Path, found: ehr.Inspected) -> Received:
     """A SOP Instance UID we hold. Raises Refused when it comes with other pixels or from elsewhere."""
     study, header = known.series.study, found.header
     if header.series_uid != known.series.series_uid or header.study_uid != study.study_uid:
-        raise Refused("its SOP Instance UID is held in another Series")
+        raise Refused(
+            "its SOP Instance UID is held in another Series; what came first is kept: a moved or changed "
+            "copy needs a SOP Instance UID of its own"
+        )
     if found.pixel_digest == known.pixel_digest:
         return Received(study, known, Outcome.DUPLICATE, "same pixels")
     if header.transfer_syntax_uid != known.transfer_syntax_uid and _same_values(path, known):
         return Received(study, known, Outcome.DUPLICATE, "same pixels in another transfer syntax")
-    raise Refused("its SOP Instance UID is held with other pixels")
+    raise Refused(
+        "its SOP Instance UID is held with other pixels; what came first is kept: whatever changed the "
+        "picture must give it a SOP Instance UID of its own"
+    )
 
 
 def _same_values(path: Path, known: Instance) -> bool:

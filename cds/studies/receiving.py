@@ -71,7 +71,10 @@ def announce(
         },
     )
     if not created and whose is not None and study.patient_id not in (None, whose.pk):
-        raise Conflict(f"Study {study.pk} is held for another patient")
+        raise Conflict(
+            f"Study {study.pk} is held for another patient: PatientID and the ImagingStudy's subject "
+            "disagree; correct the one that is wrong at its source"
+        )
     linked = not created and whose is not None and study.patient_id is None
     expected = dict(found.expected) or study.expected  # the latest word; a Study may grow
     if linked or expected != study.expected:

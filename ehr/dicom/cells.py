@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 
 from ehr.dicom import guard
+from ehr.dicom.advice import AGAIN
 from ehr.dicom.dataset import text, whole
 from ehr.errors import BadInstance
 
@@ -40,7 +41,9 @@ def unpack(data: Dataset, indices: list[int]) -> Iterator[tuple[Array, dict[str,
     frames, size = whole(data, "NumberOfFrames") or 1, rows * columns
     content = np.frombuffer(data.get("PixelData", b""), np.uint8)
     if len(content) < (frames * size * PACKED + 7) // 8:
-        raise BadInstance("the pixel data is not as long as rows x columns x frames: truncated")
+        raise BadInstance(
+            f"the pixel data is not as long as rows x columns x frames, it is truncated: {AGAIN}"
+        )
     about = {"photometric_interpretation": text(data, "PhotometricInterpretation")}
     stored = whole(data, "BitsStored") or PACKED
     for index in indices:

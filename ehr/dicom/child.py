@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ehr.dicom import guard
+from ehr.dicom.advice import SMALLER
 from ehr.errors import BadInstance, Permanent, Retriable, TooLarge
 
 IDLE_S = 60.0
@@ -102,7 +103,7 @@ class Decoder:
             frames = _read(process, int(answer["bytes"]), deadline)
         except TimeoutError:
             self.close()
-            raise BadInstance(f"decoding took longer than {self.limits.seconds:g} s") from None
+            raise BadInstance(f"decoding took longer than {self.limits.seconds:g} s: {SMALLER}") from None
         except (EOFError, BrokenPipeError):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=5)

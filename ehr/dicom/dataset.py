@@ -17,6 +17,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 
 from ehr.dicom import guard
+from ehr.dicom.advice import AGAIN, EXPORT, REPAIR
 from ehr.errors import BadInstance, Permanent
 from ehr.records import InstanceHeader
 
@@ -53,14 +54,14 @@ def open_dataset(source: Path | bytes, limits: guard.Limits, *, pixels: bool) ->
         raise
     except RecursionError:
         stream.close()
-        raise BadInstance("sequences are nested too deeply") from None
+        raise BadInstance(f"sequences are nested too deeply: {AGAIN}") from None
     except MemoryError:
         stream.close()
         raise
     except Exception as error:
         # Whatever a parser trips over in a hostile file is a bad file. Its message may quote values.
         stream.close()
-        raise BadInstance(f"the file cannot be parsed as DICOM ({type(error).__name__})") from None
+        raise BadInstance(f"the file cannot be parsed as DICOM ({type(error).__name__}): {AGAIN}") from None
 
 
 def _open(stream: BinaryIO, limits: guard.Limits, *, pixels: bool) -> Opened:
@@ -77,9 +78,9 @@ def _open(stream: BinaryIO, limits: guard.Limits, *, pixels: bool) -> Opened:
     try:
         dataset = pydicom.dcmread(stream, stop_before_pixels=not pixels, force=meta is None)
     except InvalidDicomError:
-        raise BadInstance("not a DICOM file") from None
+        raise BadInstance(f"not a DICOM file: {EXPORT}") from None
     if not len(dataset):
-        raise BadInstance("the file holds no data set: it is truncated or not DICOM")
+        raise BadInstance(f"the file holds no data set, it is truncated or not DICOM: {AGAIN}")
     implicit, little = dataset.original_encoding
     if not getattr(dataset, "file_meta", None):
         dataset.file_meta = FileMetaDataset()
@@ -99,10 +100,10 @@ def _check_looks_like_data_set(stream: BinaryIO) -> None:
     head = stream.read(8)
     stream.seek(0)
     if len(head) < 8:
-        raise BadInstance("not a DICOM file")
+        raise BadInstance(f"not a DICOM file: {EXPORT}")
     groups = {struct.unpack("<H", head[:2])[0], struct.unpack(">H", head[:2])[0]}
     if not groups & {0x0002, 0x0008}:
-        raise BadInstance("not a DICOM file")
+        raise BadInstance(f"not a DICOM file: {EXPORT}")
 
 
 def read_header(opened: Opened, default_tz: tzinfo = UTC) -> InstanceHeader:
@@ -112,9 +113,9 @@ def read_header(opened: Opened, default_tz: tzinfo = UTC) -> InstanceHeader:
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
         value = text(data, keyword)
         if not value:
-            raise BadInstance(f"{keyword} is missing")
+            raise BadInstance(f"{keyword} is missing: {REPAIR}")
         if len(value) > 64 or not UID_SHAPE.fullmatch(value):
-            raise BadInstance(f"{keyword} is not a UID")
+            raise BadInstance(f"{keyword} is not a UID: {REPAIR}")
         uids[keyword] = value
     started_at, assumed = _started_at(data, default_tz)
     extra: dict[str, Any] = {"time_assumed": True} if assumed else {}
@@ -155,7 +156,7 @@ def check_promises(opened: Opened, limits: guard.Limits) -> None:
         raise BadInstance("there is no pixel data" + (f" (Modality {kind})" if kind else ""))
     rows, columns = whole(data, "Rows") or 0, whole(data, "Columns") or 0
     if rows <= 0 or columns <= 0:
-        raise BadInstance("Rows or Columns is missing or 0")
+        raise BadInstance(f"Rows or Columns is missing or 0: {REPAIR}")
     frames, samples = whole(data, "NumberOfFrames") or 1, whole(data, "SamplesPerPixel") or 1
     guard.check_pixels(rows, columns, frames, samples, whole(data, "BitsAllocated") or 32, limits)
 
@@ -176,13 +177,13 @@ def digest_pixels(opened: Opened) -> str:
     while True:
         head = stream.read(8)
         if len(head) < 8:
-            raise BadInstance("the pixel data is truncated")
+            raise BadInstance(f"the pixel data is truncated: {AGAIN}")
         group, element, size = struct.unpack("<HHI" if opened.little else ">HHI", head)
         kind = group << 16 | element
         if kind == DELIMITER:
             return digest.hexdigest()
         if kind != ITEM or size == UNDEFINED:
-            raise BadInstance("the pixel data is damaged: an item was expected")
+            raise BadInstance(f"the pixel data is damaged, an item was expected: {AGAIN}")
         digest.update(head)
         _hash(stream, size, digest)
 
@@ -192,7 +193,9 @@ def _hash(stream: BinaryIO, length: int, digest: Any) -> None:
     while left:
         piece = stream.read(min(CHUNK, left))
         if not piece:
-            raise BadInstance(f"the pixel data is truncated: {length - left:,} of {length:,} bytes are there")
+            raise BadInstance(
+                f"the pixel data is truncated ({length - left:,} of {length:,} bytes are there): {AGAIN}"
+            )
         digest.update(piece)
         left -= len(piece)
 

@@ -225,7 +225,7 @@ def read_clip(
     if refused:
         notes.append(f"{len(refused)} of {len(sources)} instances left out: {refused[0]}")
     if len({one.values.shape for one in rendered}) > 1:
-        raise BadInstance("the frames differ in size")
+        raise BadInstance("the frames differ in size: send those of another size as a Series of their own")
     frames = quantise(rendered)
     made_of = [
         (chosen.order[0], frames_of.order[place]) if len(chosen.order) == 1 else (chosen.order[place], 0)

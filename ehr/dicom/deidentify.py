@@ -29,6 +29,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
 
 from ehr.dicom import codestreams, guard, methods, profile
+from ehr.dicom.advice import AGAIN, OTHER_SYNTAX, REPAIR
 from ehr.dicom.dataset import Opened, open_dataset, text, whole
 from ehr.errors import BadInstance
 from ehr.pseudonyms import TOP_AGE, Pseudonyms, moved
@@ -132,13 +133,16 @@ def _check_pixels_may_go(data: Dataset, said: str, plan: _Plan) -> None:
     kind = text(data, "ImageType").upper()
     is_capture = text(data, "SOPClassUID").startswith(SECONDARY_CAPTURE) or bool(text(data, "ConversionType"))
     if "SCREEN" in kind or (said != "NO" and (is_capture or text(data, "Modality").upper() not in WORDLESS)):
-        raise BadInstance("burned-in annotation cannot be ruled out: the file does not say NO")
+        raise BadInstance(
+            "burned-in annotation cannot be ruled out: the file does not say NO; set BurnedInAnnotation "
+            "where there is known to be none"
+        )
 
 
 def _check_identity(data: Dataset) -> None:
     for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
         if not text(data, keyword):
-            raise BadInstance(f"{keyword} is missing")
+            raise BadInstance(f"{keyword} is missing: {REPAIR}")
     if text(data, "SOPClassUID") not in UID_dictionary:
         raise BadInstance("its SOP Class is not a standard one: what it holds cannot be judged")
 
@@ -149,11 +153,13 @@ def _clean_pixels(opened: Opened) -> None:
     frames = whole(data, "NumberOfFrames") or 1
     if "PixelData" in data and syntax not in NATIVE:
         if not codestreams.can_clean(syntax):
-            raise BadInstance(f"transfer syntax {syntax} cannot be searched for comments")
+            raise BadInstance(f"transfer syntax {syntax} cannot be searched for comments: {OTHER_SYNTAX}")
         try:
             parts = list(generate_frames(data.PixelData, number_of_frames=frames))
         except (ValueError, RuntimeError):
-            raise BadInstance("the pixel data is damaged: its frames cannot be told apart") from None
+            raise BadInstance(
+                f"the pixel data is damaged, its frames cannot be told apart: {AGAIN}"
+            ) from None
         data.PixelData = encapsulate([codestreams.cleaned(part, syntax) for part in parts])
         data["PixelData"].VR = "OB"
         data["PixelData"].is_undefined_length = True
@@ -169,7 +175,7 @@ def _clean_pixels(opened: Opened) -> None:
             needed = needed * 2 // 3
         held = getattr(data, keyword)
         if needed <= 0 or held is None or len(held) < needed:
-            raise BadInstance("the pixel data is not as long as rows x columns x frames")
+            raise BadInstance(f"the pixel data is not as long as rows x columns x frames: {AGAIN}")
         data[keyword].value = held[:needed] + b"\0" * (needed % 2)
 
 

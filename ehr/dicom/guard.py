@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from ehr.dicom.advice import AGAIN, EXPORT, SMALLER
 from ehr.errors import BadInstance, TooLarge
 
 MIB = 1024 * 1024
@@ -50,18 +51,20 @@ def check_file(path: Path, limits: Limits = DEFAULT) -> int:
     try:
         found = path.stat()
     except OSError as error:
-        raise BadInstance(f"the file cannot be opened ({error.strerror})") from None
+        raise BadInstance(
+            f"the file cannot be opened ({error.strerror}): is it there, and may we read it?"
+        ) from None
     if not path.is_file():
-        raise BadInstance("not a regular file")
+        raise BadInstance(f"not a regular file: {EXPORT}")
     return check_size(found.st_size, limits)
 
 
 def check_size(size: int, limits: Limits = DEFAULT) -> int:
     """A number of bytes within the limit. Raises BadInstance when 0, TooLarge when over."""
     if size == 0:
-        raise BadInstance("the file is empty")
+        raise BadInstance(f"the file is empty: {AGAIN}")
     if size > limits.file_bytes:
-        raise TooLarge(f"the file has {_mib(size)}, the limit is {_mib(limits.file_bytes)}")
+        raise TooLarge(f"the file has {_mib(size)}, the limit is {_mib(limits.file_bytes)}: {SMALLER}")
     return size
 
 
@@ -70,14 +73,18 @@ def check_pixels(
 ) -> None:
     """What the header promises must fit, before a decoder is asked. Raises TooLarge."""
     if rows > limits.side or columns > limits.side:
-        raise TooLarge(f"{rows} x {columns} pixels; the limit is {limits.side} a side")
+        raise TooLarge(f"{rows} x {columns} pixels, the limit is {limits.side} a side: {SMALLER}")
     if frames > limits.frames:
-        raise TooLarge(f"{frames} frames; the limit is {limits.frames}")
+        raise TooLarge(f"{frames} frames, the limit is {limits.frames}: {SMALLER}")
     one = rows * columns * max(samples, 1) * max(1, (bits + 7) // 8)
     if one > limits.frame_bytes:
-        raise TooLarge(f"one frame would take {_mib(one)}; the limit is {_mib(limits.frame_bytes)}")
+        raise TooLarge(
+            f"one frame would take {_mib(one)}, the limit is {_mib(limits.frame_bytes)}: {SMALLER}"
+        )
     if one * frames > limits.pixel_bytes:
-        raise TooLarge(f"the frames would take {_mib(one * frames)}; the limit is {_mib(limits.pixel_bytes)}")
+        raise TooLarge(
+            f"the frames would take {_mib(one * frames)}, the limit is {_mib(limits.pixel_bytes)}: {SMALLER}"
+        )
 
 
 def inflate(packed: bytes, limits: Limits = DEFAULT) -> bytes:
@@ -86,11 +93,11 @@ def inflate(packed: bytes, limits: Limits = DEFAULT) -> bytes:
     try:
         data = engine.decompress(packed, limits.inflated_bytes)
     except zlib.error:
-        raise BadInstance("the deflated data set is damaged") from None
+        raise BadInstance(f"the deflated data set is damaged: {AGAIN}") from None
     if engine.unconsumed_tail:
-        raise TooLarge(f"the deflated data set inflates beyond {_mib(limits.inflated_bytes)}")
+        raise TooLarge(f"the deflated data set inflates beyond {_mib(limits.inflated_bytes)}: {SMALLER}")
     if not engine.eof:
-        raise BadInstance("the deflated data set is truncated")
+        raise BadInstance(f"the deflated data set is truncated: {AGAIN}")
     return data
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from email.message import Message
 
+from ehr.dicom.advice import SMALLER
 from ehr.errors import Refused, Retriable, TooLarge
 
 HEAD_LIMIT = 16 * 1024
@@ -68,7 +69,10 @@ def read_parts(
         yield _whole(pieces, limit, what)
         return
     if kind != "multipart/related" or not isinstance(boundary, str) or not boundary:
-        raise Refused(f"the archive answered {kind!r} instead of multipart/related")
+        raise Refused(
+            f"the archive answered {kind!r} instead of multipart/related: is this its DICOMweb address, and "
+            "WADO-RS switched on?"
+        )
     window = _Window(iter(pieces), limit, what)
     window.held += b"\r\n"  # so that the first boundary looks like the others
     mark = b"\r\n--" + boundary.encode("latin-1")
@@ -114,7 +118,7 @@ def _length(head: bytes) -> int | None:
 
 
 def _too_large(what: str, limit: int) -> TooLarge:
-    return TooLarge(f"{what} of the archive is over {limit:,} bytes, more than is taken at once")
+    return TooLarge(f"{what} of the archive is over {limit:,} bytes: {SMALLER}")
 
 
 def _whole(pieces: Iterator[bytes], limit: int, what: str) -> bytes:

@@ -21,6 +21,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_voi
 
 from ehr.dicom import cells, guard
+from ehr.dicom.advice import AGAIN, OTHER_SYNTAX, REPAIR
 from ehr.dicom.dataset import Opened, get, items, number, text, whole
 from ehr.errors import BadInstance
 
@@ -84,7 +85,7 @@ class Renderer:
         try:
             colour = apply_color_lut(values, self.dataset)
         except (ValueError, AttributeError, KeyError, IndexError):
-            raise BadInstance("the palette is missing or damaged") from None
+            raise BadInstance(f"the palette is missing or damaged: {REPAIR}") from None
         top = 255.0 if colour.dtype == np.uint8 else 65535.0
         return (colour[..., :3].astype(np.float32) @ LUMINANCE) / np.float32(top)
 
@@ -313,9 +314,9 @@ def _decode(dataset: Dataset, indices: list[int]) -> Iterator[tuple[Array, dict[
     try:
         decoder = get_decoder(uid)
     except NotImplementedError:
-        raise BadInstance(f"transfer syntax {_name(uid)} is not one we can decode") from None
+        raise BadInstance(f"transfer syntax {_name(uid)} is not one we can decode: {OTHER_SYNTAX}") from None
     if not decoder.is_available:
-        raise BadInstance(f"no decoder for transfer syntax {_name(uid)} is installed")
+        raise BadInstance(f"no decoder for transfer syntax {_name(uid)} is installed: {OTHER_SYNTAX}")
     # The Y of YBR_FULL is the luminance we want: no detour over RGB, which clips.
     raw = text(dataset, "PhotometricInterpretation") in {"YBR_FULL", "YBR_FULL_422"}
     plugin = FASTEST.get(str(uid), "")
@@ -344,7 +345,7 @@ def _grey_jpeg(dataset: Dataset, indices: list[int]) -> Iterator[tuple[Array, di
 
     uid, bits = dataset.file_meta.TransferSyntaxUID, whole(dataset, "BitsStored") or 0
     if whole(dataset, "SamplesPerPixel") != 1:
-        raise BadInstance(f"{_name(uid)} in colour is not one we can decode")
+        raise BadInstance(f"{_name(uid)} in colour is not one we can decode: {OTHER_SYNTAX}")
     shape = (whole(dataset, "Rows"), whole(dataset, "Columns"))
     about = {"photometric_interpretation": text(dataset, "PhotometricInterpretation"), "bits_stored": bits}
     wanted = set(indices)
@@ -355,7 +356,7 @@ def _grey_jpeg(dataset: Dataset, indices: list[int]) -> Iterator[tuple[Array, di
             if index in wanted:
                 found[index] = imagecodecs.jpeg8_decode(coded)
                 if found[index].shape != shape:
-                    raise BadInstance("its frames are not of the size that its header says")
+                    raise BadInstance(f"its frames are not of the size that its header says: {AGAIN}")
         for index in indices:
             values = found[index]
             if whole(dataset, "PixelRepresentation") == 1 and 0 < bits < 16:
@@ -387,11 +388,14 @@ def hash_values(digest: Any, values: Array) -> None:
 def _reason(error: Exception, uid: Any, decoded: int) -> str:
     words = str(error)
     if "pixel data" in words and ("expected length" in words or "less than expected" in words):
-        return "the pixel data is not as long as rows x columns x frames: truncated, or a variant not decoded"
+        return (
+            "the pixel data is not as long as rows x columns x frames, it is truncated or in a variant that "
+            f"is not decoded: {AGAIN}"
+        )
     if isinstance(error, AttributeError) and "required" in words:
-        return "an element that describes the pixels is missing"
+        return f"an element that describes the pixels is missing: {REPAIR}"
     where = f" at frame {decoded + 1}" if decoded else ""
-    return f"the pixel data is damaged or in a variant of {_name(uid)} that cannot be decoded{where}"
+    return f"the pixel data is damaged or in a variant of {_name(uid)} that cannot be decoded{where}: {AGAIN}"
 
 
 def _name(uid: Any) -> str:

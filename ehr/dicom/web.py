@@ -17,6 +17,7 @@ import httpx
 
 from ehr.bodies import why
 from ehr.calling import ServerClient
+from ehr.dicom.advice import REPAIR
 from ehr.dicom.multipart import read_parts
 from ehr.errors import BadResource, Refused, Retriable
 from ehr.fhir.sign_in import SignIn
@@ -144,7 +145,7 @@ class DicomWebClient(ServerClient):
                 given += 1
                 yield frame
         if given != len(numbers):
-            raise Refused(f"the archive gave {given} of {len(numbers)} frames")
+            raise Refused(f"the archive gave {given} of {len(numbers)} frames: has the instance as many?")
 
     def _get_json(self, path: str, query: Mapping[str, Any]) -> list[dict[str, Any]]:
         url = str(httpx.URL(path, params=dict(query)))
@@ -157,7 +158,9 @@ class DicomWebClient(ServerClient):
                 "the archive did not answer with DICOM JSON: is this its DICOMweb address?"
             ) from None
         if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-            raise Refused("the archive did not answer with a list of DICOM JSON objects")
+            raise Refused(
+                "the archive did not answer with a list of DICOM JSON objects: is this its DICOMweb address?"
+            )
         return found
 
     @contextmanager
@@ -170,7 +173,9 @@ class DicomWebClient(ServerClient):
         except httpx.InvalidURL:
             raise Refused("the archive's address is not a URL") from None
         except httpx.DecodingError:
-            raise Refused("the archive's answer cannot be decoded") from None
+            raise Refused(
+                "the archive's answer cannot be decoded: have it send without Content-Encoding"
+            ) from None
         except httpx.TransportError as error:
             raise Retriable(f"the archive cannot be reached ({why(error)})") from None
 
@@ -201,7 +206,11 @@ def check_answer(answer: httpx.Response, hints: Mapping[int, str] | None = None)
     if status in BUSY:
         raise Retriable(f"the archive answered {status}", retry_after_s=retry_after(answer))
     if 300 <= status < 400:
-        raise Refused(f"the archive answered {status} with a redirect, which is not followed", status=status)
+        raise Refused(
+            f"the archive answered {status} with a redirect, which is not followed: give the address it "
+            "leads to",
+            status=status,
+        )
     hint = {**HINTS, **(hints or {})}.get(status, "")
     raise Refused(f"the archive answered {status}{': ' + hint if hint else ''}", status=status)
 
@@ -229,7 +238,7 @@ def read_study(
     """
     uid = value_of(study, "0020000D")
     if not uid or len(uid) > 64 or not UID.fullmatch(uid):
-        raise BadResource("a Study without a usable StudyInstanceUID")
+        raise BadResource(f"a Study without a usable StudyInstanceUID: {REPAIR}")
     day, clock = value_of(study, "00080020"), value_of(study, "00080030") or "235959"
     started_at = None
     try:

@@ -190,6 +190,10 @@ def test_bad_dicom_is_set_aside_with_its_reason(tmp_path: Path) -> None:
     assert set(reasons) == {"truncated.dcm", "text.txt", "z-other-pixels.dcm"}
     assert all(reasons.values())
     assert "other pixels" in reasons["z-other-pixels.dcm"]
+    advice = {name: reason.partition(": ")[2] for name, reason in reasons.items()}
+    assert "send it again" in advice["truncated.dcm"]
+    assert "leave it out" in advice["text.txt"]
+    assert "SOP Instance UID of its own" in advice["z-other-pixels.dcm"]
 
 
 def test_a_run_killed_before_decoding_is_finished_by_the_next(tmp_path: Path) -> None:
