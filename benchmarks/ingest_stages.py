@@ -162,7 +162,7 @@ def _features() -> float:
     from benchmarks import scratch
 
     scratch.set_up()
-    from cds.features import build_inputs
+    from cds.features.building import build_inputs
     from cds.patients.models import Patient
 
     patients = list(Patient.objects.select_related("source").order_by("pk")[: FEATURES_OF + 1])

@@ -103,19 +103,19 @@ def _one(file: Path) -> dict[str, float]:
 def _forward(files: list[Path]) -> dict[str, list[float]]:
     """The models alone, in this process, on inputs already in memory."""
     import fusion
-    from cds import features
+    from cds.features import building, encoding
     from cds.registry import queries
     from cds.risk.models import RiskAssessment
 
     version = queries.active_versions()[0]
     bundle = fusion.Bundle.load(queries.bundle_folder(version), digest=version.digest)
     key = version.encoders["image"]
-    name, size = features.split_pixel_key(key)
+    name, size = encoding.split_pixel_key(key)
     backbone = fusion.load_backbone(name.partition(":")[0])
     picture = np.random.default_rng(0).random((1, size, size), dtype=np.float32)
     backbone.embed(picture, size)
     scored = RiskAssessment.objects.filter(version=version, work_state="done").latest("finished_at")
-    built = features.build_inputs(
+    built = building.build_inputs(
         scored.patient,
         as_of=scored.as_of,
         encoders=version.encoders,

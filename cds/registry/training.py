@@ -22,9 +22,10 @@ from django.conf import settings
 from django.utils import timezone
 
 import fusion
-from cds import features
 from cds.audit import recording
 from cds.errors import ClinicError
+from cds.features import building, encoding
+from cds.features.fields import CHANNELS, FIELDS, GENOMICS
 from cds.jobs import leases
 from cds.jobs.models import WorkState
 from cds.patients.models import Note
@@ -133,7 +134,7 @@ def build_config(names: Sequence[str], overrides: Mapping[str, Any]) -> FusionCo
         "most_calibration_gap": settings.FAIRNESS_CALIBRATION_GAP,
         **runs.check_overrides(overrides),
     }
-    settled["image_weights"] = str(features.image_weights(settled["image_backbone"]) or "")
+    settled["image_weights"] = str(encoding.image_weights(settled["image_backbone"]) or "")
     if "modalities" in settled:
         settled["modalities"] = tuple(Modality(name) for name in settled["modalities"])
     for name, kind in _CHOSEN.items():
@@ -141,30 +142,30 @@ def build_config(names: Sequence[str], overrides: Mapping[str, Any]) -> FusionCo
             settled[name] = kind(settled[name])
     return FusionConfig(
         outcomes=tuple(OutcomeSpec(spec.name, spec.label, spec.horizon_hours) for spec in specs),
-        fields=features.FIELDS,
-        genomics=features.GENOMICS,
-        channels=features.CHANNELS,
+        fields=FIELDS,
+        genomics=GENOMICS,
+        channels=CHANNELS,
         **settled,
     )
 
 
 def encoder_keys(config: FusionConfig) -> dict[str, str]:
-    """Modality → key of the embeddings a model of this config reads (see `features.build_inputs`)."""
+    """Modality → key of the embeddings a model of this config reads (see `building.build_inputs`)."""
     keys: dict[str, str] = {}
     if Modality.IMAGE in config.modalities:
-        keys[Modality.IMAGE.value] = features.pixel_key(
-            features.get_backbone(config.image_backbone).version, config.image_size
+        keys[Modality.IMAGE.value] = encoding.pixel_key(
+            encoding.get_backbone(config.image_backbone).version, config.image_size
         )
     if Modality.CINE in config.modalities:
-        keys[Modality.CINE.value] = features.pixel_key(
-            features.get_backbone(config.cine_backbone).version, config.cine_size
+        keys[Modality.CINE.value] = encoding.pixel_key(
+            encoding.get_backbone(config.cine_backbone).version, config.cine_size
         )
     if Modality.VOLUME in config.modalities:
-        keys[Modality.VOLUME.value] = features.pixel_key(
-            features.get_volume_backbone(fusion.volume_backbone_name(config)).version, config.volume_size
+        keys[Modality.VOLUME.value] = encoding.pixel_key(
+            encoding.get_volume_backbone(fusion.volume_backbone_name(config)).version, config.volume_size
         )
     if Modality.TEXT in config.modalities:
-        keys[Modality.TEXT.value] = features.get_text_backbone(config.text_backbone).version
+        keys[Modality.TEXT.value] = encoding.get_text_backbone(config.text_backbone).version
     return keys
 
 
@@ -184,16 +185,16 @@ def encode_missing(
         for modality, size in sizes.items():
             if modality.value not in keys:
                 continue
-            name = features.split_pixel_key(keys[modality.value])[0].rpartition(":")[0]
+            name = encoding.split_pixel_key(keys[modality.value])[0].rpartition(":")[0]
             is_volume = modality == Modality.VOLUME
-            backbone = features.get_volume_backbone(name) if is_volume else features.get_backbone(name)
-            for series in features.usable_series(member.patient, as_of=member.as_of, modality=modality):
-                features.encode_series(series, backbone, size=size, now=timezone.now())
+            backbone = encoding.get_volume_backbone(name) if is_volume else encoding.get_backbone(name)
+            for series in encoding.usable_series(member.patient, as_of=member.as_of, modality=modality):
+                encoding.encode_series(series, backbone, size=size, now=timezone.now())
                 progress.step("encoding images and notes", low + (high - low) * done / len(newest))
         if Modality.TEXT.value in keys:
             for note in Note.objects.filter(patient=member.patient, available_at__lte=member.as_of):
-                reader = features.get_text_backbone(config.text_backbone)
-                features.encode_note(note.text, note.text_digest, reader, now=timezone.now())
+                reader = encoding.get_text_backbone(config.text_backbone)
+                encoding.encode_note(note.text, note.text_digest, reader, now=timezone.now())
         progress.step("encoding images and notes", low + (high - low) * (done + 1) / len(newest))
     return keys
 
@@ -214,10 +215,10 @@ def encode_tuned(
         return dict(encoders)
     members = list(cohort.members.select_related("patient").order_by("patient_id", "-as_of"))
     for done, member in enumerate(members):
-        for series in features.usable_series(member.patient, as_of=member.as_of, modality=Modality.IMAGE):
-            features.encode_series(series, backbone, size=bundle.config.image_size, now=timezone.now())
+        for series in encoding.usable_series(member.patient, as_of=member.as_of, modality=Modality.IMAGE):
+            encoding.encode_series(series, backbone, size=bundle.config.image_size, now=timezone.now())
         progress.step("encoding images with the tuned encoder", low + (high - low) * done / len(members))
-    return {**encoders, Modality.IMAGE.value: features.pixel_key(backbone.version, bundle.config.image_size)}
+    return {**encoders, Modality.IMAGE.value: encoding.pixel_key(backbone.version, bundle.config.image_size)}
 
 
 def build_examples(
@@ -229,7 +230,7 @@ def build_examples(
     low: float,
     high: float,
 ) -> dict[str, list[Example]]:
-    """split → examples, each from `features.build_inputs`: the function that scoring uses too."""
+    """split → examples, each from `building.build_inputs`: the function that scoring uses too."""
     examples: dict[str, list[Example]] = {split: [] for split in cohorts.SPLITS}
     members = list(
         cohort.members.select_related("patient", "patient__source").order_by(
@@ -237,7 +238,7 @@ def build_examples(
         )
     )
     for done, member in enumerate(members):
-        built = features.build_inputs(
+        built = building.build_inputs(
             member.patient, as_of=member.as_of, encoders=encoders, series_hours=config.series_hours
         )
         inputs = dataclasses.replace(built.inputs, key=f"{member.patient_id}:{member.pk}")

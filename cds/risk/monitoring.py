@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import fusion
-from cds import features
+from cds.features import building
 from cds.jobs.models import WorkState
 from cds.registry import queries as registry_queries
 from cds.registry.models import ModelVersion
@@ -65,7 +65,7 @@ def _newest(version: ModelVersion, patients: int) -> list[RiskAssessment]:
 
 
 def _inputs(assessment: RiskAssessment, bundle: fusion.Bundle) -> fusion.PatientInputs:
-    return features.build_inputs(
+    return building.build_inputs(
         assessment.patient,
         as_of=assessment.as_of,
         encoders=assessment.version.encoders,

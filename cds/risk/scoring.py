@@ -25,9 +25,9 @@ from django.utils import timezone
 
 import ehr
 import fusion
-from cds import features
 from cds.audit import recording
 from cds.errors import ClinicError
+from cds.features import building, encoding
 from cds.jobs import Job, leases, outbox
 from cds.jobs.models import WorkState
 from cds.patients import importing
@@ -69,12 +69,12 @@ def encoders_in_use() -> list[tuple[Modality, str]]:
     for version in registry_queries.active_versions():
         keys |= {(Modality(modality), key) for modality, key in version.encoders.items()}
     if not keys:
-        image = features.get_backbone(settings.IMAGE_BACKBONE).version
+        image = encoding.get_backbone(settings.IMAGE_BACKBONE).version
         defaults = FusionConfig(outcomes=())
         keys = {
-            (Modality.IMAGE, features.pixel_key(image, defaults.image_size)),
-            (Modality.CINE, features.pixel_key(image, defaults.cine_size)),
-            (Modality.TEXT, features.get_text_backbone(settings.TEXT_BACKBONE).version),
+            (Modality.IMAGE, encoding.pixel_key(image, defaults.image_size)),
+            (Modality.CINE, encoding.pixel_key(image, defaults.cine_size)),
+            (Modality.TEXT, encoding.get_text_backbone(settings.TEXT_BACKBONE).version),
         }
     return sorted(keys)
 
@@ -87,14 +87,14 @@ def _encode_study(
     now = timezone.now()
     for series in Series.objects.filter(study=study).order_by("series_uid"):
         for modality, key in keys:
-            if modality not in features.PIXELS or not features.is_usable(series, modality):
+            if modality not in encoding.PIXELS or not encoding.is_usable(series, modality):
                 continue
             if lost_check():
                 raise leases.LeaseLost(f"encoding of study {study.pk}")
-            size = features.split_pixel_key(key)[1]
+            size = encoding.split_pixel_key(key)[1]
             try:
                 backbone = _backbone(modality, key)
-                made |= features.encode_series(series, backbone, size=size, now=timezone.now())
+                made |= encoding.encode_series(series, backbone, size=size, now=timezone.now())
             except (ehr.Permanent, fusion.FusionError) as fault:
                 failures.append(f"series {series.pk}: {fault}")
         if lost_check():
@@ -109,7 +109,7 @@ def _backbone(modality: Modality, key: str) -> fusion.ImageBackbone | fusion.Vol
 
     Raises UnknownEncoder where neither the site nor a bundle has these very weights.
     """
-    version = features.split_pixel_key(key)[0]
+    version = encoding.split_pixel_key(key)[0]
     name = version.partition(":")[0]
     if name.endswith("+tuned"):
         owner = ModelVersion.objects.filter(**{f"encoders__{modality.value}": key}).order_by("-pk").first()
@@ -117,7 +117,7 @@ def _backbone(modality: Modality, key: str) -> fusion.ImageBackbone | fusion.Vol
             raise fusion.UnknownEncoder(f"no model version holds the fine-tuned backbone {version}")
         return get_bundle(owner).embedder.image_backbone
     is_volume = modality == Modality.VOLUME
-    backbone = features.get_volume_backbone(name) if is_volume else features.get_backbone(name)
+    backbone = encoding.get_volume_backbone(name) if is_volume else encoding.get_backbone(name)
     if backbone.version != version:
         raise fusion.UnknownEncoder(
             f"asked for {version}, and here {name} has the weights {backbone.version}: set IMAGE_WEIGHTS to "
@@ -165,9 +165,9 @@ def _embed_notes(patient: Patient) -> bool:
     for modality, version in encoders_in_use():
         if modality != Modality.TEXT:
             continue
-        backbone = features.get_text_backbone(version.partition(":")[0])
+        backbone = encoding.get_text_backbone(version.partition(":")[0])
         for note in Note.objects.filter(patient=patient, available_at__isnull=False):
-            made |= features.encode_note(note.text, note.text_digest, backbone, now=timezone.now())
+            made |= encoding.encode_note(note.text, note.text_digest, backbone, now=timezone.now())
     return made
 
 
@@ -189,9 +189,9 @@ def ask_encoding(
     waiting = set(pending)
     if Modality.TEXT in waiting:
         outbox.enqueue(Job.ENCODE_NOTES, now=now, patient_id=str(patient.pk))
-    if not waiting & set(features.PIXELS):
+    if not waiting & set(encoding.PIXELS):
         return
-    keys = {key for modality, key in version.encoders.items() if Modality(modality) in features.PIXELS}
+    keys = {key for modality, key in version.encoders.items() if Modality(modality) in encoding.PIXELS}
     for study in Study.objects.filter(patient=patient, series__clip_path__gt="").distinct():
         latest = study.encodings.order_by("-queued_at").first()
         if latest is None or latest.work_state not in (WorkState.QUEUED, WorkState.RUNNING):
@@ -228,7 +228,7 @@ def _compute(work: RiskAssessment) -> tuple[assessing.Result, frozenset[Modality
     work.patient = Patient.objects.select_related("source").get(pk=work.patient_id)
     bundle = get_bundle(work.version)
     loaded = time.perf_counter()
-    built = features.build_inputs(
+    built = building.build_inputs(
         work.patient,
         as_of=work.as_of,
         encoders=work.version.encoders,
@@ -323,7 +323,7 @@ def explain(assessment_id: uuid.UUID | str) -> int:
 
 def _draw(assessment: RiskAssessment, missing: list[RiskPrediction]) -> int:
     bundle = get_bundle(assessment.version)
-    built = features.build_inputs(
+    built = building.build_inputs(
         assessment.patient,
         as_of=assessment.as_of,
         encoders=assessment.version.encoders,

@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[2]
 # The modules of cds that may reach torch, all of them run by workers or commands. A new one is a decision:
 # put it here, or (if a request can reach it) take its import of fusion out.
 WORKERS_ONLY = {
-    "cds.features",
+    "cds.features.building",
+    "cds.features.encoding",
+    "cds.features.fields",
+    "cds.features.observations",
     "cds.registry.tasks",
     "cds.registry.training",
     "cds.risk.monitoring",

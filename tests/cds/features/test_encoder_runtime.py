@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cds import features
+from cds.features import encoding
 from fusion import load_backbone
 from fusion.serving import ServedBackbone
 
 
 @pytest.fixture(autouse=True)
 def _nothing_kept() -> Iterator[None]:
-    features.get_backbone.cache_clear()
+    encoding.get_backbone.cache_clear()
     yield
-    features.get_backbone.cache_clear()
+    encoding.get_backbone.cache_clear()
 
 
 def test_the_worker_is_served_by_onnx_runtime(settings: Any, tmp_path: Path) -> None:
     settings.ENCODER_RUNTIME, settings.ENCODER_STORE = "onnxruntime", tmp_path / "encoders"
-    served, original = features.get_backbone("small_cnn"), load_backbone("small_cnn")
+    served, original = encoding.get_backbone("small_cnn"), load_backbone("small_cnn")
     frames = np.random.default_rng(0).random((3, 50, 40), dtype=np.float32)
     assert isinstance(served, ServedBackbone)
     assert served.version == original.version
@@ -33,4 +33,4 @@ def test_the_worker_is_served_by_onnx_runtime(settings: Any, tmp_path: Path) -> 
 
 def test_a_site_can_ask_for_torch(settings: Any) -> None:
     settings.ENCODER_RUNTIME = "torch"
-    assert not isinstance(features.get_backbone("small_cnn"), ServedBackbone)
+    assert not isinstance(encoding.get_backbone("small_cnn"), ServedBackbone)

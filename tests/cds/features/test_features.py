@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import ehr
-from cds import catalogue, features
+from cds import catalogue
+from cds.features import building, encoding
+from cds.features.fields import CHANNELS, FIELDS, GENOMICS
 from cds.jobs.models import WorkState
 from cds.patients.models import Patient
 from cds.studies import queries as studies_queries
@@ -23,15 +25,15 @@ from tests.factories import NOW, condition, identity, make_patient, note, observ
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 IMAGE, CINE, TEXT = (
-    features.pixel_key("tiny:00000000", 32),
-    features.pixel_key("tiny:00000000", 16),
+    encoding.pixel_key("tiny:00000000", 32),
+    encoding.pixel_key("tiny:00000000", 16),
     "words:0000",
 )
 ENCODERS = {"image": IMAGE, "cine": CINE, "text": TEXT}
 
 
-def built(patient: Patient, as_of: Any = NOW, **encoders: str) -> features.Built:
-    return features.build_inputs(patient, as_of=as_of, encoders=encoders or ENCODERS)
+def built(patient: Patient, as_of: Any = NOW, **encoders: str) -> building.Built:
+    return building.build_inputs(patient, as_of=as_of, encoders=encoders or ENCODERS)
 
 
 def inputs(patient: Patient, as_of: Any = NOW, **encoders: str) -> PatientInputs:
@@ -46,11 +48,11 @@ class TestCatalogue:
     def test_no_code_means_two_things(self) -> None:
         codes = [code for measured in catalogue.LATEST for code in measured.loinc]
         assert len(codes) == len(set(codes))
-        names = [spec.name for spec in (*features.FIELDS, *features.GENOMICS)]
+        names = [spec.name for spec in (*FIELDS, *GENOMICS)]
         assert len(names) == len(set(names))
 
     def test_ranges_hold_something_and_labels_are_words(self) -> None:
-        for spec in (*features.FIELDS, *features.GENOMICS, *features.CHANNELS):
+        for spec in (*FIELDS, *GENOMICS, *CHANNELS):
             assert spec.low is not None
             assert spec.high is not None
             assert spec.low < spec.high
@@ -242,13 +244,13 @@ class TestPixelsAndNotes:
         patient = make_patient()
         image = make_series(patient, NOW)
         studies_queries.put_embedding(image.pixels_digest, IMAGE, np.ones((1, 4), np.float32), now=NOW)
-        for other in (features.pixel_key("tiny:11111111", 32), features.pixel_key("tiny:00000000", 64)):
+        for other in (encoding.pixel_key("tiny:11111111", 32), encoding.pixel_key("tiny:00000000", 64)):
             assert inputs(patient, image=other).pending == {Modality.IMAGE}
 
     def test_what_the_model_does_not_use_is_left_out(self) -> None:
         patient = make_patient(notes=[note("Worse.")])
         make_series(patient, NOW)
-        seen = features.build_inputs(patient, as_of=NOW, encoders={}).inputs
+        seen = building.build_inputs(patient, as_of=NOW, encoders={}).inputs
         assert seen.pending == frozenset()
 
     def test_an_encoding_that_failed_is_missing_not_pending(self) -> None:
@@ -306,9 +308,9 @@ class TestPixelsAndNotes:
         self, columns: dict[str, Any], as_image: bool, as_cine: bool, as_volume: bool
     ) -> None:
         series = make_series(make_patient(), NOW, **columns)
-        assert features.is_usable(series, Modality.IMAGE) is as_image
-        assert features.is_usable(series, Modality.CINE) is as_cine
-        assert features.is_usable(series, Modality.VOLUME) is as_volume
+        assert encoding.is_usable(series, Modality.IMAGE) is as_image
+        assert encoding.is_usable(series, Modality.CINE) is as_cine
+        assert encoding.is_usable(series, Modality.VOLUME) is as_volume
 
     def test_newest_images_first_and_pixels_read_only_when_asked(self, settings: Any, tmp_path: Any) -> None:
         settings.STUDY_STORE = tmp_path
@@ -326,15 +328,15 @@ class TestPixelsAndNotes:
         series = make_series(
             make_patient(), NOW, pixels=np.random.default_rng(0).random((1, 40, 40), np.float32)
         )
-        backbone = features.get_backbone("small_cnn")
-        assert features.encode_series(series, backbone, size=32, now=NOW)
-        assert not features.encode_series(series, backbone, size=32, now=NOW)
-        key = features.pixel_key(backbone.version, 32)
+        backbone = encoding.get_backbone("small_cnn")
+        assert encoding.encode_series(series, backbone, size=32, now=NOW)
+        assert not encoding.encode_series(series, backbone, size=32, now=NOW)
+        key = encoding.pixel_key(backbone.version, 32)
         assert studies_queries.embeddings([series.pixels_digest], key)[series.pixels_digest].shape == (
             1, backbone.width
         )  # fmt: skip
-        text = features.get_text_backbone("hashing")
+        text = encoding.get_text_backbone("hashing")
         digest = hashlib.sha256(b"x").hexdigest()
-        assert features.encode_note("Worse. Much worse.", digest, text, now=NOW)
-        assert not features.encode_note("Worse. Much worse.", digest, text, now=NOW)
+        assert encoding.encode_note("Worse. Much worse.", digest, text, now=NOW)
+        assert not encoding.encode_note("Worse. Much worse.", digest, text, now=NOW)
         assert studies_queries.embeddings([digest], text.version)[digest].shape == (2, text.width)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cds import features
 from cds.audit.models import AuditEvent
+from cds.features import building
 from cds.patients import access, importing, merging
 from cds.patients.models import Observation, Patient, SetAside
 from cds.studies import receiving
@@ -61,7 +61,7 @@ def test_a_model_reads_the_whole_record_and_the_revision_rises() -> None:
     before = row("new").revision
     take("old", "o1", replaced_by="new")
     assert row("new").revision > before
-    built = features.build_inputs(row("new"), as_of=NOW, encoders={})
+    built = building.build_inputs(row("new"), as_of=NOW, encoders={})
     assert built.inputs.fields["lactate"] == 4.0
 
 

@@ -10,7 +10,7 @@ import pytest
 from django.utils import timezone
 
 import fusion
-from cds import features
+from cds.features import building, encoding
 from cds.jobs import leases
 from cds.jobs.models import LiveEvent, WorkState
 from cds.registry import bundles, queries, runs, training
@@ -30,13 +30,13 @@ def _stores(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_run_makes_one_candidate_with_its_report_and_files(monkeypatch: pytest.MonkeyPatch) -> None:
     ward.fill()
     asked = []
-    original = features.build_inputs
+    original = building.build_inputs
 
-    def spy(patient: Any, **given: Any) -> features.Built:
+    def spy(patient: Any, **given: Any) -> building.Built:
         asked.append((str(patient.pk), given["as_of"]))
         return original(patient, **given)
 
-    monkeypatch.setattr(features, "build_inputs", spy)
+    monkeypatch.setattr(building, "build_inputs", spy)
     run = ward.retrain()
     members = {(str(member.patient_id), member.as_of) for member in run.cohort.members.all()}
     assert set(asked) == members  # inputs of training are built by the function that scoring uses
@@ -52,7 +52,7 @@ def test_a_run_makes_one_candidate_with_its_report_and_files(monkeypatch: pytest
     bundles.check_unchanged(version)
     loaded = fusion.Bundle.load(queries.bundle_folder(version), digest=version.digest)
     assert {
-        key: features.split_pixel_key(kept)[0] if "@" in kept else kept
+        key: encoding.split_pixel_key(kept)[0] if "@" in kept else kept
         for key, kept in version.encoders.items()
     } == (loaded.encoders)
     json.dumps(version.metadata)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import fusion
-from cds import features
+from cds.features import building
+from cds.features.fields import FIELDS
 from cds.jobs import leases
 from cds.jobs.models import WorkState
 from cds.risk import evidence, measuring, scoring
@@ -83,7 +84,7 @@ def image(patient: Any, ratio: float, *, days: float = 0.0, **columns: Any) -> S
 
 
 def seen(patient: Any, at: Any = NOW) -> dict[str, float | None]:
-    return dict(features.build_inputs(patient, as_of=at, encoders={}).inputs.fields)
+    return dict(building.build_inputs(patient, as_of=at, encoders={}).inputs.fields)
 
 
 def test_what_arrives_is_measured_and_becomes_a_field(register: Any) -> None:
@@ -108,7 +109,7 @@ def test_what_arrives_is_measured_and_becomes_a_field(register: Any) -> None:
     assert fields["cardiothoracic_ratio"] == ratio.value
     assert fields["lung_area"] == pytest.approx(0.8 * 0.7 * (SIDE * 0.7) ** 2, rel=0.08)
     assert fields["measured_ejection_fraction"] is None
-    assert "cardiothoracic_ratio" in {spec.name for spec in features.FIELDS}
+    assert "cardiothoracic_ratio" in {spec.name for spec in FIELDS}
 
 
 def test_without_spacing_an_area_is_unknown_and_says_why(register: Any) -> None:

@@ -109,14 +109,14 @@ def test_the_panel_and_the_hook_card_tell_the_reason(version: ModelVersion) -> N
 
 def test_with_only_such_a_picture_the_model_abstains(version: ModelVersion, monkeypatch: Any) -> None:
     patient = arrive(101)
-    built = scoring.features.build_inputs
+    built = scoring.building.build_inputs
 
     def only_the_picture(*given: Any, **named: Any) -> Any:
         whole = built(*given, **named)
         bare = fusion.PatientInputs(key=whole.inputs.key, images=whole.inputs.images)
-        return scoring.features.Built(bare, whole.basis, whole.data_until)
+        return scoring.building.Built(bare, whole.basis, whole.data_until)
 
-    monkeypatch.setattr(scoring.features, "build_inputs", only_the_picture)
+    monkeypatch.setattr(scoring.building, "build_inputs", only_the_picture)
     held = scored(patient, version)
     assert held.status == AssessmentStatus.CANCELLED
     assert held.abstained.startswith("the picture cannot be judged")

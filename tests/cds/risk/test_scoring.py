@@ -10,8 +10,8 @@ import pytest
 from django.utils import timezone
 
 import ehr
-from cds import features
 from cds.audit.models import AuditEvent
+from cds.features import building, encoding
 from cds.jobs import leases
 from cds.jobs.models import WorkState
 from cds.patients import importing
@@ -110,8 +110,8 @@ def test_a_rescore_after_a_new_lab_value_never_reads_pixels(
 
     for name in ("load_clip",):
         monkeypatch.setattr(receiving, name, forbidden)
-    monkeypatch.setattr(features, "get_backbone", forbidden)
-    monkeypatch.setattr(features, "get_text_backbone", forbidden)
+    monkeypatch.setattr(encoding, "get_backbone", forbidden)
+    monkeypatch.setattr(encoding, "get_text_backbone", forbidden)
     lab = make_record(
         patient.resource_id, observations=[observation("2524-7", 9.0, "mmol/L", at=timezone.now())]
     )
@@ -176,7 +176,7 @@ def test_a_fault_that_may_pass_is_tried_three_times(
     def away(*_: Any, **__: Any) -> None:
         raise OSError("the store is away")
 
-    monkeypatch.setattr(features, "build_inputs", away)
+    monkeypatch.setattr(building, "build_inputs", away)
     for _ in range(3):
         with pytest.raises(OSError, match="away"):
             scoring.score(asked.pk)

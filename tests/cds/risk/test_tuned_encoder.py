@@ -13,7 +13,7 @@ from django.utils import timezone
 from safetensors.torch import save_file
 
 import fusion
-from cds import features
+from cds.features import building, encoding
 from cds.jobs import leases
 from cds.jobs.models import WorkState
 from cds.registry import queries as registry_queries
@@ -38,9 +38,9 @@ def _stores(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture(autouse=True)
 def _fresh_backbones() -> Any:
-    features.get_backbone.cache_clear()
+    encoding.get_backbone.cache_clear()
     yield
-    features.get_backbone.cache_clear()
+    encoding.get_backbone.cache_clear()
 
 
 def test_new_images_are_encoded_with_the_encoder_of_the_bundle() -> None:
@@ -67,7 +67,7 @@ def test_new_images_are_encoded_with_the_encoder_of_the_bundle() -> None:
     series = study.series.get()
     assert Embedding.objects.filter(subject=series.pixels_digest, encoder=key).exists()
     bundle = scoring.get_bundle(registry_queries.get_version(version.pk))
-    built = features.build_inputs(patient, as_of=timezone.now(), encoders=version.encoders)
+    built = building.build_inputs(patient, as_of=timezone.now(), encoders=version.encoders)
     held = built.inputs.images[0].embeddings[bundle.encoders["image"]]
     made = bundle.embedder.image_backbone.embed(receiving.load_clip(series).frames, 32)
     assert np.allclose(held, made, atol=1e-5)
@@ -84,14 +84,14 @@ def test_a_tuned_encoder_that_no_bundle_holds_is_said_to_be_missing() -> None:
 
 
 def test_weights_of_the_site_reach_encoding_training_and_serving(settings: Any, tmp_path: Path) -> None:
-    plain = features.get_backbone("small_cnn").version
+    plain = encoding.get_backbone("small_cnn").version
     state = {k: v * 1.1 for k, v in fusion.load_backbone("small_cnn").network.state_dict().items()}
     settings.IMAGE_WEIGHTS = tmp_path / "ours.safetensors"
-    features.get_backbone.cache_clear()
+    encoding.get_backbone.cache_clear()
     with pytest.raises(fusion.BadInput, match=r"weights of small_cnn are not at .*ours.safetensors"):
-        features.get_backbone("small_cnn")
+        encoding.get_backbone("small_cnn")
     save_file(state, settings.IMAGE_WEIGHTS)
-    ours = features.get_backbone("small_cnn").version
+    ours = encoding.get_backbone("small_cnn").version
     assert ours != plain
     assert (fusion.Modality.IMAGE, f"{ours}@224") in scoring.encoders_in_use()
     ward.fill(24)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydicom.uid import generate_uid
 
-from cds import features
+from cds.features import building, encoding
 from cds.jobs import leases
 from cds.jobs.models import WorkState
 from cds.patients.models import Patient, PatientIdentifier
@@ -74,20 +74,20 @@ def test_slices_become_tokens_of_a_volume_that_a_score_reads(tmp_path: Path) -> 
     ActiveModel.objects.get_or_create(outcome="icu-admission", defaults={"version": version, "since": NOW})
     as_of = series.study.started_at
     assert as_of is not None
-    waiting = features.build_inputs(patient, as_of=as_of, encoders=version.encoders).inputs
+    waiting = building.build_inputs(patient, as_of=as_of, encoders=version.encoders).inputs
     assert waiting.pending == {Modality.VOLUME}
     work = receiving.request_encoding(series.study, backbones=keys["volume"], now=NOW)
     scoring.encode(work.pk)
     work.refresh_from_db()
     assert (work.work_state, work.failure) == (WorkState.DONE, "")
-    inputs = features.build_inputs(patient, as_of=as_of, encoders=version.encoders).inputs
+    inputs = building.build_inputs(patient, as_of=as_of, encoders=version.encoders).inputs
     (volume,) = inputs.volumes
     (tokens,) = volume.embeddings.values()
     assert tokens.shape == (10, 32)  # 20 slices of 2.5 mm at steps of 5 mm
     assert (volume.slice_mm, len(volume.times_ms)) == (2.5, 20)
-    backbone = features.get_volume_backbone(volume_backbone_name(config))
+    backbone = encoding.get_volume_backbone(volume_backbone_name(config))
     np.testing.assert_allclose(tokens, backbone.embed(volume.read(), 32), atol=1e-5)
-    assert not features.build_inputs(patient, as_of=as_of, encoders={}).inputs.volumes
+    assert not building.build_inputs(patient, as_of=as_of, encoders={}).inputs.volumes
 
 
 def test_unevenly_spaced_slices_are_no_volume_and_it_is_said(tmp_path: Path) -> None:
@@ -95,4 +95,4 @@ def test_unevenly_spaced_slices_are_no_volume_and_it_is_said(tmp_path: Path) -> 
     series = Series.objects.get()
     assert series.slice_mm is None
     assert "slices unevenly spaced: no volume" in series.remarks
-    assert not features.is_usable(series, Modality.VOLUME)
+    assert not encoding.is_usable(series, Modality.VOLUME)

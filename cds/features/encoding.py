@@ -1,0 +1,136 @@
+"""Pixels and notes become stored embeddings: which Series may be used, by which backbone, under which key."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+
+from django.conf import settings
+
+from cds.patients.models import Patient
+from cds.studies import queries as studies_queries
+from cds.studies import receiving
+from cds.studies.models import Series
+from fusion import (
+    Frames,
+    ImageBackbone,
+    Modality,
+    TextBackbone,
+    VolumeBackbone,
+    load_backbone,
+    load_text_backbone,
+    serve,
+)
+
+RADIOGRAPHS = frozenset({"CR", "DX", "DR", "RG"})  # DICOM Modality (0008,0060) of still images
+MOVING = frozenset({"US", "XA", "RF", "MR", "IVUS"})  # of cines, when they hold several frames in time
+VOLUMES = frozenset({"CT", "MR"})
+LEAST_SLICES = 8  # below which a stack is a localiser or a few pictures, not a volume
+CHEST = ("CHEST", "THORAX", "LUNG", "HEART", "RIB")  # BodyPartExamined of a radiograph we may use, or ""
+PIXELS = (Modality.IMAGE, Modality.CINE, Modality.VOLUME)
+MAX_PIXELS = 4  # Series of a modality, newest first
+
+
+def pixel_key(backbone_version: str, size: int) -> str:
+    """Embeddings depend on the side they were resized to as well: `name:sha8@size`."""
+    return f"{backbone_version}@{size}"
+
+
+def split_pixel_key(key: str) -> tuple[str, int]:
+    """The backbone version and the size of a `pixel_key`."""
+    version, _, size = key.rpartition("@")
+    return version, int(size)
+
+
+def is_usable(series: Series, modality: Modality) -> bool:
+    """Whether a decoded Series is a chest radiograph (image), a cine, or even slices of a chest (volume)."""
+    if not series.pixels_digest or not series.clip_path or series.failure:
+        return False
+    part = series.body_part.upper()
+    if modality == Modality.VOLUME:
+        return (
+            series.imaging_modality in VOLUMES
+            and any(word in part for word in CHEST)
+            and series.frames >= LEAST_SLICES
+            and bool(series.slice_mm and series.spacing_row_mm and series.spacing_column_mm)
+        )
+    if modality == Modality.CINE:
+        return series.imaging_modality in MOVING and series.is_cine and bool(series.frame_ms)
+    return (
+        series.imaging_modality in RADIOGRAPHS
+        and not series.is_cine
+        and (not part or any(word in part for word in CHEST))
+    )
+
+
+def usable_series(patient: Patient, *, as_of: datetime, modality: Modality) -> list[Series]:
+    """A patient's images, cines or volumes taken by as_of, newest first. An undated study is never used."""
+    rows = (
+        Series.objects.filter(study__patient=patient, study__started_at__lte=as_of)
+        .select_related("study")
+        .order_by("-study__started_at", "series_uid")
+    )
+    return [series for series in rows if is_usable(series, modality)][:MAX_PIXELS]
+
+
+def read_frames(series: Series) -> Frames:
+    clip = receiving.load_clip(series)
+    return Frames(clip.frames, clip.times_ms, clip.spacing_mm, clip.slice_mm)
+
+
+# -- backbones -------------------------------------------------------------------------------------------
+@lru_cache(maxsize=4)
+def get_backbone(name: str) -> ImageBackbone:
+    """The image backbone of that name, with the site's weights where it is the site's; once per process.
+
+    It runs in ONNX Runtime unless ENCODER_RUNTIME says otherwise: the same embeddings, to 1e-4, in a third
+    of the time.
+    """
+    backbone = load_backbone(name, weights=image_weights(name))
+    if settings.ENCODER_RUNTIME == "torch":
+        return backbone
+    return serve(backbone, settings.ENCODER_STORE, threads=settings.ENCODER_THREADS)
+
+
+def image_weights(name: str) -> Path | None:
+    """The file of IMAGE_WEIGHTS, for the architecture that IMAGE_BACKBONE names; None for others."""
+    is_own = name.partition("+")[0] == settings.IMAGE_BACKBONE.partition("+")[0]
+    return settings.IMAGE_WEIGHTS if is_own else None
+
+
+@lru_cache(maxsize=2)
+def get_volume_backbone(name: str) -> VolumeBackbone:
+    """The volume backbone of that name, with the site's weights where its 2D backbone is the site's."""
+    return VolumeBackbone(name, weights=image_weights(name.partition("/")[0]))
+
+
+@lru_cache(maxsize=2)
+def get_text_backbone(name: str) -> TextBackbone:
+    """The text backbone of that name, loaded once per process."""
+    return load_text_backbone(name)
+
+
+def encode_series(
+    series: Series, backbone: ImageBackbone | VolumeBackbone, *, size: int, now: datetime
+) -> bool:
+    """Store what `backbone` makes of every frame (of the volume) at `size` pixels a side; False when it is
+    already there."""
+    key = pixel_key(backbone.version, size)
+    if studies_queries.embeddings([series.pixels_digest], key):
+        return False
+    frames = read_frames(series)
+    if isinstance(backbone, VolumeBackbone):
+        made = backbone.embed(frames, size)
+    else:
+        made = backbone.embed(frames.values, size)
+    studies_queries.put_embedding(series.pixels_digest, key, made, now=now)
+    return True
+
+
+def encode_note(text: str, digest: str, backbone: TextBackbone, *, now: datetime) -> bool:
+    """Store one row a sentence; False when it is already there."""
+    if studies_queries.embeddings([digest], backbone.version):
+        return False
+    studies_queries.put_embedding(digest, backbone.version, backbone.embed(text), now=now)
+    return True
