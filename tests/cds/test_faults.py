@@ -25,7 +25,7 @@ EVERYBODY = {f"p{number}" for number in range(5)}
 @pytest.fixture
 def hospital(settings: Any, tmp_path: Path, monkeypatch: Any) -> Iterator[Hospital]:
     settings.DATA_DIR, settings.FHIR_KEYS = tmp_path, tmp_path / "keys.json"
-    monkeypatch.setattr("ehr.fhir.client.time.sleep", lambda _: None)
+    monkeypatch.setattr("ehr.fhir.rest.time.sleep", lambda _: None)
     with Hospital(page_size=2) as found:
         for one in sorted(EVERYBODY):
             found.put(a_patient(one), *(a_pressure(f"{one}-{n}", patient=one) for n in range(3)))
