@@ -31,6 +31,7 @@ PARTS = {
         "heat_maps": "benchmarks.study.heat_maps",
         "scope": "benchmarks.study.scope",
         "segmentation": "benchmarks.study.segmentation",
+        "severity": "benchmarks.study.severity",
         "shift": "benchmarks.study.shift",
         "simulated_chest": "benchmarks.study.simulated_chest",
     },
