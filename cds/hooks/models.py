@@ -71,10 +71,15 @@ class PrefetchRead(models.Model):
 
 
 class CardShown(models.Model):
-    """A card that left the house; feedback refers to its uuid."""
+    """A card that left the house; feedback refers to its uuid.
+
+    Every call of a client inserts one. A foreign key of the database would have each of them lock the row of
+    the client and of the version (FOR KEY SHARE), which all other calls lock too; so for these two PROTECT,
+    which Django keeps, has to do.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    client = models.ForeignKey(HookClient, null=True, on_delete=models.PROTECT)
+    client = models.ForeignKey(HookClient, null=True, on_delete=models.PROTECT, db_constraint=False)
     service = models.CharField(max_length=120)
     hook_instance = models.CharField(max_length=64)
     prediction = models.ForeignKey(RiskPrediction, null=True, on_delete=models.CASCADE, related_name="cards")
@@ -85,7 +90,12 @@ class CardShown(models.Model):
     indicator = models.CharField(max_length=10, blank=True)
     category = models.CharField(max_length=10, blank=True)  # of the risk it showed
     version = models.ForeignKey(  # that answered, with a number or without
-        ModelVersion, null=True, on_delete=models.PROTECT, related_name="+", db_index=False
+        ModelVersion,
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        db_index=False,
+        db_constraint=False,
     )
     milliseconds = models.FloatField(null=True)  # from the call's arrival until its answer was made
     shown_at = models.DateTimeField()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -154,10 +155,16 @@ class Card:
                 "detail": self.detail,
                 "suggestions": [suggestion.to_json() for suggestion in self.suggestions],
                 "selectionBehavior": self.selection_behavior,
-                "overrideReasons": [reason.to_json() for reason in self.override_reasons],
+                "overrideReasons": _reasons(self.override_reasons),
                 "links": [link.to_json() for link in self.links],
             }
         )
+
+
+@lru_cache(maxsize=8)
+def _reasons(reasons: tuple[OverrideReason, ...]) -> list[dict[str, Any]]:
+    """They are the same on nearly every card."""
+    return [reason.to_json() for reason in reasons]
 
 
 def without_empty(values: Mapping[str, Any]) -> dict[str, Any]:
