@@ -14,7 +14,7 @@ from fusion.backbones import ImageBackbone, TextBackbone
 from fusion.batch import Batch, collate
 from fusion.bundle import Bundle
 from fusion.config_json import config_to_json
-from fusion.edge import DESCRIPTION, FORMAT
+from fusion.edge_model import DESCRIPTION, FORMAT
 from fusion.errors import BadInput
 from fusion.export import export_backbone, export_head, export_text
 from fusion.inputs import FloatArray, Frames, Modality, NoteInput, PatientInputs, PixelInput, SeriesPoint

@@ -38,7 +38,7 @@ from fusion.inputs import Modality
 from fusion.model import FusionModel
 from fusion.numerics import computing
 from fusion.privacy import train_private
-from fusion.scope import fit_scope
+from fusion.scope_fitting import fit_scope
 from fusion.second_stage import calibrate_bundle, fit_fusion
 from fusion.shift import summarise_inputs
 from fusion.telling import Progress, Tell, Teller

@@ -27,7 +27,8 @@ import fusion
 from fusion import Frames, FusionConfig, Modality, OutcomeSpec, PatientInputs, PixelInput
 from fusion.embedding import Embedder
 from fusion.research import read_collection
-from fusion.scope import WRONG, ImageScope, fit_scope
+from fusion.scope import WRONG, ImageScope
+from fusion.scope_fitting import fit_scope
 from fusion.train import assign_folds
 
 Floats = NDArray[np.float32]

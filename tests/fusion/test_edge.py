@@ -25,8 +25,10 @@ from fusion import (
     PixelInput,
 )
 from fusion.backbones import load_backbone
-from fusion.edge import EdgeModel, main, read_inputs
+from fusion.edge import main
 from fusion.edge_export import export_bundle
+from fusion.edge_inputs import read_inputs
+from fusion.edge_model import EdgeModel
 from fusion.errors import BadInput, ExportMismatch
 from fusion.export import TOLERANCE, export_backbone, quantise
 from fusion.serving import serve

@@ -12,7 +12,8 @@ import pytest
 import fusion
 from fusion import Frames, Modality, PatientInputs, PixelInput
 from fusion.embedding import Embedder
-from fusion.scope import UNLIKE, WRONG, Scope, fit_scope, known_values, screen
+from fusion.scope import UNLIKE, WRONG, Scope, known_values, screen
+from fusion.scope_fitting import fit_scope
 from tests.fusion import simulated
 
 pytest.importorskip("efficientnet_lite_pytorch")  # random features cannot tell up from down

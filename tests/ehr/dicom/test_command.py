@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ehr.dicom.__main__ import main
-from fusion.edge import read_inputs
+from fusion.edge_inputs import read_inputs
 from tests.ehr.dicom.making import make_file
 
 
