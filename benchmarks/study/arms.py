@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import fusion
+from benchmarks.study import subgroups
 from benchmarks.study.folds import Arm, Floats, Rows, Said, labels_of
 from fusion import Bundle, Example, FusionConfig, FusionKind, Modality, OutcomeSpec
 from fusion.baselines import blocks, concatenated, stacked
@@ -127,7 +128,9 @@ def fused(
         report = fusion.evaluate(bundle, [examples[i] for i in held], comparison=False).to_json()
         coverage = report["outcomes"][outcome]["coverage"]
         inside = round((coverage["observed"] or 0.0) * coverage["groups"])
-        found = {name: Said(predict_risks(bundle, asked)[:, 0], (inside, coverage["groups"]))}
+        risks = predict_risks(bundle, asked)[:, 0]
+        by = subgroups.coverage(bundle, asked, risks, [examples[i] for i in held])
+        found = {name: Said(risks, (inside, coverage["groups"]), by)}
         if alone and len(config.modalities) > 1:
             for modality in config.modalities:
                 risks = predict_risks(bundle, asked, only=(modality,))[:, 0]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.study import arms, comparing
+from benchmarks.study import arms, comparing, subgroups
 from benchmarks.study.comparing import Floats, Interval
 from benchmarks.study.folds import Heard, labels_of, listen
 from benchmarks.study.keeping import Keeper
@@ -124,7 +124,7 @@ def page(collection: Collection, outcomes: Sequence[Outcome], *, repeats: int, s
         "",
     ]
     for outcome in outcomes:
-        lines += [*_table(outcome), ""]
+        lines += [*_table(outcome), "", *subgroups.table(outcome.examples, outcome.heard, FUSED, seed)]
     return "\n".join(lines)
 
 

@@ -21,11 +21,13 @@ Rows = NDArray[np.int64]
 class Said:
     """What one arm says of held-out rows: risks float64 [n].
 
-    covered  groups of patients scored alike whose event rate lay in the stated interval, of how many
+    covered    groups of patients scored alike whose event rate lay in the stated interval, of how many
+    subgroups  ("sex", "female") → the same among these patients alone
     """
 
     risks: Floats
     covered: tuple[int, int] = (0, 0)
+    subgroups: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
 
 
 Arm = Callable[[Rows, Rows, int], Mapping[str, Said]]  # rows to learn from, rows to judge, seed
@@ -38,12 +40,14 @@ class Heard:
     labels  float64 [N]
     groups  split unit of each row
     risks   arm → one float64 [N] per repeat it ran in; every row judged by a model that never saw its group
+    subgroups  arm → `Said.subgroups`, summed over the folds of the first repeat
     """
 
     labels: Floats
     groups: Sequence[str]
     risks: dict[str, list[Floats]] = field(default_factory=dict)
     covered: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    subgroups: dict[str, dict[tuple[str, str], tuple[int, int]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -82,7 +86,17 @@ def listen(
                         told.append(np.full(len(examples), np.nan))
                     told[repeat][held] = said.risks
                     heard.covered.setdefault(said_by, []).append(said.covered)
+                    if repeat == 0:
+                        _add(heard.subgroups.setdefault(said_by, {}), said.subgroups)
             spent = time.perf_counter() - started
             heard.seconds[name] = heard.seconds.get(name, 0.0) + spent
             print(f"{task}: repeat {repeat + 1}, {name}, {spent:.0f} s", file=sys.stderr, flush=True)
     return heard
+
+
+def _add(
+    held: dict[tuple[str, str], tuple[int, int]], told: Mapping[tuple[str, str], tuple[int, int]]
+) -> None:
+    for subgroup, (inside, groups) in told.items():
+        before = held.get(subgroup, (0, 0))
+        held[subgroup] = (before[0] + inside, before[1] + groups)

@@ -143,6 +143,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> comparison.Outcome:
     said = comparison.page(collection, [found], repeats=1, seed=0, quick=False)
     (line,) = summary.read("simulated", said)
     assert line.task == "Intensive care"
+    assert "By sex and age, *fused*" in said
+    assert "| sex: female | " in said
     assert line.over_stack.said == found.over("fused", "stack: sum of logits").signed
     assert line.alone == found.best_alone
     assert line.made == "no date (× 1)"
