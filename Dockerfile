@@ -25,4 +25,5 @@ USER tessera
 VOLUME /data
 EXPOSE 8000
 CMD ["gunicorn", "cds.asgi:application", "-k", "uvicorn_worker.UvicornWorker", "--bind", "0.0.0.0:8000", \
-     "--workers", "2", "--graceful-timeout", "8", "--timeout", "60", "--access-logfile", "-"]
+     "--workers", "2", "--graceful-timeout", "8", "--timeout", "60", "--keep-alive", "75", \
+     "--access-logfile", "-"]

@@ -15,7 +15,6 @@ from benchmarks import dicom_pictures, measuring
 TIMES = 20
 MOST_S = 15
 WITHIN = 1.1
-OURS = ("raw", "RLE", "JPEG-LS", "JPEG 2000")  # what pydicom can write
 DCMCJPEG = {"JPEG baseline, 8 bits": "+eb", "JPEG extended, 12 bits": "+ee", "JPEG lossless": "+e1"}
 
 
@@ -48,7 +47,10 @@ def run() -> measuring.Table:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    files = {syntax: dicom_pictures.radiograph(folder / f"{syntax}.dcm", syntax) for syntax in OURS}
+    files = {
+        syntax: dicom_pictures.radiograph(folder / f"{syntax}.dcm", syntax)
+        for syntax in dicom_pictures.SYNTAXES
+    }
     if shutil.which("dcmcjpeg"):
         for syntax, option in DCMCJPEG.items():
             path = folder / f"{option}.dcm"

@@ -39,6 +39,8 @@ def measure(
     )  # fmt: skip
     if found.refused:
         table.notes.append(f"Not 200: {found.refused}.")
+    if found.broken:
+        table.notes.append(f"Connections that broke: {len(found.broken)} ({', '.join(set(found.broken))}).")
     table.notes += [
         f"Each body of {len(sent[0].large()) // 1000} KB holds one value that is new; times count from when "
         "a call was due. One worker answers.",

@@ -9,14 +9,18 @@ from dataclasses import dataclass, field
 
 import httpx
 
+IDLE_S = 1.0
+
 
 @dataclass(slots=True)
 class Paced:
-    """Milliseconds from when a call was due until its answer; what was not a 200; and summaries of cards."""
+    """Milliseconds from when a call was due until its answer; what was not a 200; summaries of cards; and how
+    connections broke."""
 
     ms: list[float] = field(default_factory=list)
     refused: dict[int, int] = field(default_factory=dict)
     summaries: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
 
 
 def post(url: str, make: Callable[[int], tuple[bytes, str]], *, per_second: float, seconds: float) -> Paced:
@@ -28,14 +32,19 @@ async def _post(
     url: str, make: Callable[[int], tuple[bytes, str]], per_second: float, seconds: float
 ) -> Paced:
     found = Paced()
-    limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
+    # An idle connection is given up before the server gives it up: who sends just then would lose the call.
+    limits = httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=IDLE_S)
     async with httpx.AsyncClient(timeout=10, limits=limits) as http:
         began, tasks = time.perf_counter(), []
 
         async def call(number: int, due: float) -> None:
             body, token = make(number)
             headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
-            answer = await http.post(url, content=body, headers=headers)
+            try:
+                answer = await http.post(url, content=body, headers=headers)
+            except httpx.TransportError as error:
+                found.broken.append(type(error).__name__)
+                return
             if answer.status_code != 200:
                 found.refused[answer.status_code] = found.refused.get(answer.status_code, 0) + 1
                 return
