@@ -2,7 +2,7 @@
 answer is worth now is `risk.standing`.
 
     registered → preliminary | final      computed; preliminary while a modality is still being encoded
-               → cancelled                abstained, or failed with its reason
+               → cancelled                abstained, failed with its reason, or overtaken by newer data
 
 Asking twice is harmless: one row per patient, version, revision of the record and window of time.
 """
@@ -228,6 +228,23 @@ def fail(assessment: RiskAssessment, *, reason: str, by: recording.Actor, now: d
         leases.finish(assessment, now=now, state=WorkState.FAILED, failure=reason)
         outbox.tell("assessment", assessment.pk, now=now, patient_id=assessment.patient_id)
         _record("assessment.fail", assessment, by=by, now=now, outcome="failed")
+
+
+def is_overtaken(assessment: RiskAssessment) -> bool:
+    """Whether the same version was asked for a score of a newer state of the patient's record since."""
+    newer = RiskAssessment.objects.filter(
+        patient=assessment.patient_id, version=assessment.version_id, revision__gt=assessment.revision
+    )
+    return newer.filter(work_state__in=[WorkState.QUEUED, WorkState.RUNNING, WorkState.DONE]).exists()
+
+
+def give_up(assessment: RiskAssessment, *, by: recording.Actor, now: datetime) -> None:
+    """End what newer data have overtaken: the newer request is answered instead. Raises LeaseLost."""
+    with transaction.atomic():
+        RiskAssessment.objects.filter(pk=assessment.pk).update(status=AssessmentStatus.CANCELLED)
+        reason = "newer data arrived before it was computed"
+        leases.finish(assessment, now=now, state=WorkState.CANCELLED, failure=reason)
+        _record("assessment.overtaken", assessment, by=by, now=now)
 
 
 def _prediction(assessment: RiskAssessment, said: Mapping[str, Any]) -> RiskPrediction:

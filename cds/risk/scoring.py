@@ -204,6 +204,10 @@ def score(assessment_id: uuid.UUID | str) -> None:
     work = leases.claim(RiskAssessment, assessment_id)
     if work is None:
         return
+    if assessing.is_overtaken(work):  # a queue that grows is shortened here, and the newest data come first
+        with suppress(leases.LeaseLost):
+            assessing.give_up(work, by=WORKER, now=timezone.now())
+        return
     with leases.heartbeat(work):
         try:
             result, pending = _compute(work)

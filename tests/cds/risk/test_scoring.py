@@ -122,6 +122,34 @@ def test_a_rescore_after_a_new_lab_value_never_reads_pixels(
     assert second.inputs_digest != first.inputs_digest
 
 
+def test_what_newer_data_have_overtaken_is_not_computed(
+    version: ModelVersion,
+) -> None:
+    """A queue that grows is shortened: of each patient only the newest state of the record is scored."""
+    patient = newcomer()
+    first = scored(patient, version)
+    asked = []
+    for value in (3.0, 9.0):
+        lab = make_record(
+            patient.resource_id, observations=[observation("2524-7", value, "mmol/L", at=timezone.now())]
+        )
+        importing.import_record(lab, source=make_source("simulated-ward"), by=TESTS, now=timezone.now())
+        patient.refresh_from_db()
+        asked.append(assessing.request(patient, version, by=TESTS, now=timezone.now()))
+    older, newer = asked
+    scoring.score(older.pk)
+    older.refresh_from_db()
+    assert (older.work_state, older.status) == (WorkState.CANCELLED, AssessmentStatus.CANCELLED)
+    assert "newer data" in older.failure
+    assert AuditEvent.objects.filter(action="assessment.overtaken", patient_id=patient.pk).exists()
+    waiting = stand(patient, version, now=timezone.now())
+    assert (waiting.state, waiting.assessment) == (DataState.STALE, first)  # the last number, called stale
+    scoring.score(newer.pk)
+    standing = stand(patient, version, now=timezone.now())
+    assert standing.assessment == newer
+    assert older.predictions.count() == 0
+
+
 def test_before_its_image_is_encoded_a_score_is_preliminary_and_asks_for_it(version: ModelVersion) -> None:
     patient = newcomer()
     patient.notes.update(text="Quite new words.", text_digest="f" * 64)
