@@ -1,7 +1,8 @@
 """The texts of an export's notes and reports: Binaries its files point to and do not hold.
 
 Each is read by itself and laid as a line beside the export's files, where whoever reads them finds it. A
-run that was killed goes on after the last whole line.
+run that was killed goes on with those that have no whole line yet. They are told by their ids: a file that
+came late lays its texts between the others.
 """
 
 from __future__ import annotations
@@ -30,33 +31,35 @@ def fetch_texts(folder: Path, base_url: str, read: Read, tell: Callable[[int], N
     """
     part, whole = folder / "output" / "Binary-texts.part", folder / "output" / "Binary-texts.ndjson"
     lost = folder / "error" / "texts.ndjson"
-    if not whole.exists():
-        begun = _whole_lines(part) + _whole_lines(lost)
-        denied = 0
-        with part.open("ab", 0) as kept, lost.open("ab", 0) as said:
-            for number, identity in enumerate(_wanted(folder / "output", base_url)):
-                if number < begun:
-                    continue
-                try:
-                    kept.write(orjson.dumps(read(identity)) + b"\n")
-                    denied = 0
-                except Permanent as error:
-                    status = error.status if isinstance(error, Refused) else None
-                    if status == 401:
-                        raise
-                    denied = denied + 1 if status == 403 else 0
-                    is_enough = denied == MOST_DENIED
-                    more = "; the others are not asked for: allow it, and run with --everything"
-                    reason = f"{error}{more if is_enough else ''}"
-                    said.write(orjson.dumps({"id": identity, "reason": reason}) + b"\n")
-                    if is_enough:
-                        break
-                tell(number + 1)
-            os.fsync(kept.fileno())
-        if part.stat().st_size:
-            part.rename(whole)
-        else:
-            part.unlink()
+    if whole.exists():  # a file may have come since
+        whole.rename(part)
+    done = _told(part) | _told(lost)
+    denied = 0
+    with part.open("ab", 0) as kept, lost.open("ab", 0) as said:
+        for identity in _wanted(folder / "output", base_url):
+            if identity in done:
+                continue
+            try:
+                kept.write(orjson.dumps(read(identity)) + b"\n")
+                denied = 0
+            except Permanent as error:
+                status = error.status if isinstance(error, Refused) else None
+                if status == 401:
+                    raise
+                denied = denied + 1 if status == 403 else 0
+                is_enough = denied == MOST_DENIED
+                more = "; the others are not asked for: allow it, and run with --everything"
+                reason = f"{error}{more if is_enough else ''}"
+                said.write(orjson.dumps({"id": identity, "reason": reason}) + b"\n")
+                if is_enough:
+                    break
+            done.add(identity)
+            tell(len(done))
+        os.fsync(kept.fileno())
+    if part.stat().st_size:
+        part.rename(whole)
+    else:
+        part.unlink()
     return (
         SetAside(whole.name, "Binary", str(row["id"]), str(row["reason"])[:500])
         for _, row in export_files.rows(lost)
@@ -80,14 +83,14 @@ def _wanted(output: Path, base_url: str) -> Iterator[str]:
                         yield name[1]
 
 
-def _whole_lines(path: Path) -> int:
-    """How many lines a file has; what a killed run wrote of another is cut off."""
+def _told(path: Path) -> set[str]:
+    """Ids of the texts a file has a line of; what a killed run wrote of another line is cut off."""
     if not path.exists():
-        return 0
-    count = size = 0
+        return set()
+    size = 0
     with path.open("r+b") as file:
         while part := file.readline(export_files.PIECE):
             if part.endswith(b"\n"):
-                count, size = count + 1, file.tell()
+                size = file.tell()
         file.truncate(size)
-    return count
+    return {str(row["id"]) for _, row in export_files.rows(path) if isinstance(row, dict)}

@@ -554,6 +554,28 @@ def test_texts_go_on_where_a_run_broke_off(tmp_path: Path) -> None:
     assert [one.identity for one in export.problems if one.kind == "Binary"] == ["b1"]
 
 
+@pytest.mark.parametrize("busy", [5, 0], ids=["broke off among the texts", "broke off after them"])
+def test_texts_of_a_file_that_came_late_are_read(tmp_path: Path, busy: int) -> None:
+    server = noted(note("n0", "Binary/b0"))
+    server.manifest["output"].append({"type": "DocumentReference", "url": f"{BASE}/files/later"})
+    server.files["/fhir/files/later"] = ndjson(note("n1", "Binary/b1"), note("n2", "Binary/b2"))
+    for n in range(3):
+        server.faults[f"/fhir/Binary/b{n}"] = [binary(f"b{n}", f"text {n}")]
+    server.faults["/fhir/Binary/b2"][:0] = [httpx.Response(503) for _ in range(busy)]
+    server.faults["/fhir/files/n"] = [httpx.Response(200, content=b"<html>") for _ in range(5)]
+    with server.client() as client:
+        if busy:
+            with pytest.raises(Retriable):
+                client.export(tmp_path)
+        else:
+            assert client.export(tmp_path).missing, "and a kill before it was taken"
+        export = client.export(tmp_path)
+    assert export.missing == ()
+    (record,) = read_fhir_folder(export.folder)
+    assert [one.text for one in record.notes] == ["text 0", "text 1", "text 2"]
+    assert [server.times(f"/fhir/Binary/b{n}") for n in range(3)] == [1, 1, busy + 1]
+
+
 def test_texts_that_are_denied_are_not_asked_for_without_end(tmp_path: Path) -> None:
     server = noted(*(note(f"n{n}", f"Binary/b{n}") for n in range(40)))
     for n in range(40):
