@@ -75,7 +75,7 @@ def note(
 
 def forget() -> None:
     """Begin anew, as a process that has just started."""
-    _minutes.begin()
+    _minutes.forget()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +88,31 @@ class _Kind:
     address: str
 
 
+_Counted = tuple[_Kind, int, int]
+
+
 class _Minutes:
     """What was refused in this minute; the summaries of the one before are handed out once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
+        self._untold: list[_Counted] = []
         self.begin()
 
+    def forget(self) -> None:
+        """Nothing has ever been refused."""
+        with self._lock:
+            self._untold = []
+            self.begin()
+
+    def keep(self, counted: list[_Counted]) -> None:
+        """Summaries that could not be written: told with the next ones."""
+        with self._lock:
+            self._untold = [*self._untold, *counted][-ALL:]
+
     def begin(self) -> None:
-        """Nothing has been refused yet."""
+        """Nothing has been refused yet in this minute."""
         self._minute, self._rows = 0, 0
         self._counts: dict[tuple[str, str], tuple[_Kind, _Count]] = {}
         if self._timer is not None:
@@ -121,12 +136,13 @@ class _Minutes:
             self._tell_later(kind, now)
             return False
 
-    def over(self, now: datetime) -> list[tuple[_Kind, int, int]]:
+    def over(self, now: datetime) -> list[_Counted]:
         """Kind, refusals that were only counted, and the minute, when that is over; else nothing."""
         with self._lock:
             if _minute_of(now) <= self._minute:
                 return []
-            found = [
+            found, self._untold = self._untold, []
+            found += [
                 (kind, count.left_out, self._minute)
                 for kind, count in self._counts.values()
                 if count.left_out
@@ -155,27 +171,30 @@ _minutes = _Minutes()
 def _tell_at_the_end(minute: int) -> None:
     try:
         _tell(_minutes.over(datetime.fromtimestamp((minute + 1) * MINUTE_S, tz=UTC)))
-    except DatabaseError:
-        logger.exception("refusals that were only counted could not be audited")
     finally:
         connection.close()
 
 
-def _tell(counted: list[tuple[_Kind, int, int]]) -> None:
-    """A row for each kind and address, with how many had none of their own."""
-    for kind, left_out, minute in counted:
-        with transaction.atomic():
-            recording.record(
-                by=kind.by,
-                action=kind.action,
-                object_type=kind.object_type,
-                object_id=_ELSEWHERE,
-                now=datetime.fromtimestamp((minute + 1) * MINUTE_S, tz=UTC),
-                outcome="refused",
-                count=left_out,
-                minute=datetime.fromtimestamp(minute * MINUTE_S, tz=UTC),
-                network=kind.address,
-            )
+def _tell(counted: list[_Counted]) -> None:
+    """A row for each kind and address, with how many had none of their own; kept where the trail is away."""
+    for place, (kind, left_out, minute) in enumerate(counted):
+        try:
+            with transaction.atomic():
+                recording.record(
+                    by=kind.by,
+                    action=kind.action,
+                    object_type=kind.object_type,
+                    object_id=_ELSEWHERE,
+                    now=datetime.fromtimestamp((minute + 1) * MINUTE_S, tz=UTC),
+                    outcome="refused",
+                    count=left_out,
+                    minute=datetime.fromtimestamp(minute * MINUTE_S, tz=UTC),
+                    network=kind.address,
+                )
+        except DatabaseError:
+            logger.exception("refusals that were only counted could not be audited; told with the next ones")
+            _minutes.keep(counted[place:])
+            return
 
 
 def _network(address: str) -> str:

@@ -45,11 +45,14 @@ KEPT_S = 2.0  # how long a process believes what it read of a client
 
 
 class Unauthorised(ClinicError):
-    """No valid token (401). The message says which rule it broke; `issuer` is as claimed, unverified."""
+    """No valid token (401). The message says which rule it broke; `issuer` is as claimed, unverified.
 
-    def __init__(self, message: str, *, issuer: str = "") -> None:
+    client  who signed it, where that is known: the token was right, and came a second time
+    """
+
+    def __init__(self, message: str, *, issuer: str = "", client: HookClient | None = None) -> None:
         super().__init__(message)
-        self.issuer = issuer
+        self.issuer, self.client = issuer, client
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def verify(request: HttpRequest, *, now: datetime) -> Caller:
     try:
         spending.spend(client, claims, keep_until=spending.expires(claims, SKEW_S), now=now)
     except spending.SpentBefore as error:
-        raise Unauthorised(str(error), issuer=client.issuer) from None
+        raise Unauthorised(str(error), issuer=client.issuer, client=client) from None
     _note_call(client, now)
     return Caller(client, client.source, recording.client(client, request))
 

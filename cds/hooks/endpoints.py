@@ -105,7 +105,10 @@ def _answer(request: HttpRequest, body: Body, kwargs: dict[str, Any]) -> HttpRes
         caller = client_auth.verify(request, now=now)
     except Unauthorised as error:
         claimed = {"claimed_issuer": error.issuer, "is_verified": False} if error.issuer else {}
-        _record_refusal(refusing.unknown_client(request), request, 401, now, rule=str(error), **claimed)
+        actor = refusing.unknown_client(request)
+        if error.client is not None:
+            claimed, actor = {}, recording.client(error.client, request)
+        _record_refusal(actor, request, 401, now, rule=str(error), **claimed)
         response = refusal(401, str(error), code="login")
         response["WWW-Authenticate"] = 'Bearer error="invalid_token"'
         return response

@@ -41,7 +41,14 @@ def is_allowed(origin: str) -> bool:
 
 def was_allowed(origin: str) -> bool:
     """The same by what this process read last; the database is not asked."""
-    return origin in _kept[1] or (settings.HOOKS_OPEN and urlsplit(origin).hostname in LOOPBACK)
+    return origin in _kept[1] or (settings.HOOKS_OPEN and _is_loopback(origin))
+
+
+def _is_loopback(origin: str) -> bool:
+    try:
+        return urlsplit(origin).hostname in LOOPBACK
+    except ValueError:  # what a caller sends need not be an address
+        return False
 
 
 def forget() -> None:

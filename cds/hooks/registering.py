@@ -50,9 +50,11 @@ def register(
     if isinstance(source, str):
         importing.check_slug(source)
     held = HookClient.objects.filter(issuer=check_issuer(issuer), tenant=check_tenant(tenant)).first()
+    _check_beside_others(issuer, tenant, held)
     known |= _keys(held, jwks, jwks_url, now)
     with transaction.atomic():
         known["source"] = importing.get_source(source, now=now) if isinstance(source, str) else source
+        _check_own_source(issuer, tenant, known["source"])
         client, is_new = HookClient.objects.update_or_create(
             issuer=issuer,
             tenant=tenant,
@@ -62,6 +64,27 @@ def register(
         _record("hook_client.register", client, by=by, now=now)
     client_auth.forget()
     return client, is_new
+
+
+def _check_beside_others(issuer: str, tenant: str, held: HookClient | None) -> None:
+    """Without a tenant, a new client of an issuer that has tenants would speak for none of them."""
+    others = HookClient.objects.filter(issuer=issuer, is_active=True).exclude(tenant="")
+    tenants = sorted(others.values_list("tenant", flat=True))
+    if held is None and not tenant and tenants:
+        raise Invalid(
+            f"this issuer is registered by tenant ({', '.join(tenants)}): say which one this is, to replace "
+            "its keys too"
+        )
+
+
+def _check_own_source(issuer: str, tenant: str, source: Source) -> None:
+    """Two tenants may give two patients the same id: in one source they would be one patient."""
+    others = HookClient.objects.filter(issuer=issuer, source=source, is_active=True).exclude(tenant=tenant)
+    if others.exists():
+        raise Invalid(
+            f"the source {source.slug} belongs to another tenant of this issuer, whose patients may have the "
+            "same ids: name a source of its own"
+        )
 
 
 @transaction.atomic

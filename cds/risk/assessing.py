@@ -230,12 +230,13 @@ def fail(assessment: RiskAssessment, *, reason: str, by: recording.Actor, now: d
         _record("assessment.fail", assessment, by=by, now=now, outcome="failed")
 
 
-def is_overtaken(assessment: RiskAssessment) -> bool:
-    """Whether the same version was asked for a score of a newer state of the patient's record since."""
+def overtaking(assessment: RiskAssessment) -> RiskAssessment | None:
+    """The newest request of the same version for a newer state of the patient's record; None without any."""
     newer = RiskAssessment.objects.filter(
         patient=assessment.patient_id, version=assessment.version_id, revision__gt=assessment.revision
     )
-    return newer.filter(work_state__in=[WorkState.QUEUED, WorkState.RUNNING, WorkState.DONE]).exists()
+    asked = newer.filter(work_state__in=[WorkState.QUEUED, WorkState.RUNNING, WorkState.DONE])
+    return asked.order_by("-revision", "-queued_at").first()
 
 
 def give_up(assessment: RiskAssessment, *, by: recording.Actor, now: datetime) -> None:

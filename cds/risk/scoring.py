@@ -204,9 +204,13 @@ def score(assessment_id: uuid.UUID | str) -> None:
     work = leases.claim(RiskAssessment, assessment_id)
     if work is None:
         return
-    if assessing.is_overtaken(work):  # a queue that grows is shortened here, and the newest data come first
+    newest = assessing.overtaking(work)
+    if (
+        newest is not None
+    ):  # it takes this one's place in the queue: one score of a patient, of what is known now
         with suppress(leases.LeaseLost):
             assessing.give_up(work, by=WORKER, now=timezone.now())
+            score(newest.pk)
         return
     with leases.heartbeat(work):
         try:

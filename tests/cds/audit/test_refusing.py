@@ -6,6 +6,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from django.db import OperationalError
 from django.test import Client
 from django.utils import timezone
 
@@ -43,6 +44,22 @@ def test_a_flood_from_one_address_is_ten_rows_and_then_a_count(caplog: pytest.Lo
     assert (summary.actor, summary.source_address) == ("user:anonymous", "192.0.2.7")
     _refused("192.0.2.9", now=NOW + timedelta(minutes=2))
     assert AuditEvent.objects.filter(detail__has_key="count").count() == 1  # told once
+
+
+@pytest.mark.django_db
+def test_a_count_that_could_not_be_written_is_told_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    _refused("192.0.2.7", 500)
+    with monkeypatch.context() as away:
+        away.setattr(recording, "record", _database_is_away)
+        with pytest.raises(OperationalError):
+            _refused("192.0.2.9", now=NOW + timedelta(minutes=1))
+    assert not AuditEvent.objects.filter(detail__has_key="count").exists()
+    _refused("192.0.2.9", now=NOW + timedelta(minutes=2))
+    assert AuditEvent.objects.get(detail__has_key="count").detail["count"] == 490
+
+
+def _database_is_away(**_: object) -> None:
+    raise OperationalError("server closed the connection")
 
 
 @pytest.mark.django_db

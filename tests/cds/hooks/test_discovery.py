@@ -128,7 +128,10 @@ def test_an_input_too_few_had_in_training_is_not_asked_for() -> None:
 
 
 @pytest.mark.parametrize("path", ["/cds-services", SERVICE, f"{SERVICE}/feedback"])
-def test_preflight_only_for_registered_origins(call: Call, version: ModelVersion, path: str) -> None:
+def test_preflight_only_for_registered_origins(
+    call: Call, version: ModelVersion, path: str, settings: Any
+) -> None:
+    settings.HOOKS_OPEN = True  # loopback too: what is no address at all must not trip over that
     http = Client()
     allowed = http.options(path, headers={"Origin": "https://ehr.example.org"})
     assert allowed.status_code == 204
@@ -137,6 +140,7 @@ def test_preflight_only_for_registered_origins(call: Call, version: ModelVersion
     refused = http.options(path, headers={"Origin": "https://elsewhere.example"})
     assert refused.status_code == 403
     assert "Access-Control-Allow-Origin" not in refused
+    assert http.options(path, headers={"Origin": "http://["}).status_code == 403
     answer = call(path, {} if path != "/cds-services" else None, Origin="https://ehr.example.org")
     assert answer["Access-Control-Allow-Origin"] == "https://ehr.example.org"
     assert "Origin" in answer["Vary"]

@@ -76,6 +76,17 @@ def test_each_signs_with_its_own_keys_and_has_its_own_patients(
     assert "kid is not among the client's registered keys" in answered(call, "south", key=KEY)
 
 
+def test_two_tenants_share_no_source_and_nobody_stands_beside_them(
+    tenants: tuple[HookClient, HookClient],
+) -> None:
+    """Else one tenant's patient 1001 would be the other's, and new keys would replace nobody's."""
+    with pytest.raises(Invalid, match="ehr-north belongs to another tenant"):
+        register("west", source="ehr-north")
+    with pytest.raises(Invalid, match=r"registered by tenant \(north, south\)"):
+        register("")
+    assert HookClient.objects.count() == 2
+
+
 @pytest.mark.parametrize("tenant", [None, "", "west", "North"])
 def test_a_tenant_nobody_registered_is_nobody(
     call: Call, tenants: tuple[HookClient, HookClient], tenant: str | None

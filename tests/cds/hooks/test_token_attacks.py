@@ -403,6 +403,8 @@ def test_once(call: Call, ehrs: HookClient, changes: dict[str, Any]) -> None:
     assert call(LIST, bearer=forged(None, words)).status_code == 200
     again = forged(header(**changes), words, key=RSA if changes else KEY)
     judge(call(LIST, bearer=again), "this jti was used before")
+    noted = AuditEvent.objects.filter(action="hook.call", outcome="refused").latest("pk")
+    assert noted.actor == f"client:{ehrs.pk}"  # whoever signed it is known: a replay is no stranger's
 
 
 def test_a_signature_written_otherwise_is_the_same_token(call: Call, ehrs: HookClient) -> None:

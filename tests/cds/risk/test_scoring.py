@@ -137,17 +137,17 @@ def test_what_newer_data_have_overtaken_is_not_computed(
         patient.refresh_from_db()
         asked.append(assessing.request(patient, version, by=TESTS, now=timezone.now()))
     older, newer = asked
+    waiting = stand(patient, version, now=timezone.now())
+    assert (waiting.state, waiting.assessment) == (DataState.STALE, first)  # the last number, called stale
     scoring.score(older.pk)
     older.refresh_from_db()
     assert (older.work_state, older.status) == (WorkState.CANCELLED, AssessmentStatus.CANCELLED)
     assert "newer data" in older.failure
     assert AuditEvent.objects.filter(action="assessment.overtaken", patient_id=patient.pk).exists()
-    waiting = stand(patient, version, now=timezone.now())
-    assert (waiting.state, waiting.assessment) == (DataState.STALE, first)  # the last number, called stale
-    scoring.score(newer.pk)
     standing = stand(patient, version, now=timezone.now())
-    assert standing.assessment == newer
-    assert older.predictions.count() == 0
+    assert standing.assessment == newer  # at once: it need not wait for its own turn
+    scoring.score(newer.pk)
+    assert (older.predictions.count(), newer.predictions.count()) == (0, 1)
 
 
 def test_before_its_image_is_encoded_a_score_is_preliminary_and_asks_for_it(version: ModelVersion) -> None:
