@@ -226,6 +226,42 @@ WITHOUT_PIXELS = frozenset(
         "FID",
     }
 )  # Modality of Series that hold no picture
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_KINDS_WITHOUT_PIXELS = tuple(
+    _STORAGE + kind
+    for kind in (
+        "9.",  # waveforms
+        "11.",  # presentation states
+        "66.1",  # registration, fiducials, deformable registration; not 66.4, segmentation
+        "66.2",
+        "66.3",
+        "66.5",  # surfaces, tracts
+        "66.6",
+        "67",  # real world value mapping
+        "68.",  # surface scans
+        "78.",  # measurements of eyes
+        "79.",
+        "80.",
+        "88.",  # structured reports, key images
+        "90.",
+        "91.",
+        "104.",  # encapsulated documents
+        "131",  # structured display
+        "200.",  # protocols
+        "481.3",  # radiotherapy but for images and doses: structures, plans, records
+        "481.4",
+        "481.5",
+        "481.6",
+        "481.7",
+        "481.8",
+        "481.9",
+    )
+)  # SOP Classes (PS3.4 B.5) that begin so hold no picture
+_CLASSES_WITHOUT_PIXELS = frozenset(
+    {_STORAGE + "66"}  # raw data
+    | {f"{_STORAGE}481.{number}" for number in (*range(10, 23), 25)}
+    | {"1.3.12.2.1107.5.9.1"}  # Siemens CSA Non-Image
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,8 +358,17 @@ class InstanceHeader:
 
     @property
     def is_picture(self) -> bool:
-        """Whether it holds a picture, or says so: one that says so may have lost its pixels."""
-        return self.has_pixels or self.rows > 0 or self.columns > 0
+        """Whether it holds a picture, or should: cut off, it may have lost pixels and Rows."""
+        return self.has_pixels or self.rows > 0 or self.columns > 0 or not self._is_without_pixels
+
+    @property
+    def _is_without_pixels(self) -> bool:
+        """Whether it is of a kind that has none, by its Modality or its SOP Class."""
+        return (
+            self.modality in WITHOUT_PIXELS
+            or self.sop_class_uid in _CLASSES_WITHOUT_PIXELS
+            or self.sop_class_uid.startswith(_KINDS_WITHOUT_PIXELS)
+        )
 
     @property
     def is_ours(self) -> bool:

@@ -124,9 +124,11 @@ def receive_file(
 def inspect(path: Path) -> ehr.Inspected:
     """What a file is. Raises ehr.BadInstance for a picture without its pixels."""
     found = ehr.inspect(path, default_tz=settings.TIME_ZONE)
-    if found.header.is_picture and not found.header.has_pixels and not found.header.is_ours:
+    header = found.header
+    if header.is_picture and not header.has_pixels and not header.is_ours:
+        said = "Rows and Columns" if header.rows or header.columns else "Modality and SOP Class"
         raise ehr.BadInstance(
-            "Rows and Columns speak of a picture and there is no pixel data: it was cut off, or exported "
+            f"{said} speak of a picture and there is no pixel data: it was cut off, or exported "
             "without; send the whole instance"
         )
     return found

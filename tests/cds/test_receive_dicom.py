@@ -145,6 +145,19 @@ def test_what_holds_no_picture_is_no_failure_and_is_not_kept(
     assert not list(arrivals._root.rglob("*.dcm"))
 
 
+def test_a_picture_cut_off_before_its_rows_is_refused_and_not_lost(
+    arrivals: listening.Arrivals, tmp_path: Path
+) -> None:
+    cut = pydicom.dcmread(write_radiograph(tmp_path / "a.dcm"))
+    for tag in [element.tag for element in cut if element.tag.group >= 0x0028]:
+        del cut[tag]
+    cut.save_as(tmp_path / "cut.dcm")
+    with node(arrivals) as listener:
+        (answer,) = send(listener.port, tmp_path / "cut.dcm")
+    assert answer.Status == 0xC000, "the sender keeps what it has"
+    assert SetAside.objects.get().kind == "DICOM"
+
+
 def test_what_holds_no_picture_and_cannot_be_noted_is_sent_again(
     arrivals: listening.Arrivals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

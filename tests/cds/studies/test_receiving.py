@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 from django.db import connection
 from pydicom import dcmread
-from pydicom.uid import RLELossless, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    EncapsulatedPDFStorage,
+    RawDataStorage,
+    RLELossless,
+    RTDoseStorage,
+    RTPhysicianIntentStorage,
+    SegmentationStorage,
+    XRayRadiationDoseSRStorage,
+    generate_uid,
+)
 
 import ehr
 from cds.audit.models import AuditEvent
@@ -169,6 +179,31 @@ def test_truncated_and_pixelless_files_leave_no_rows(make: Make, tmp_path: Path)
     assert received.outcome == "set-aside", "a picture that lost its pixels is no report"
     assert "send the whole instance" in received.reason
     assert not Study.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("modality", "kind", "outcome"),
+    [
+        ("CT", CTImageStorage, "set-aside"),
+        ("", CTImageStorage, "set-aside"),
+        ("SEG", SegmentationStorage, "set-aside"),
+        ("CT", "1.2.3.4", "set-aside"),
+        ("RTDOSE", RTDoseStorage, "set-aside"),
+        ("OT", EncapsulatedPDFStorage, "not-read"),
+        ("MR", RawDataStorage, "not-read"),
+        ("OT", RTPhysicianIntentStorage, "not-read"),
+        ("CT", XRayRadiationDoseSRStorage, "not-read"),
+    ],
+)
+def test_a_picture_cut_off_before_its_rows_is_no_report(
+    tmp_path: Path, modality: str, kind: str, outcome: str
+) -> None:
+    path = save(make_dataset(None, Modality=modality, SOPClassUID=kind), tmp_path / "cut.dcm")
+    received = receive(path)
+    assert received.outcome == outcome
+    if outcome == "set-aside":
+        assert "Modality and SOP Class speak of a picture" in received.reason
+        assert not SetAside.objects.filter(kind=NOT_READ).exists()
 
 
 def test_new_files_open_the_study_again(make: Make, store: Path) -> None:
