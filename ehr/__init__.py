@@ -22,7 +22,17 @@ from ehr.dicom.securing import TlsFiles
 from ehr.dicom.sources import Sources, read_sources
 from ehr.dicom.stow import StoreAnswer, StowClient
 from ehr.dicom.web import DicomWebClient, read_expected, read_study, value_of, values_of
-from ehr.errors import BadInstance, BadResource, BadUnit, EhrError, Permanent, Refused, Retriable, TooLarge
+from ehr.errors import (
+    BadInstance,
+    BadResource,
+    BadUnit,
+    EhrError,
+    Permanent,
+    Refused,
+    Retriable,
+    SignInRefused,
+    TooLarge,
+)
 from ehr.fhir.accompanying import build_device, build_diagnostic_report, build_provenance
 from ehr.fhir.audit_event import AuditedAct, build_audit_event
 from ehr.fhir.bulk import BulkClient, Export
@@ -145,6 +155,7 @@ __all__ = [
     "SetAside",
     "Sex",
     "SignIn",
+    "SignInRefused",
     "SignedIn",
     "SizeOut",
     "SmartApp",

@@ -9,6 +9,7 @@
         ├── BadInstance      a DICOM file that cannot be used, and why
         ├── TooLarge         a limit of `ehr.dicom.guard` or of the HTTP client was exceeded
         └── Refused          the server answered 4xx, or an address is not allowed
+            └── SignInRefused   it was the authorisation server: nothing was asked of the FHIR server
 
 Messages carry ids, clauses, units and limits; never a name, a note or a value of a patient.
 """
@@ -52,3 +53,7 @@ class Refused(Permanent):
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class SignInRefused(Refused):
+    """No token for us: the authorisation server refused, or answered with something else than a token."""

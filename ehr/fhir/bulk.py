@@ -27,7 +27,7 @@ import tenacity
 from ehr.addresses import check_base_url, origin_of
 from ehr.bodies import read_beginning, why
 from ehr.calling import ServerClient
-from ehr.errors import BadResource, Permanent, Refused, Retriable, TooLarge
+from ehr.errors import BadResource, Permanent, Refused, Retriable, SignInRefused, TooLarge
 from ehr.fhir import export_files
 from ehr.fhir.export_files import KINDS, PIECE
 from ehr.fhir.export_texts import fetch_texts
@@ -135,8 +135,9 @@ class BulkClient(ServerClient):
         of     "Patient" (every patient), "Group/[id]", or "" (the whole system)
         since  only what has changed since then (`transaction_time` of the export before)
         Raises Refused (4xx, an address we may not call, a job that failed or files that have expired: it is
-        then forgotten, and the next run starts a new one), Retriable (busy beyond patience: run again),
-        BadResource. A job that an earlier run left and that is gone meanwhile is asked for anew at once.
+        then forgotten, and the next run starts a new one), SignInRefused (no token for us: nothing is
+        forgotten), Retriable (busy beyond patience: run again), BadResource. A job that an earlier run left
+        and that is gone meanwhile is asked for anew at once.
         """
         if of not in ("", "Patient") and not re.fullmatch(r"Group/[A-Za-z0-9.-]{1,64}", of):
             raise Refused(f"an export is of 'Patient', 'Group/[id]' or '' (the system), not {of!r}")
@@ -153,6 +154,8 @@ class BulkClient(ServerClient):
         was_left = "job" in state.held
         try:
             return self._carry_out(folder, state, of, types, since, tell)
+        except SignInRefused:  # which says nothing of the job
+            raise
         except Refused as error:
             if not was_left or error.status not in (404, 410):
                 raise
@@ -174,6 +177,8 @@ class BulkClient(ServerClient):
             state.keep(manifest=self._manifest_of(state, tell))
         try:
             return self._fetch(folder, state, tell)
+        except SignInRefused:  # which says nothing of the files
+            raise
         except Refused as error:
             if error.status in (403, 404, 410):
                 self._give_up(state)
@@ -215,7 +220,7 @@ class BulkClient(ServerClient):
 
     def _manifest_of(self, state: export_files.State, tell: Tell) -> dict[str, Any]:
         """The manifest, once the job is done. A job that came to nothing is forgotten, unless it is we who
-        are not let in (401): the next run starts another."""
+        are not let in (401, or no token): the next run starts another."""
         try:
             return export_files.check_manifest(self._wait_for(state.held["job"], tell))
         except _Failed as error:
@@ -231,7 +236,7 @@ class BulkClient(ServerClient):
             ) from error
         except Permanent as error:
             status = error.status if isinstance(error, Refused) else None
-            if status == 401:
+            if status == 401 or isinstance(error, SignInRefused):
                 raise
             self._give_up(state)
             said = f"{error}. Run again for a new export"

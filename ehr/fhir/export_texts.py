@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from ehr.errors import Permanent, Refused
+from ehr.errors import Permanent, Refused, SignInRefused
 from ehr.fhir import export_files
 from ehr.fhir.references import name_here, texts_of
 from ehr.records import SetAside
@@ -26,8 +26,8 @@ Read = Callable[[str], dict[str, Any]]  # the Binary of this id; raises EhrError
 def fetch_texts(folder: Path, base_url: str, read: Read, tell: Callable[[int], None]) -> Iterator[SetAside]:
     """Lay the Binaries that notes and reports in `folder`/output point to into a file there.
 
-    Returns what did not come, and why. Raises Retriable, and Refused when we are not let in (401): what is
-    there by then is kept.
+    Returns what did not come, and why. Raises Retriable, and Refused when we are not let in (401, or no
+    token): what is there by then is kept.
     """
     part, whole = folder / "output" / "Binary-texts.part", folder / "output" / "Binary-texts.ndjson"
     lost = folder / "error" / "texts.ndjson"
@@ -44,7 +44,7 @@ def fetch_texts(folder: Path, base_url: str, read: Read, tell: Callable[[int], N
                 denied = 0
             except Permanent as error:
                 status = error.status if isinstance(error, Refused) else None
-                if status == 401:
+                if status == 401 or isinstance(error, SignInRefused):
                     raise
                 denied = denied + 1 if status == 403 else 0
                 is_enough = denied == MOST_DENIED

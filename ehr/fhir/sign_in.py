@@ -20,7 +20,7 @@ from joserfc.jwk import ECKey, RSAKey
 
 from ehr.addresses import check_base_url
 from ehr.bodies import read_body, why
-from ehr.errors import BadResource, Refused, Retriable, TooLarge
+from ehr.errors import Refused, Retriable, SignInRefused, TooLarge
 from ehr.fhir.waiting import is_busy, retry_after
 from ehr.trust import trusted
 
@@ -61,7 +61,8 @@ class BackendServices:
     token_url  the token endpoint, which is also the assertion's audience (see `discover_token_url`)
     client_id  what the server calls us
     key        private JWK with a `kid`: EC on P-384 (ES384), or RSA of 2048 bits or more (RS384)
-    raises     Refused for another kind of key, an address we may not call, or when the server refuses
+    raises     Refused for another kind of key or an address we may not call; SignInRefused when the server
+               refuses, or answers without a token
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class BackendServices:
         self._token, self._ends = "", 0.0
 
     def bearer(self, *, renew: bool = False) -> str:
-        """A token that is good for some seconds more. Raises Refused, Retriable or BadResource."""
+        """A token that is good for some seconds more. Raises SignInRefused or Retriable."""
         if renew or self._clock() >= self._ends - EARLY_S:
             self._token, life = self._ask()
             self._ends = self._clock() + life
@@ -120,14 +121,17 @@ class BackendServices:
             reason = " ".join(
                 str(said[name])[:200] for name in ("error", "error_description") if name in said
             )
-            raise Refused(
+            raise SignInRefused(
                 f"sign-in was refused ({answer.status_code} {reason}): check that the server knows the "
                 f"client {self._client_id!r}, allows it {self._scope!r}, and has our key {self._kid!r}",
                 status=answer.status_code,
             )
         token, kind = said.get("access_token"), str(said.get("token_type", "")).lower()
         if not isinstance(token, str) or not token or kind != "bearer":
-            raise BadResource("the token endpoint answered without a bearer access_token")
+            raise SignInRefused(
+                f"the token endpoint {self._token_url} answered without a bearer access_token: is it the one "
+                "of the server's smart-configuration?"
+            )
         try:
             return token, float(said.get("expires_in", LIFE_S))
         except (TypeError, ValueError):
@@ -241,11 +245,11 @@ def _signing_key(key: Jwk) -> tuple[str, ECKey | RSAKey]:
 
 
 def _read(answer: httpx.Response, said: str) -> bytes:
-    """The body of an answer. Raises Refused for one that is no answer of ours to expect, Retriable."""
+    """The body of an answer. Raises SignInRefused for one that is no answer of ours to expect, Retriable."""
     try:
         return read_body(answer, said, limit=MAX_ANSWER_BYTES, within_s=ANSWER_S)
     except TooLarge as error:
-        raise Refused(str(error), status=answer.status_code) from error
+        raise SignInRefused(str(error), status=answer.status_code) from error
 
 
 def _json(body: bytes) -> dict[str, Any]:

@@ -12,7 +12,17 @@ from typing import Any
 import httpx
 import pytest
 
-from ehr import BadResource, BulkClient, Refused, Retriable, TooLarge, read_fhir_folder
+from ehr import (
+    BackendServices,
+    BadResource,
+    BulkClient,
+    Refused,
+    Retriable,
+    SignInRefused,
+    TooLarge,
+    new_key,
+    read_fhir_folder,
+)
 from ehr.fhir import export_files
 from tests.ehr.fhir.resources_for_tests import observation, patient
 
@@ -65,10 +75,10 @@ class Server:
             "deleted": [{"type": "Bundle", "url": f"{BASE}/files/d"}],
         }
 
-    def client(self, **kwargs: Any) -> BulkClient:
+    def client(self, *, token: Any = "secret", **kwargs: Any) -> BulkClient:
         return BulkClient(
             BASE,
-            token="secret",
+            token=token,
             transport=httpx.MockTransport(self.answer),
             sleep=self.slept.append,
             **kwargs,
@@ -321,6 +331,45 @@ def test_a_job_whose_status_stays_out_of_order_is_given_up(tmp_path: Path) -> No
             client.export(tmp_path)
         client.export(tmp_path)
     assert server.times("/fhir/Patient/$export") == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        httpx.Response(400, json={"error": "invalid_client"}),
+        httpx.Response(403),
+        httpx.Response(404),
+        httpx.Response(200, content=b"<html>"),
+    ],
+    ids=["400", "403", "404", "no token"],
+)
+@pytest.mark.parametrize("asked", ["jobs/1", "files/o", "Binary/b1"])
+def test_a_sign_in_that_is_refused_costs_nothing_of_an_export(
+    tmp_path: Path, asked: str, fault: httpx.Response
+) -> None:
+    server = noted(note("n1", "Binary/b1"))
+    server.faults["/fhir/Binary/b1"] = [binary("b1", "Better.")]
+
+    def authority(_: httpx.Request) -> httpx.Response:
+        """Tokens that end at once; none for what is asked after `before`."""
+        if is_out_of_order and server.asked and server.asked[-1][1] == before:
+            return fault
+        return httpx.Response(200, json={"access_token": "t", "token_type": "bearer", "expires_in": 0})
+
+    before = {"jobs/1": "/fhir/Patient/$export", "files/o": "/fhir/files/p", "Binary/b1": "/fhir/files/d"}[
+        asked
+    ]
+    key, there = new_key(), httpx.MockTransport(authority)
+    with server.client(token=BackendServices(f"{BASE}/token", "us", key, transport=there)) as client:
+        for is_out_of_order in (True, True, False):  # the second finds what the first left
+            if is_out_of_order:
+                with pytest.raises(SignInRefused):
+                    client.export(tmp_path)
+            else:
+                export = client.export(tmp_path)
+    assert export.missing == ()
+    assert [server.times(f"/fhir/{one}") for one in ("Patient/$export", "files/p", asked)] == [1, 1, 1]
+    assert [one.text for one in next(read_fhir_folder(export.folder)).notes] == ["Better."]
 
 
 @pytest.mark.parametrize("status", [404, 410])

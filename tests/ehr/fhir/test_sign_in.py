@@ -10,7 +10,16 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import KeySet
 
-from ehr import BackendServices, FhirClient, Refused, Retriable, discover_token_url, new_key, public_keys
+from ehr import (
+    BackendServices,
+    FhirClient,
+    Refused,
+    Retriable,
+    SignInRefused,
+    discover_token_url,
+    new_key,
+    public_keys,
+)
 from ehr.fhir.sign_in import GivenToken
 
 TOKEN_URL = "https://auth.example/token"
@@ -115,6 +124,23 @@ def test_a_refusal_says_what_to_check() -> None:
     with pytest.raises(Refused, match=r"invalid_client no such key.*'tessera'.*has our key") as refused:
         authority.sign_in(key).bearer()
     assert key["d"] not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, content=b"<html>"),
+        httpx.Response(200, json={"access_token": "t", "token_type": "mac"}),
+        httpx.Response(404),
+        httpx.Response(200, content=b" " * 300_000),
+    ],
+)
+def test_no_token_is_a_sign_in_that_was_refused(answer: httpx.Response) -> None:
+    key = new_key()
+    authority = Authority(key)
+    authority.faults = [answer]
+    with pytest.raises(SignInRefused):
+        authority.sign_in(key).bearer()
 
 
 def test_a_busy_authority_is_asked_again_later() -> None:
