@@ -300,8 +300,9 @@ class BulkClient(ServerClient):
             (folder / kind).mkdir(exist_ok=True)
         missing: list[SetAside] = []
         for number, (kind, entry) in enumerate(wanted):
-            path = folder / kind / f"{entry['type']}-{number:05}.ndjson"
-            if fault := self._fetch_file(path, entry, needs_token):
+            path = export_files.path_of(folder, kind, entry, number)
+            promised = entry["count"] if kind == "output" else None
+            if fault := self._fetch_file(path, entry["url"], promised, needs_token):
                 missing.append(SetAside(path.name, entry["type"], "", fault[:500]))
             if path.exists():
                 paths[kind].append(path)
@@ -309,7 +310,11 @@ class BulkClient(ServerClient):
         texts = fetch_texts(
             folder, self.base_url, self._read_text, lambda done: tell("Texts of notes", done, None)
         )
-        problems = chain(texts, *(export_files.read_errors(path) for path in paths["error"]))
+        problems = chain(
+            texts,
+            *(export_files.read_errors(path) for path in paths["error"]),
+            export_files.read_miscounted(folder, wanted),
+        )
         deleted: list[tuple[str, str]] = []
         for path in paths["deleted"]:
             try:
@@ -321,17 +326,17 @@ class BulkClient(ServerClient):
             moment, folder / "output", export_files.listed(problems), tuple(missing), tuple(deleted)
         )
 
-    def _fetch_file(self, path: Path, entry: Mapping[str, Any], needs_token: bool) -> str:
+    def _fetch_file(self, path: Path, url: str, promised: Any, needs_token: bool) -> str:
         """Fetch one file unless it is here; what is wrong with it though it was fetched twice, "" if nothing.
 
         Fewer lines than the manifest promised are resources that never come again: they changed before
         this export's moment, and the next one asks for what changes after it.
         """
-        promised, short = entry.get("count"), path.with_suffix(".short")
+        short = path.with_suffix(".short")
         for _ in range(2):
             if not path.exists():
                 try:
-                    self._again(partial(self._download, entry["url"], path, needs_token))
+                    self._again(partial(self._download, url, path, needs_token))
                 except _NotNdjson as error:
                     return str(error)
             found = export_files.count_lines(path) if isinstance(promised, int) else 0

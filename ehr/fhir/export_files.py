@@ -133,6 +133,11 @@ def unpacked(pieces: Iterable[bytes]) -> Iterator[bytes]:
         raise EOFError
 
 
+def path_of(folder: Path, kind: str, entry: Mapping[str, Any], number: int) -> Path:
+    """Where the file of a manifest's entry lies; `number`: its place among the entries of all KINDS."""
+    return folder / kind / f"{entry['type']}-{number:05}.ndjson"
+
+
 def holds_ndjson(path: Path) -> bool:
     """Whether a file begins as JSON objects do; an empty one may."""
     with path.open("rb") as file:
@@ -177,6 +182,28 @@ def read_errors(path: Path) -> Iterator[SetAside]:
         is_outcome = isinstance(found, dict) and found.get("resourceType") == "OperationOutcome"
         said = outcome_text(found) if is_outcome else "an error entry that is not an OperationOutcome"
         yield SetAside(f"{path.name}:{number}", "OperationOutcome", "", f"the server says: {said}"[:500])
+
+
+def read_miscounted(folder: Path, wanted: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[SetAside]:
+    """Files of errors and deletions that hold less than their `count`: told, and no more.
+
+    `count` is of the resources in a file, that is its lines, but servers count there what was deleted as well.
+    """
+    for number, (kind, entry) in enumerate(wanted):
+        path, promised = path_of(folder, kind, entry, number), entry["count"]
+        if kind == "output" or not isinstance(promised, int) or not path.exists():
+            continue
+        found = count_lines(path)
+        if kind == "deleted" and found < promised:
+            found = max(found, sum(_entries(bundle) for _, bundle in rows(path)))
+        if found < promised:
+            reason = f"the file holds {found} of the {promised} that the manifest counts: taken as it is"
+            yield SetAside(path.name, str(entry["type"]), "", reason)
+
+
+def _entries(bundle: Any) -> int:
+    entries = bundle.get("entry") if isinstance(bundle, dict) else None
+    return len(entries) if isinstance(entries, list) else 0
 
 
 def listed(problems: Iterable[SetAside]) -> tuple[SetAside, ...]:

@@ -213,6 +213,25 @@ def test_fewer_lines_than_promised_are_fetched_again_and_told(tmp_path: Path) ->
     assert len(next(read_fhir_folder(export.folder)).observations) == 2, "what there is, is taken"
 
 
+@pytest.mark.parametrize(("count", "told"), [(1, False), (2, False), (3, True)])
+def test_a_count_of_deletions_or_errors_is_told_and_holds_nothing_up(
+    tmp_path: Path, count: int, told: bool
+) -> None:
+    server = Server()
+    server.manifest["deleted"][0]["count"] = count  # one line, of two entries
+    server.manifest["error"][0]["count"] = 4
+    with server.client() as client:
+        export = client.export(tmp_path)
+    assert export.missing == (), "the next export goes on from this one's moment"
+    assert export.deleted == (("Observation", "gone"),)
+    assert [server.times(f"/fhir/files/{one}") for one in "ed"] == [1, 1]
+    reasons = [one.reason for one in export.problems if "manifest counts" in one.reason]
+    assert reasons == [
+        f"the file holds {held} of the {of} that the manifest counts: taken as it is"
+        for held, of in [(1, 4), (2, count)][: 1 + told]
+    ]
+
+
 def test_a_file_that_is_whole_the_second_time_is_whole(tmp_path: Path) -> None:
     server = Server()
     server.faults["/fhir/files/o"] = [httpx.Response(200, content=ndjson(observation()))]
