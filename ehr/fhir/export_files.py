@@ -187,7 +187,7 @@ def read_errors(path: Path) -> Iterator[SetAside]:
 def read_miscounted(folder: Path, wanted: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[SetAside]:
     """Files of errors and deletions that hold less than their `count`: told, and no more.
 
-    `count` is of the resources in a file, that is its lines, but servers count there what was deleted as well.
+    `count` is of the resources in a file, that is its lines, but servers count what was deleted there, too.
     """
     for number, (kind, entry) in enumerate(wanted):
         path, promised = path_of(folder, kind, entry, number), entry["count"]
