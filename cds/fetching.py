@@ -1,7 +1,8 @@
 """Fetching studies from an archive by DICOMweb: those we do not hold whole, and of them the pictures.
 
 Where a Study may hold more than pictures (reports, presentation states, our own results), the archive is
-asked first what it holds, so that what is not read is not fetched. One that does not tell gives everything.
+asked first what it holds, so that what is not read is not fetched. One that does not tell, or not of all that
+it lists, gives everything.
 """
 
 from __future__ import annotations
@@ -87,11 +88,27 @@ class Fetching:
         if not ehr.may_hold_others(ehr.values_of(listed, "00080061")):
             return []
         try:
-            return ehr.read_contents(self.client.metadata(uid))
+            told = self.client.metadata(uid)
         except ehr.EhrError as error:
-            if _is_about_us(error):
+            status = error.status if isinstance(error, ehr.Refused) else None
+            if status == 401:
                 raise
+            if status == 403:  # a proxy may allow less than the archive; were it all, the files would say so
+                self.tally.note(
+                    f"{self.where} does not let us read WADO-RS metadata, so Studies are fetched whole, with "
+                    "what is not read of them: allow our account GET …/studies/{UID}/metadata"
+                )
             return []  # too large, not offered, not now: its files say it all
+        contents = ehr.read_contents(told)
+        expected = ehr.value_of(listed, "00201208")
+        named = len({one.sop_uid for one in contents})
+        if len(contents) != len(told) or (expected.isdigit() and named != int(expected)):
+            self.tally.note(
+                f"{self.where} has Studies whose WADO-RS metadata do not name each of the instances that it "
+                "counts; those are fetched whole"
+            )
+            return []
+        return contents
 
     def _pass_over(self, contents: Sequence[ehr.ListedInstance], name: str) -> None:
         for one in contents:

@@ -37,6 +37,7 @@ class Tally:
     unlisted    how many were set aside besides
     changed     patients whose record is not what it was before
     passed_over patients that an earlier run, broken off, had taken already
+    notes       what to know of how a server was read, once each
     interrupted why a server's answer ended early; "" when everything was read
     may_go_on   whether the same command goes on from there as it is; else something must change first
     """
@@ -50,6 +51,7 @@ class Tally:
     unlisted: int = 0
     changed: set[UUID] = field(default_factory=set)
     passed_over: int = 0
+    notes: list[str] = field(default_factory=list)
     interrupted: str = ""
     may_go_on: bool = True
 
@@ -75,6 +77,11 @@ class Tally:
         """Count what became of a DICOM file; what was set aside is listed by `refuse` besides."""
         self.instances[received.outcome.value] += 1
 
+    def note(self, words: str) -> None:
+        """Say something once, however often it happens."""
+        if words not in self.notes:
+            self.notes.append(words)
+
     def merge(self, other: Tally) -> None:
         """Take over what another run counted."""
         for name, states in other.resources.items():
@@ -84,6 +91,8 @@ class Tally:
         self.studies += other.studies
         self.patients += other.patients
         self.passed_over += other.passed_over
+        for words in other.notes:
+            self.note(words)
         self._list(other.refused)
         self.unlisted += other.unlisted
         self.changed |= other.changed

@@ -375,6 +375,8 @@ class Archive:
         self.files = {modality: [dcmread(path) for path in paths] for modality, paths in series}
         self.asked: list[str] = []
         self.metadata_status = 200
+        self.hidden: list[str] = []  # SOP Instance UIDs that metadata leave out
+        self.unnamed: list[str] = []  # and those that metadata do not name
 
     def answer(self, path: str) -> tuple[int, str, bytes]:
         everything = [one for files in self.files.values() for one in files]
@@ -392,8 +394,13 @@ class Archive:
         self.asked.append(asked)
         if asked == "/metadata":
             told = [
-                one.to_json_dict(bulk_data_threshold=8, bulk_data_element_handler=str) for one in everything
+                one.to_json_dict(bulk_data_threshold=8, bulk_data_element_handler=str)
+                for one in everything
+                if one.SOPInstanceUID not in self.hidden
             ]
+            for one in told:
+                if one["00080018"]["Value"][0] in self.unnamed:
+                    del one["00080018"]
             return self.metadata_status, "application/dicom+json", json.dumps(told).encode()
         body = b""
         for one in everything:
@@ -438,7 +445,7 @@ def test_what_is_not_read_is_not_fetched_from_an_archive(archive: Archive) -> No
     assert IngestRun.objects.latest("started_at").taken == 2
 
 
-@pytest.mark.parametrize(("status", "is_over"), [(404, False), (500, False), (403, True)])
+@pytest.mark.parametrize(("status", "is_over"), [(404, False), (500, False), (403, False), (401, True)])
 def test_an_archive_that_tells_nothing_gives_everything(archive: Archive, status: int, is_over: bool) -> None:
     archive.metadata_status = status
     with _server(archive.answer) as url:
@@ -446,6 +453,18 @@ def test_an_archive_that_tells_nothing_gives_everything(archive: Archive, status
     assert archive.asked == (["/metadata"] if is_over else ["/metadata", ""])
     assert bool(tally.interrupted) == is_over
     assert tally.instances == ({} if is_over else {"new": 2, "not-read": 2})
+    command.print_tally(tally, Console(file=(out := StringIO()), width=200))
+    assert ("does not let us read WADO-RS metadata" in out.getvalue()) == (status == 403)
+
+
+@pytest.mark.parametrize("how", ["hidden", "unnamed"])
+def test_metadata_that_do_not_name_every_instance_hide_no_picture(archive: Archive, how: str) -> None:
+    setattr(archive, how, [one.SOPInstanceUID for one in (*archive.files["CR"], *archive.files["KO"])])
+    with _server(archive.answer) as url:
+        tally = _dicom(f"{url}/dicom-web")
+    assert archive.asked == ["/metadata", ""]
+    assert tally.instances == {"new": 2, "not-read": 2}
+    assert "do not name each of the instances" in tally.notes[0]
 
 
 def test_of_pictures_alone_nothing_is_asked_first(archive: Archive) -> None:

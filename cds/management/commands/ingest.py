@@ -240,6 +240,8 @@ def print_tally(tally: Tally, console: Console | None = None, *, listed: int = 2
         for outcome in ("new", "duplicate", "not-read", "set-aside"):
             table.add_row(outcome, str(tally.instances[outcome]))
         console.print(table)
+    for words in tally.notes:
+        console.print(f"Note: {words}", highlight=False, markup=False, soft_wrap=True)
     if tally.refused:
         reasons = Counter((item.kind, item.reason) for item in tally.refused)
         table = Table("Set aside", "reason", "times")
