@@ -54,7 +54,10 @@ def of_session(request: HttpRequest) -> SessionLaunch | None:
     """The launch this session began with; None for somebody who signed in here."""
     session = getattr(request, "session", None)
     kept = session.get(SESSION) if session is not None else None
-    return SessionLaunch(**kept) if isinstance(kept, dict) else None
+    if not isinstance(kept, dict):
+        return None
+    names = SessionLaunch.__dataclass_fields__  # another version, during an update, may know more of it
+    return SessionLaunch(**{name: value for name, value in kept.items() if name in names})
 
 
 @require_safe

@@ -282,8 +282,9 @@ class Procedure(CodedFact):
 
 class Allergy(CodedFact):
     criticality = models.CharField(max_length=30, blank=True)
-    clinical_status = models.CharField(max_length=30, blank=True)
-    verification_status = models.CharField(max_length=30, blank=True)
+    # db_default: workers of before these columns may still be inserting while they are updated
+    clinical_status = models.CharField(max_length=30, blank=True, db_default="")
+    verification_status = models.CharField(max_length=30, blank=True, db_default="")
     over_at = models.DateTimeField(null=True)  # as of a Condition
 
 
