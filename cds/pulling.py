@@ -87,7 +87,7 @@ def pull(
                 if study.state != StudyState.ANNOUNCED and study.missing() == 0:
                     tally.instances["duplicate"] += Instance.objects.filter(series__study=study).count()
                 elif move_to:
-                    _move(client, study, move_to, tally)
+                    _move(client, study, move_to, source, tally)
                 else:
                     _get(client, study, source=source, by=by, now=now, tally=tally)
                 failed = 0
@@ -201,34 +201,34 @@ def _get(
         _set_aside(where, words, source=source, now=now, tally=tally)
 
 
-def _here(study_uid: str) -> tuple[int, int]:
-    """How many instances of a Study have their rows, and how many are noted as not read."""
-    unread = SetAside.objects.filter(kind=NOT_READ, where__endswith=f"study {study_uid}")
+def _here(study_uid: str, source: Source) -> tuple[int, int]:
+    """How many instances of a Study have their rows, and how many are noted as not read for this Source."""
+    unread = SetAside.objects.filter(source=source, kind=NOT_READ, where__endswith=f"study {study_uid}")
     return (
         Instance.objects.filter(series__study__study_uid=study_uid).count(),
         unread.values("identity").distinct().count(),
     )
 
 
-def _settled(study_uid: str, sent: int) -> tuple[int, int]:
+def _settled(study_uid: str, source: Source, sent: int) -> tuple[int, int]:
     """What of a Study is here (see `_here`), once it is as much as was sent, or no more comes.
 
     Results of our own that come back leave nothing.
     """
     until = time.monotonic() + ARRIVE_S
-    here, since = _here(study_uid), time.monotonic()
+    here, since = _here(study_uid, source), time.monotonic()
     while sum(here) < sent and time.monotonic() < (min(until, since + STILL_S) if any(here) else until):
         time.sleep(0.2)
-        if (now := _here(study_uid)) != here:
+        if (now := _here(study_uid, source)) != here:
             here, since = now, time.monotonic()
     return here
 
 
-def _move(client: ehr.DimseClient, study: Study, to: str, tally: Tally) -> None:
+def _move(client: ehr.DimseClient, study: Study, to: str, source: Source, tally: Tally) -> None:
     """Ask for a Study and wait until our receiver has recorded what was sent."""
-    before = _here(study.study_uid)
+    before = _here(study.study_uid, source)
     moved = client.move(study.study_uid, to)
-    pictures, unread = _settled(study.study_uid, moved.completed)
+    pictures, unread = _settled(study.study_uid, source, moved.completed)
     tally.instances["new"] += pictures - before[0]
     tally.instances["not-read"] += unread - before[1]
     tally.studies += 1
@@ -236,7 +236,7 @@ def _move(client: ehr.DimseClient, study: Study, to: str, tally: Tally) -> None:
     if moved.completed and not pictures and not unread:
         raise ehr.Refused(
             f"{client.node} says that it sent {moved.completed} files to {to}, and none is here: is it our "
-            "receiver that listens there, on this database?"
+            f"receiver that listens there, on this database and with --source {source.slug}?"
         )
     if moved.failed:
         words = f"the node could not send {moved.failed} of its instances; our receiver's log may say why"

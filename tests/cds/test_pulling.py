@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE, build_context, evt
 
 import ehr
-from cds import listening
+from cds import listening, pulling
 from cds.patients import sources
 from cds.patients.models import NOT_READ, IngestRun, SetAside
 from cds.studies import receiving
@@ -158,6 +158,15 @@ def test_what_holds_no_picture_ends_no_move_and_no_get(pacs: Pacs, tmp_path: Pat
     assert not SetAside.objects.exclude(kind=NOT_READ).exists()
     assert SetAside.objects.filter(kind=NOT_READ, where__startswith="C-STORE from PACS, study").exists()
     assert {run.state for run in IngestRun.objects.all()} == {"done"}
+
+
+def test_what_another_source_noted_as_not_read_is_not_looked_through(pacs: Pacs) -> None:
+    ours, other = make_source("pacs"), make_source("other")
+    uid = str(pacs.files[0].StudyInstanceUID)
+    for number, source in enumerate((ours, other, other)):
+        where = f"C-STORE from PACS, study {uid}"
+        receiving.pass_over(where, f"1.2.{number}", "SR", source=source, now=NOW)
+    assert pulling._here(uid, ours) == (0, 1)
 
 
 def test_a_node_that_is_away_says_what_to_do(settings: Any, tmp_path: Path) -> None:
