@@ -158,6 +158,6 @@ def test_a_call_that_waited_for_a_thread_too_long_is_not_begun(
     server: serving.HookServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server._handler, "get_response", lambda _: pytest.fail("begun"))
-    response = server._handler.answer({}, b"", time.monotonic() - 1)
+    response = server._handler.answer({"headers": []}, b"", time.monotonic() - 1)
     assert response.status_code == 503
     assert orjson.loads(response.content)["resourceType"] == "OperationOutcome"  # type: ignore[attr-defined]
