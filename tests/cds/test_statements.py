@@ -14,7 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from cds.audit import recording
-from cds.audit.models import AuditEvent
+from cds.audit.models import AuditChain, AuditEvent
 from cds.patients.models import Patient
 from cds.statements import Insertion, Statement
 from tests import factories
@@ -93,15 +93,16 @@ def _keep(row: Patient) -> None:
 
 def test_a_row_and_its_event_are_kept_together_or_not_at_all() -> None:
     like = factories.make_patient()
-    fresh = Patient(source=like.source, resource_id="together", changed_at=timezone.now())
-    number = recording.chain_of(None, "Patient", "together")
-    assert not AuditEvent.objects.filter(chain_id=number).exists()  # its chain has no head yet
-    _keep(fresh)
-    second = Patient(source=like.source, resource_id="together", changed_at=timezone.now())  # the same again
+    heads = set(AuditChain.objects.values_list("number", flat=True))
+    names = (f"together {number}" for number in range(1000))
+    name = next(one for one in names if recording.chain_of(None, "Patient", one) not in heads)
+    fresh = Patient(source=like.source, resource_id=name, changed_at=timezone.now())
+    _keep(fresh)  # its chain has no head yet
+    second = Patient(source=like.source, resource_id=name, changed_at=timezone.now())  # the same again
     with CaptureQueriesContext(connection) as captured, pytest.raises(IntegrityError), transaction.atomic():
         _keep(second)
-    assert Patient.objects.get(resource_id="together").pk == fresh.pk
-    (event,) = AuditEvent.objects.filter(chain_id=number)
+    assert Patient.objects.get(resource_id=name).pk == fresh.pk
+    (event,) = AuditEvent.objects.filter(object_id=name)
     assert event.detail == {"cards": [{"id": "ü"}]}
     assert not [problem for chain in recording.verify() for problem in chain.problems]
     if connection.vendor == "postgresql":
