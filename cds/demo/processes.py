@@ -205,11 +205,12 @@ def worker(queue: str, *, is_ready: Callable[[], bool]) -> Program:
 def beat(*, data_dir: Path) -> Program:
     """The clock of the periodic tasks."""
     command = [sys.executable, "-m", "celery", "-A", "cds", "beat", "-l", "INFO", "--pidfile="]
-    since = time.time() - 1
+    for left in data_dir.glob("beat-schedule*"):  # of an earlier run: some dbm write to it minutes later only
+        left.unlink()
 
     def is_ready() -> bool:
-        """It writes its schedule (one file or several, by the system's dbm) as soon as it runs."""
-        return any(path.stat().st_mtime >= since for path in data_dir.glob("beat-schedule*"))
+        """It makes its schedule (one file or several, by the system's dbm) as soon as it runs."""
+        return any(data_dir.glob("beat-schedule*"))
 
     return Program("beat", command, is_ready, grace_s=5)
 
