@@ -112,8 +112,12 @@ def ingest_patients(
 def _break_off(tally: Tally, error: ehr.EhrError, how: reaching.How | None) -> None:
     """The server's answer ended early; what can be done about it, and whether by us."""
     tally.may_go_on = isinstance(error, ehr.Retriable)
-    ended = "stopped answering" if tally.may_go_on else "does not give what was asked"
-    tally.interrupted = f"the FHIR server {ended}: {reaching.why_not(error, how or {})}"
+    tally.interrupted = f"the FHIR server {_ended(error)}: {reaching.why_not(error, how or {})}"
+
+
+def _ended(error: ehr.EhrError) -> str:
+    """What a server did: running the same command again helps in the first case only."""
+    return "stopped answering" if isinstance(error, ehr.Retriable) else "does not give what was asked"
 
 
 def find_patients(
@@ -253,7 +257,8 @@ def ingest_dicom(
     except ehr.EhrError as error:
         if not is_address(where):
             raise Invalid(f"cannot read {where}: {error}") from error
-        tally.interrupted = f"the DICOMweb server stopped answering: {error}"
+        tally.may_go_on = isinstance(error, ehr.Retriable)
+        tally.interrupted = f"the DICOMweb server {_ended(error)}: {error}"
     _complete(touched, by=by, now=now, tally=tally, progress=progress)
     return tally
 

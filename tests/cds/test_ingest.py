@@ -501,9 +501,12 @@ def test_a_study_that_the_archive_lists_and_does_not_give_stops_no_other(tmp_pat
         status = 500
         assert "a study did not come" in _dicom(f"{url}/dicom-web").interrupted, "run again for it"
         status = 401
-        assert "stopped answering" in _dicom(f"{url}/dicom-web").interrupted
+        refused = _dicom(f"{url}/dicom-web")
+        assert "does not give what was asked" in refused.interrupted
+        assert "check the token or password" in refused.interrupted
+        assert not refused.may_go_on  # the same command again would be refused again
         status, lost = 404, [f"1.2.{number}" for number in range(fetching.MOST_FAILED)]
-        assert "stopped answering" in _dicom(f"{url}/dicom-web").interrupted
+        assert "it does not give a study that it listed" in _dicom(f"{url}/dicom-web").interrupted
 
 
 def test_the_command_prints_what_was_taken_and_writes_what_was_not(
