@@ -9,6 +9,7 @@ be no pooler that pools by transaction.
 from __future__ import annotations
 
 import uuid
+from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -45,6 +46,19 @@ class Statement:
     def row(self, **values: Any) -> Row | None:
         """The first of them, or None."""
         return next(iter(self.rows(**values)), None)
+
+
+class Records(Statement):
+    """A query without `values_list`, and the names of what is wanted of each row."""
+
+    def __init__(self, build: Callable[..., QuerySet[Any, Any]], *names: str) -> None:
+        super().__init__(lambda **values: build(**values).values_list(*names))
+        record: Any = namedtuple("Record", names)  # type: ignore[misc]
+        self._named = record._make
+
+    def records(self, **values: Any) -> list[Any]:
+        """The rows as named tuples."""
+        return [self._named(row) for row in self.rows(**values)]
 
 
 class _Compiled:
@@ -142,10 +156,22 @@ class Insertion:
         names = ", ".join(f'"{field.column}"' for field in fields)
         self._into = f'INSERT INTO "{model._meta.db_table}" ({names})'
         self._sql = f"{self._into} VALUES ({', '.join(['%s'] * len(fields))})"
+        self._key = f'RETURNING "{model._meta.pk.column}"'
 
-    def insert(self, row: Model) -> None:
-        """Insert it as it is, in the caller's transaction."""
-        run(self._sql, self.values(row)).close()
+    def insert(self, row: Model, *, unless_there: bool = False) -> bool:
+        """Insert it as it is, in the caller's transaction; whether it is there now by this.
+
+        unless_there  do nothing when a row that must be unique is there already; without, IntegrityError
+        """
+        sql = (
+            f"{self._sql} ON CONFLICT DO NOTHING {self._key}" if unless_there else f"{self._sql} {self._key}"
+        )
+        with run(sql, self.values(row)) as cursor:
+            found = cursor.fetchone()
+        if found is not None and row.pk is None:
+            row.pk = found[0]
+        row._state.adding = found is None
+        return found is not None
 
     def values(self, row: Model) -> list[Any]:
         """The row's values as the database takes them, in the order of `sql_from`."""

@@ -40,13 +40,21 @@ from ehr.fhir.client import FhirClient, listened_types
 from ehr.fhir.completing import Completed, complete_prefetch
 from ehr.fhir.encounters import names_intensive_care
 from ehr.fhir.prefetch import is_failure, read_prefetch
+from ehr.fhir.prefetch_parts import Parts, prefetch_parts
 from ehr.fhir.reading import Piece, read_fhir_folder, read_pieces, read_resources
 from ehr.fhir.research_copy import Keeping, ResearchRecord, deidentify_record
 from ehr.fhir.resources import ReadingTally
 from ehr.fhir.risk_assessment import build_risk_assessment
 from ehr.fhir.sign_in import BackendServices, SignIn, discover_token_url, new_key, public_keys
 from ehr.fhir.smart import LaunchContext, SmartApp, SmartConfiguration, fhir_user_of
-from ehr.fhir.sorting import Bucket, SortedFolder, estimate_size, list_fhir_files, sort_folder
+from ehr.fhir.sorting import (
+    Bucket,
+    SortedFolder,
+    estimate_size,
+    list_fhir_files,
+    reader_fingerprint,
+    sort_folder,
+)
 from ehr.fhir.structure import check_structure
 from ehr.fhir.subscriptions import (
     ChangeEvent,
@@ -136,6 +144,7 @@ __all__ = [
     "ObservationRecord",
     "OtherCode",
     "Outlined",
+    "Parts",
     "PatientIdentity",
     "PatientRecord",
     "Pending",
@@ -207,6 +216,7 @@ __all__ = [
     "parse_coding",
     "parse_node",
     "pixel_digest",
+    "prefetch_parts",
     "public_keys",
     "read_clip",
     "read_code_map",
@@ -221,6 +231,7 @@ __all__ = [
     "read_resources",
     "read_sources",
     "read_study",
+    "reader_fingerprint",
     "same_quantity",
     "sort_folder",
     "to_canonical",

@@ -11,9 +11,10 @@ import numpy as np
 
 from cds.features import history, observations
 from cds.features.basis import Used, hours_before
-from cds.features.encoding import PIXELS, read_frames, split_pixel_key, usable_series
+from cds.features.encoding import PIXELS, read_frames, split_pixel_key, taken_series, usable_series
 from cds.jobs.models import WorkState
-from cds.patients.models import Patient
+from cds.patients.models import Note, Patient
+from cds.statements import Records
 from cds.studies import queries as studies_queries
 from cds.studies.models import Encoding, Series
 from fusion import Modality, NoteInput, PatientInputs, PixelInput
@@ -49,8 +50,9 @@ def build_inputs(
     used = Used()
     conditions = history.known_conditions(patient, as_of)
     found = observations.read_observations(patient, as_of=as_of, series_hours=series_hours)
+    taken = taken_series(patient, as_of=as_of) if any(encoders.get(one) for one in PIXELS) else []
     pixels = {
-        modality: _pixels(patient, as_of, encoders.get(modality), modality=modality, used=used)
+        modality: _pixels(taken, as_of, encoders.get(modality), modality=modality, used=used)
         for modality in PIXELS
     }
     notes, notes_pending = _notes(patient, as_of, encoders.get(Modality.TEXT), used=used)
@@ -89,19 +91,19 @@ def _attributes(patient: Patient, as_of: datetime) -> dict[str, str]:
 
 # -- pixels and notes ----------------------------------------------------------------------------------
 def _pixels(
-    patient: Patient, as_of: datetime, key: str | None, *, modality: Modality, used: Used
+    taken: list[Series], as_of: datetime, key: str | None, *, modality: Modality, used: Used
 ) -> tuple[tuple[PixelInput, ...], bool]:
     if key is None:
         return (), False
     version = split_pixel_key(key)[0]
-    candidates = usable_series(patient, as_of=as_of, modality=modality)
+    candidates = usable_series(taken, modality)
     held = studies_queries.embeddings([series.pixels_digest for series in candidates], key)
     inputs = []
     for series in candidates:
         if series.pixels_digest not in held:
             continue
         started_at = series.study.started_at
-        assert started_at is not None  # usable_series asked for it
+        assert started_at is not None  # taken_series asked for it
         inputs.append(
             PixelInput(
                 key=series.pixels_digest,
@@ -124,12 +126,24 @@ def _has_failed(series: Series) -> bool:
     return newest is not None and newest.work_state == WorkState.FAILED
 
 
+_texts = Records(
+    lambda patient, as_of: Note.objects.filter(patient=patient, available_at__lte=as_of).order_by(
+        "-available_at", "pk"
+    )[:MAX_NOTES],
+    "text",
+    "text_digest",
+    "resource_type",
+    "resource_id",
+    "available_at",
+)
+
+
 def _notes(
     patient: Patient, as_of: datetime, encoder: str | None, *, used: Used
 ) -> tuple[tuple[NoteInput, ...], bool]:
     if encoder is None:
         return (), False
-    rows = list(patient.notes.filter(available_at__lte=as_of).order_by("-available_at", "pk")[:MAX_NOTES])
+    rows = _texts.records(patient=patient.pk, as_of=as_of)
     held = studies_queries.embeddings([row.text_digest for row in rows], encoder)
     inputs = []
     for row in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -64,14 +65,18 @@ def is_usable(series: Series, modality: Modality) -> bool:
     )
 
 
-def usable_series(patient: Patient, *, as_of: datetime, modality: Modality) -> list[Series]:
-    """A patient's images, cines or volumes taken by as_of, newest first. An undated study is never used."""
-    rows = (
+def taken_series(patient: Patient, *, as_of: datetime) -> list[Series]:
+    """Every Series of a patient taken by as_of, newest first. An undated study is never used."""
+    return list(
         Series.objects.filter(study__patient=patient, study__started_at__lte=as_of)
         .select_related("study")
         .order_by("-study__started_at", "series_uid")
     )
-    return [series for series in rows if is_usable(series, modality)][:MAX_PIXELS]
+
+
+def usable_series(taken: Iterable[Series], modality: Modality) -> list[Series]:
+    """The images, cines or volumes among a patient's Series, newest first."""
+    return [series for series in taken if is_usable(series, modality)][:MAX_PIXELS]
 
 
 def read_frames(series: Series) -> Frames:

@@ -12,9 +12,12 @@ from datetime import UTC, datetime
 import ehr
 from cds import catalogue
 from cds.features.basis import USABLE_STATUS, Used
-from cds.patients.models import Patient
+from cds.patients import models
+from cds.patients.models import FamilyHistory, GenomicFinding, Medication, Observation, Patient
+from cds.statements import Records
 
 NOT_BEGUN = frozenset({"draft", "intended"})  # of medications
+_RESOURCE = ("resource_type", "resource_id", "available_at")
 DOUBTFUL = frozenset({"refuted", "entered-in-error", "differential"})
 
 
@@ -55,12 +58,18 @@ def _female(patient: Patient, as_of: datetime, used: Used) -> float | None:
     return float(patient.sex == "female")
 
 
+_smoking = Records(
+    lambda patient, as_of: Observation.objects.filter(
+        patient=patient, code=catalogue.SMOKING_STATUS, available_at__lte=as_of, status__in=USABLE_STATUS
+    ).order_by("-effective_at", "-available_at")[:20],
+    "value_code",
+    *_RESOURCE,
+)
+
+
 def _smoker(patient: Patient, as_of: datetime, used: Used) -> float | None:
     """The latest answer to LOINC 72166-2 with a SNOMED CT code we know."""
-    rows = patient.observations.filter(
-        code=catalogue.SMOKING_STATUS, available_at__lte=as_of, status__in=USABLE_STATUS
-    ).order_by("-effective_at", "-available_at")
-    for row in rows[:20]:
+    for row in _smoking.records(patient=patient.pk, as_of=as_of):
         answer = row.value_code.rpartition("|")[2]
         if answer in catalogue.SMOKES or answer in catalogue.DOES_NOT_SMOKE:
             used.add(row.resource_type, row.resource_id, row.available_at)
@@ -68,11 +77,23 @@ def _smoker(patient: Patient, as_of: datetime, used: Used) -> float | None:
     return None
 
 
+_taken = Records(
+    lambda patient, as_of: Medication.objects.filter(patient=patient, available_at__lte=as_of),
+    "code_system",
+    "code",
+    "status",
+    "start",
+    "end",
+    "over_at",
+    *_RESOURCE,
+)
+
+
 def _medications(patient: Patient, as_of: datetime, used: Used) -> float | None:
     """Distinct drugs in use at as_of; unknown when one of them was stopped and nobody says when."""
     rows = [
         row
-        for row in patient.medications.filter(available_at__lte=as_of)
+        for row in _taken.records(patient=patient.pk, as_of=as_of)
         if row.start is None or row.start <= as_of
     ]
     in_use = [(row, _is_going_on(row.status, row.end, row.over_at, as_of)) for row in rows]
@@ -107,9 +128,24 @@ class Condition:
     known_at: datetime
 
 
+_conditions = Records(
+    lambda patient, as_of: models.Condition.objects.filter(patient=patient, available_at__lte=as_of).exclude(
+        verification_status__in=DOUBTFUL
+    ),
+    "code_system",
+    "code",
+    "also",
+    "clinical_status",
+    "onset_at",
+    "abated_at",
+    "over_at",
+    *_RESOURCE,
+)
+
+
 def known_conditions(patient: Patient, as_of: datetime) -> list[Condition] | None:
     """Those active or perhaps active at as_of; None when none is known at all."""
-    rows = list(patient.conditions.filter(available_at__lte=as_of).exclude(verification_status__in=DOUBTFUL))
+    rows = _conditions.records(patient=patient.pk, as_of=as_of)
     if not rows:
         return None
     known = []
@@ -146,8 +182,16 @@ def _is_one_of(tokens: Iterable[str], snomed: Collection[str], icd10: tuple[str,
     return False
 
 
+_family = Records(
+    lambda patient, as_of: FamilyHistory.objects.filter(patient=patient, available_at__lte=as_of),
+    "code_system",
+    "code",
+    *_RESOURCE,
+)
+
+
 def _family_cardiac(patient: Patient, as_of: datetime, used: Used) -> float | None:
-    rows = list(patient.familyhistorys.filter(available_at__lte=as_of))
+    rows = _family.records(patient=patient.pk, as_of=as_of)
     if not rows:
         return None
     hits = [
@@ -162,9 +206,22 @@ def _family_cardiac(patient: Patient, as_of: datetime, used: Used) -> float | No
     return float(bool(hits))
 
 
+_genomics = Records(
+    lambda patient, as_of: GenomicFinding.objects.filter(patient=patient, available_at__lte=as_of).order_by(
+        "-available_at"
+    ),
+    "kind",
+    "gene",
+    "significance",
+    "present",
+    "value",
+    *_RESOURCE,
+)
+
+
 def genomic_values(patient: Patient, *, as_of: datetime, used: Used) -> dict[str, float | None]:
     """1 for a (likely) pathogenic variant present, 0 when these genes were read without one, else missing."""
-    rows = list(patient.genomicfindings.filter(available_at__lte=as_of).order_by("-available_at"))
+    rows = _genomics.records(patient=patient.pk, as_of=as_of)
     values: dict[str, float | None] = {}
     for wanted in catalogue.GENOMICS:
         if wanted.genes:

@@ -13,6 +13,7 @@ from django.db.models.functions import Cast
 from cds import catalogue
 from cds.features.basis import USABLE_STATUS, Used, hours_before
 from cds.patients.models import Observation, Patient
+from cds.statements import Statement
 from cds.studies.models import Measurement
 from fusion import SeriesPoint
 
@@ -29,14 +30,11 @@ class Point:
     resource: tuple[str, str]
 
 
-def read_observations(patient: Patient, *, as_of: datetime, series_hours: float) -> dict[str, list[Point]]:
-    """Usable values by measurement name, newest first: known by as_of, right unit, plausible."""
-    by_code = {code: measured for measured in catalogue.LATEST for code in measured.loinc}
-    longest = max(series_hours / 24, *(measured.window_days for measured in catalogue.LATEST))
-    rows = (
-        Observation.objects.filter(patient=patient, available_at__lte=as_of, value__isnull=False)
-        .filter(Q(code__in=list(by_code)) | ~Q(also=[]))
-        .filter(status__in=USABLE_STATUS, available_at__gte=as_of - timedelta(days=longest + 365))
+_BY_CODE = {code: measured for measured in catalogue.LATEST for code in measured.loinc}
+_values = Statement(
+    lambda patient, as_of, since: (
+        Observation.objects.filter(patient=patient, available_at__lte=as_of, available_at__gte=since)
+        .filter(Q(code__in=list(_BY_CODE)) | ~Q(also=[]), value__isnull=False, status__in=USABLE_STATUS)
         .values_list(
             "code_system",
             "code",
@@ -49,12 +47,20 @@ def read_observations(patient: Patient, *, as_of: datetime, series_hours: float)
             "resource_id",
         )
     )
+)
+
+
+def read_observations(patient: Patient, *, as_of: datetime, series_hours: float) -> dict[str, list[Point]]:
+    """Usable values by measurement name, newest first: known by as_of, right unit, plausible."""
+    longest = max(series_hours / 24, *(measured.window_days for measured in catalogue.LATEST))
+    since = as_of - timedelta(days=longest + 365)
+    rows = _values.rows(patient=patient.pk, as_of=as_of, since=since)
     found: dict[str, list[Point]] = {}
     for system, code, also, effective_at, available_at, value, unit, kind, identity in rows:
         if value is None or available_at is None:
             continue  # the query asked for neither
         others = () if also == "[]" else orjson.loads(also)
-        measured = next((by_code[c] for c in _loinc_codes(system, code, others) if c in by_code), None)
+        measured = next((_BY_CODE[c] for c in _loinc_codes(system, code, others) if c in _BY_CODE), None)
         at = effective_at or available_at
         if (
             measured is None
@@ -89,17 +95,21 @@ def latest_values(
     return values
 
 
-def measured_sizes(patient: Patient, *, as_of: datetime, used: Used) -> dict[str, float | None]:
-    """Sizes in the newest picture they are known of; of several methods, the latest one's."""
-    values: dict[str, float | None] = {}
-    rows = (
+_sizes = Statement(
+    lambda patient, as_of: (
         Measurement.objects.filter(series__study__patient=patient, series__study__started_at__lte=as_of)
         .filter(value__isnull=False, pixels_digest=F("series__pixels_digest"))
         .order_by("-series__study__started_at", "-made_at", "pk")
         .values_list("name", "value", "series__study__study_uid", "series__study__started_at")
     )
+)
+
+
+def measured_sizes(patient: Patient, *, as_of: datetime, used: Used) -> dict[str, float | None]:
+    """Sizes in the newest picture they are known of; of several methods, the latest one's."""
+    values: dict[str, float | None] = {}
     newest: dict[str, tuple[float | None, str, datetime | None]] = {}
-    for name, value, uid, at in rows:
+    for name, value, uid, at in _sizes.rows(patient=patient.pk, as_of=as_of):
         newest.setdefault(name, (value, uid, at))
     for size in catalogue.MEASURED:
         value, uid, at = newest.get(size.name, (None, "", None))

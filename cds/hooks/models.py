@@ -62,6 +62,7 @@ class PrefetchRead(models.Model):
     digest = models.CharField(max_length=64)  # of its bytes as sent
     length = models.PositiveIntegerField()  # in bytes
     missing = models.JSONField(default=list)  # keys asked for that did not come whole
+    parts = models.BinaryField(default=bytes)  # `ehr.Parts.packed`: what of the next one need not be read
     revision = models.PositiveBigIntegerField()
 
     class Meta:

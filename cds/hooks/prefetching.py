@@ -1,7 +1,8 @@
 """How what an EHR sent, and what it lets us read, becomes the record.
 
 A prefetch that was read before and left the patient as they are now costs one look-up by the digest of its
-bytes, without parsing. What did not come is read from the EHR's FHIR server (INTEROP 7): keys that are
+bytes, without parsing; of one that changed, only the resources that are new or changed are read
+(`ehr.Parts`). What did not come is read from the EHR's FHIR server (INTEROP 7): keys that are
 absent, and Bundles with further pages; not what came as null or as an OperationOutcome. Only a server
 registered for that client is called, with the token of the call, which is neither kept nor logged
 (INTEROP 9).
@@ -21,8 +22,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import orjson
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import F, OuterRef, Subquery
 
 import ehr
@@ -42,6 +42,7 @@ from cds.studies import receiving
 
 logger = logging.getLogger(__name__)
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)  # whole texts, and what opens or closes
+MOST_PARTS = 5000  # of a prefetch, kept for the next one
 SHARE = 0.5  # of the time left that reading from the FHIR server may take
 
 
@@ -82,21 +83,28 @@ def take(body: bytes, *, service: Service, caller: Caller, budget: Budget, now: 
     known = _read_before(glance, service, caller) if glance is not None else None
     if known is not None:
         return known
-    asked = parse_request(parse_json(body), hook=service.hook)
+    sent = parse_json(body)
+    asked = parse_request(sent, hook=service.hook)
     wanted = templates.templates(service.version)
     fetched, reasons, is_asked = _complete(asked, wanted, caller, budget)
     resources = {**asked.prefetch.resources, **fetched}
     if not resources:
         raise Unobtainable(_nothing(asked, reasons))
-    record = ehr.read_prefetch(resources, patient_id=asked.context.patient_id)
-    imported = importing.import_record(record, source=caller.source, by=caller.actor, now=now)
-    if imported.merged:
-        receiving.follow_mergers(imported.merged, now=now, by=caller.actor)
-    patient = imported.patient
-    patient.source = caller.source
+    parts = ehr.prefetch_parts(resources, salt=code_map.site_map().digest)
+    unread = parts.unread(_parts_read(asked.context.patient_id, caller))
+    record = ehr.read_prefetch(resources, patient_id=asked.context.patient_id, unread=unread)
     missing = tuple(key for key in asked.prefetch.missing(tuple(wanted)) if key not in fetched)
-    if glance is not None and not is_asked:
-        _remember(glance, body, patient, service, missing)
+    with transaction.atomic():
+        imported = importing.import_record(
+            record, source=caller.source, by=caller.actor, now=now, may_recur=not unread
+        )
+        if imported.merged:
+            receiving.follow_mergers(imported.merged, now=now, by=caller.actor)
+        patient = imported.patient
+        patient.source = caller.source
+        if glance is not None and not is_asked:
+            is_last = next(reversed(sent)) == "prefetch"
+            _remember(glance, body, patient, service, missing, parts, is_last=is_last)
     return Taken(asked, patient, missing)
 
 
@@ -166,10 +174,22 @@ def _read_before(glance: Outline, service: Service, caller: Caller) -> Taken | N
     return Taken(asked, patient, tuple(missing), seen=Seen(assessment, answer))
 
 
+_parts = Statement(
+    lambda source, patient: PrefetchRead.objects.filter(
+        patient__source=source, patient__resource_id=patient, revision=F("patient__revision")
+    ).values_list("parts")
+)
+
+
+def _parts_read(patient_id: str, caller: Caller) -> bytes:
+    """`ehr.Parts.packed` of what any service read of this patient and nobody has changed since."""
+    return b"".join(bytes(parts) for (parts,) in _parts.rows(source=caller.source.pk, patient=patient_id))
+
+
 def _digest_of(glance: Outline, length: int) -> str:
-    """SHA-256 of a prefetch's bytes, and of the table that maps its codes."""
+    """SHA-256 of a prefetch's bytes, of the table that maps its codes, and of the code that reads it."""
     digest = hashlib.sha256(glance.prefetch(length))
-    digest.update(code_map.site_map().digest.encode())
+    digest.update(f"{code_map.site_map().digest} {ehr.reader_fingerprint()}".encode())
     return digest.hexdigest()
 
 
@@ -178,14 +198,22 @@ def know(body: bytes, *, patient: Patient, service: Service) -> None:
     glance = outline(body)
     if glance is None:
         raise BadRequest("the body holds no prefetch of a patient", expression="prefetch")
-    _remember(glance, body, patient, service, ())
+    is_last = next(reversed(parse_json(body))) == "prefetch"
+    _remember(glance, body, patient, service, (), is_last=is_last)
 
 
 def _remember(
-    glance: Outline, body: bytes, patient: Patient, service: Service, missing: tuple[str, ...]
+    glance: Outline,
+    body: bytes,
+    patient: Patient,
+    service: Service,
+    missing: tuple[str, ...],
+    parts: ehr.Parts | None = None,
+    *,
+    is_last: bool,
 ) -> None:
     """Note the bytes of a prefetch that was read whole, so that they are known again."""
-    length = _length_of(glance, body, service)
+    length = _length_of(glance, body, service, is_last=is_last)
     if length:
         read = PrefetchRead(
             patient=patient,
@@ -194,33 +222,30 @@ def _remember(
             digest=_digest_of(glance, length),
             length=length,
             missing=list(missing),
+            parts=parts.packed if parts is not None and len(parts.held) <= MOST_PARTS else b"",
             revision=patient.revision,
         )
         PrefetchRead.objects.bulk_create(
             [read],
             update_conflicts=True,
             unique_fields=["patient", "service"],
-            update_fields=["version", "digest", "length", "missing", "revision"],
+            update_fields=["version", "digest", "length", "missing", "parts", "revision"],
         )
 
 
-def _length_of(glance: Outline, body: bytes, service: Service) -> int:
-    """How many bytes the prefetch has. 0 when that cannot be told for certain."""
-    length = _length_of_last(body[glance.start :]) or _length_by_braces(body, glance.start)
+def _length_of(glance: Outline, body: bytes, service: Service, *, is_last: bool) -> int:
+    """How many bytes the prefetch has. 0 when that cannot be told for certain.
+
+    is_last  whether it is the last member of the body: then it is all up to the brace that closes the body
+    """
+    if is_last:
+        length = len(body.rstrip()[:-1].rstrip()) - glance.start
+    else:
+        length = _length_by_braces(body, glance.start)
     try:
         return length if length and glance.parse_rest(length, hook=service.hook) is not None else 0
     except BadRequest:
         return 0
-
-
-def _length_of_last(tail: bytes) -> int:
-    """When the prefetch is the last member of the body: all up to the brace that closes the body."""
-    value = tail.rstrip()[:-1].rstrip()
-    try:
-        orjson.loads(value)
-    except orjson.JSONDecodeError:
-        return 0
-    return len(value)
 
 
 def _length_by_braces(body: bytes, start: int) -> int:

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from django.apps import apps
 from django.db import connection, transaction
@@ -75,16 +75,32 @@ def check_still_ours(work: LeasedWork) -> None:
         raise LeaseLost(f"{work._meta.label} {work.pk}")
 
 
-def finish(work: LeasedWork, *, now: datetime, state: WorkState = WorkState.DONE, failure: str = "") -> None:
-    """End the work inside the caller's transaction, with its result. Raises LeaseLost, storing nothing."""
+def finish(
+    work: LeasedWork,
+    *,
+    now: datetime,
+    state: WorkState = WorkState.DONE,
+    failure: str = "",
+    **results: Any,
+) -> None:
+    """End the work inside the caller's transaction, with its result. Raises LeaseLost, storing nothing.
+
+    results  columns of the work's row that are set with it
+    """
     if state not in TRANSITIONS[WorkState.RUNNING]:
         raise ValueError(f"running work cannot become {state}")
-    ended = _ours(work).update(
-        work_state=state, failure=failure[:500], finished_at=now, lease_until=None, lease_owner=""
-    )
-    if not ended:
+    columns = {
+        "work_state": state,
+        "failure": failure[:500],
+        "finished_at": now,
+        "lease_until": None,
+        "lease_owner": "",
+        **results,
+    }
+    if not _ours(work).update(**columns):
         raise LeaseLost(f"{work._meta.label} {work.pk}")
-    work.refresh_from_db()
+    for name, value in columns.items():
+        setattr(work, name, value)
 
 
 def give_back(work: LeasedWork, *, now: datetime, reason: str) -> None:
@@ -98,14 +114,18 @@ def heartbeat(work: LeasedWork) -> Iterator[threading.Event]:
     lost, stop = threading.Event(), threading.Event()
 
     def beat() -> None:
+        if stop.wait(HEARTBEAT_S):
+            return  # most work is done by then, and the thread has opened no connection
         try:
-            while not stop.wait(HEARTBEAT_S):
+            while True:
                 try:
                     if not extend(work):
                         lost.set()
                         return
                 except Exception:  # the database may be away for a while: keep beating
                     logger.warning("heartbeat failed", exc_info=True)
+                if stop.wait(HEARTBEAT_S):
+                    return
         finally:
             connection.close()
 

@@ -21,6 +21,7 @@ from kombu.exceptions import ChannelError, OperationalError
 from cds.celery import app
 from cds.jobs import QUEUES, Job, Queue
 from cds.jobs.models import LiveEvent, OutboxMessage
+from cds.statements import Insertion
 
 logger = logging.getLogger(__name__)
 RESEND_AFTER = timedelta(seconds=10)
@@ -29,6 +30,7 @@ PUBLISH_BATCH = 500
 PAUSE_S = 2.0  # after the broker refused, nobody else waits for it that long: the sweeper sends what piled up
 _away_until = 0.0  # time.monotonic()
 KNOCK_S = 0.3
+_messages, _events = Insertion(OutboxMessage), Insertion(LiveEvent)
 
 
 def enqueue(job: Job, *, now: datetime, **ids: str) -> None:
@@ -40,10 +42,14 @@ def enqueue_many(job: Job, wanted: Iterable[Mapping[str, str]], *, now: datetime
     """Ask for `job` once for each of these ids."""
     context = structlog.contextvars.get_contextvars()
     correlation_id = str(context.get("correlation_id") or context.get("request_id") or "")
-    messages = OutboxMessage.objects.bulk_create(
+    messages = [
         OutboxMessage(job=job, kwargs={**ids, "correlation_id": correlation_id}, created_at=now)
         for ids in wanted
-    )
+    ]
+    if len(messages) == 1:
+        _messages.insert(messages[0])
+    else:
+        OutboxMessage.objects.bulk_create(messages)
     if messages:
         transaction.on_commit(lambda: _publish_unless_away(messages), robust=True)
 
@@ -114,4 +120,4 @@ def resend(now: datetime) -> int:
 
 def tell(kind: str, subject: object, *, now: datetime, patient_id: UUID | str | None = None) -> None:
     """Note a change for the screens' event stream, in the caller's transaction."""
-    LiveEvent.objects.create(kind=kind, subject=str(subject), patient_id=patient_id, at=now)
+    _events.insert(LiveEvent(kind=kind, subject=str(subject), patient_id=patient_id, at=now))

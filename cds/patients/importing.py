@@ -93,12 +93,18 @@ def get_source(
 
 
 def import_record(
-    record: ehr.PatientRecord, *, source: Source, by: recording.Actor, now: datetime
+    record: ehr.PatientRecord,
+    *,
+    source: Source,
+    by: recording.Actor,
+    now: datetime,
+    may_recur: bool = True,
 ) -> Imported:
     """Take one patient's record, whole or in part; facts it does not mention stay as they are.
 
     Local codes are mapped by the site's table. An unchanged record costs one look-up; otherwise one query per
     kind of fact, and one bulk write each.
+    may_recur  whether this very record may come again, so that it is worth knowing it then
     raises  Invalid when the record names no patient; Unavailable when CODE_MAP cannot be used
     """
     record = code_map.site_map().apply(record)
@@ -113,8 +119,9 @@ def import_record(
     identity_digest = "" if identity.is_stub else rows.identity_digest(identity)
     digest = rows.record_digest(record, facts, identity_digest)
 
-    known = remembering.find_unchanged(source, identity.resource_id, digest)
+    known = remembering.find_unchanged(source, identity.resource_id, digest) if may_recur else None
     if known is None:
+        digest = digest if may_recur else ""
         return _write_record(record, facts, refused, identity_digest, digest, source=source, by=by, now=now)
     tally = ResourceStates()
     for resource_type, resource_id in resources_of(facts, identity):
@@ -134,7 +141,8 @@ def _write_record(
     by: recording.Actor,
     now: datetime,
 ) -> Imported:
-    """The transaction of `import_record`: `facts` as built from `record`, one mapping per kind."""
+    """The transaction of `import_record`: `facts` as built from `record`, one mapping per kind; `digest` by
+    which it is known again, if it is to be."""
     identity, tally = record.patient, ResourceStates()
     patient, created = _locked_patient(source, identity.resource_id, now)
     columns: set[str] = set()  # of the patient, to be written at the end
@@ -188,7 +196,8 @@ def _write_record(
         )
     if new_notes:
         outbox.enqueue(Job.ENCODE_NOTES, now=now, patient_id=str(home.pk))
-    remembering.remember(patient, digest, is_new=created)
+    if digest:
+        remembering.remember(patient, digest, is_new=created)
     return Imported(home, created, changed, counts, by_type, new_notes, refused, tuple(merged))
 
 

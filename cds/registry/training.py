@@ -182,13 +182,14 @@ def encode_missing(
         Modality.VOLUME: config.volume_size,
     }
     for done, member in enumerate(newest.values()):
+        taken = encoding.taken_series(member.patient, as_of=member.as_of)
         for modality, size in sizes.items():
             if modality.value not in keys:
                 continue
             name = encoding.split_pixel_key(keys[modality.value])[0].rpartition(":")[0]
             is_volume = modality == Modality.VOLUME
             backbone = encoding.get_volume_backbone(name) if is_volume else encoding.get_backbone(name)
-            for series in encoding.usable_series(member.patient, as_of=member.as_of, modality=modality):
+            for series in encoding.usable_series(taken, modality):
                 encoding.encode_series(series, backbone, size=size, now=timezone.now())
                 progress.step("encoding images and notes", low + (high - low) * done / len(newest))
         if Modality.TEXT.value in keys:
@@ -215,7 +216,8 @@ def encode_tuned(
         return dict(encoders)
     members = list(cohort.members.select_related("patient").order_by("patient_id", "-as_of"))
     for done, member in enumerate(members):
-        for series in encoding.usable_series(member.patient, as_of=member.as_of, modality=Modality.IMAGE):
+        taken = encoding.taken_series(member.patient, as_of=member.as_of)
+        for series in encoding.usable_series(taken, Modality.IMAGE):
             encoding.encode_series(series, backbone, size=bundle.config.image_size, now=timezone.now())
         progress.step("encoding images with the tuned encoder", low + (high - low) * done / len(members))
     return {**encoders, Modality.IMAGE.value: encoding.pixel_key(backbone.version, bundle.config.image_size)}

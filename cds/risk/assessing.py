@@ -31,10 +31,20 @@ from cds.registry import queries as registry_queries
 from cds.registry.models import ModelVersion
 from cds.risk import thresholds
 from cds.risk.models import AssessmentStatus, RiskAssessment, RiskPrediction
-from cds.risk.standing import DataState, Standing, moment, not_eligible, recall, stand
-from cds.statements import Statement
+from cds.risk.standing import (
+    DataState,
+    Standing,
+    moment,
+    newest_first,
+    not_eligible,
+    recall,
+    stand,
+    stays_now,
+)
+from cds.statements import Insertion, Statement
 
-POLL_S = 0.01
+FIRST_POLL_S, POLL_S = 0.02, 0.01  # no worker answers within the first
+_assessments, _predictions = Insertion(RiskAssessment), Insertion(RiskPrediction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,7 @@ class Result:
 # -- asking ------------------------------------------------------------------------------------------
 def key_of(patient: Patient, version: ModelVersion, *, now: datetime) -> tuple[str, datetime, bool]:
     """The idempotency key, with the moment it stands for."""
-    as_of, retrospective = moment(patient, now)
+    as_of, retrospective = moment(patient, now, stays=stays_now(patient))
     window = (
         as_of.astimezone(UTC).isoformat()
         if retrospective
@@ -74,23 +84,22 @@ def key_of(patient: Patient, version: ModelVersion, *, now: datetime) -> tuple[s
 def request(patient: Patient, version: ModelVersion, *, by: recording.Actor, now: datetime) -> RiskAssessment:
     """Ask for a score of the record as it is now; the same question again returns the same row."""
     key, as_of, retrospective = key_of(patient, version, now=now)
+    assessment = RiskAssessment(
+        key=key,
+        patient=patient,
+        version=version,
+        as_of=as_of,
+        retrospective=retrospective,
+        revision=patient.revision,
+        queued_at=now,
+        requested_by=by.name[:150],
+    )
     with transaction.atomic():
-        assessment, created = RiskAssessment.objects.get_or_create(
-            key=key,
-            defaults={
-                "patient": patient,
-                "version": version,
-                "as_of": as_of,
-                "retrospective": retrospective,
-                "revision": patient.revision,
-                "queued_at": now,
-                "requested_by": by.name[:150],
-            },
-        )
-        if created:
-            leases.queue(assessment, now=now)
-            outbox.tell("assessment", assessment.pk, now=now, patient_id=patient.pk)
-            _record("assessment.request", assessment, by=by, now=now)
+        if not _assessments.insert(assessment, unless_there=True):
+            return RiskAssessment.objects.get(key=key)
+        leases.queue(assessment, now=now)
+        outbox.tell("assessment", assessment.pk, now=now, patient_id=patient.pk)
+        _record("assessment.request", assessment, by=by, now=now)
     return assessment
 
 
@@ -154,10 +163,12 @@ def current_of(
     if not unsettled:
         return [found[version.pk] for version in versions]
     waiting = [request(patient, version, by=by, now=now).pk for version in unsettled]
-    while waiting and time.monotonic() < deadline:
+    pause = FIRST_POLL_S
+    while (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(pause, left))
         if not any(_open.row(pk=pk) for pk in waiting):
             break
-        time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
+        pause = POLL_S
     found |= {version.pk: stand(patient, version, now=now, is_light=True) for version in unsettled}
     return [found[version.pk] for version in versions]
 
@@ -189,17 +200,27 @@ _open = Statement(
 )
 
 
+_newer = Statement(
+    lambda patient, version, revision: (
+        newest_first(patient, version)
+        .filter(revision__gt=revision, work_state__in=[WorkState.QUEUED, WorkState.RUNNING, WorkState.DONE])
+        .values_list("pk")[:1]
+    )
+)
+
+
 # -- ending ------------------------------------------------------------------------------------------
 def finalise(assessment: RiskAssessment, result: Result, *, by: recording.Actor, now: datetime) -> None:
     """Store the answer and end the work, together with its audit event. Raises LeaseLost, storing nothing."""
     with transaction.atomic():
-        leases.check_still_ours(assessment)
         if result.abstained:
-            assessment.status = AssessmentStatus.CANCELLED
+            status = AssessmentStatus.CANCELLED
         else:
-            assessment.status = AssessmentStatus.PRELIMINARY if result.pending else AssessmentStatus.FINAL
-        RiskAssessment.objects.filter(pk=assessment.pk).update(
-            status=assessment.status,
+            status = AssessmentStatus.PRELIMINARY if result.pending else AssessmentStatus.FINAL
+        leases.finish(  # first: it locks the row, and where it is no longer ours nothing is stored
+            assessment,
+            now=now,
+            status=status,
             inputs_digest=result.inputs_digest,
             data_until=result.data_until,
             present=list(result.present),
@@ -213,8 +234,8 @@ def finalise(assessment: RiskAssessment, result: Result, *, by: recording.Actor,
             milliseconds=dict(result.milliseconds),
         )
         if not result.abstained:
-            RiskPrediction.objects.bulk_create(_prediction(assessment, one) for one in result.predictions)
-        leases.finish(assessment, now=now)
+            for one in result.predictions:
+                _predictions.insert(_prediction(assessment, one))
         outbox.tell("assessment", assessment.pk, now=now, patient_id=assessment.patient_id)
         if "image" in result.present and not result.abstained:
             outbox.enqueue(Job.EXPLAIN, now=now, assessment_id=str(assessment.pk))
@@ -224,27 +245,35 @@ def finalise(assessment: RiskAssessment, result: Result, *, by: recording.Actor,
 def fail(assessment: RiskAssessment, *, reason: str, by: recording.Actor, now: datetime) -> None:
     """End for good: trying again would fail again. The reason is shown beside the patient."""
     with transaction.atomic():
-        RiskAssessment.objects.filter(pk=assessment.pk).update(status=AssessmentStatus.CANCELLED)
-        leases.finish(assessment, now=now, state=WorkState.FAILED, failure=reason)
+        leases.finish(
+            assessment,
+            now=now,
+            state=WorkState.FAILED,
+            failure=reason,
+            status=AssessmentStatus.CANCELLED,
+        )
         outbox.tell("assessment", assessment.pk, now=now, patient_id=assessment.patient_id)
         _record("assessment.fail", assessment, by=by, now=now, outcome="failed")
 
 
 def overtaking(assessment: RiskAssessment) -> RiskAssessment | None:
     """The newest request of the same version for a newer state of the patient's record; None without any."""
-    newer = RiskAssessment.objects.filter(
-        patient=assessment.patient_id, version=assessment.version_id, revision__gt=assessment.revision
+    found = _newer.row(
+        patient=assessment.patient_id, version=assessment.version_id, revision=assessment.revision
     )
-    asked = newer.filter(work_state__in=[WorkState.QUEUED, WorkState.RUNNING, WorkState.DONE])
-    return asked.order_by("-revision", "-queued_at").first()
+    return None if found is None else RiskAssessment.objects.get(pk=found[0])
 
 
 def give_up(assessment: RiskAssessment, *, by: recording.Actor, now: datetime) -> None:
     """End what newer data have overtaken: the newer request is answered instead. Raises LeaseLost."""
     with transaction.atomic():
-        RiskAssessment.objects.filter(pk=assessment.pk).update(status=AssessmentStatus.CANCELLED)
-        reason = "newer data arrived before it was computed"
-        leases.finish(assessment, now=now, state=WorkState.CANCELLED, failure=reason)
+        leases.finish(
+            assessment,
+            now=now,
+            state=WorkState.CANCELLED,
+            failure="newer data arrived before it was computed",
+            status=AssessmentStatus.CANCELLED,
+        )
         _record("assessment.overtaken", assessment, by=by, now=now)
 
 

@@ -202,6 +202,12 @@ def _stays_at(patient_id: UUID, revision: int) -> tuple[Encounter, ...]:
     return tuple(stays_of(Patient(pk=patient_id, revision=revision)))
 
 
+def stays_now(patient: Patient) -> tuple[Encounter, ...]:
+    """`stays_of` a patient whose row has just been read; within a transaction they are read anew, for its
+    revision may be one that is never committed."""
+    return tuple(stays_of(patient)) if connection.in_atomic_block else _stays_at(patient.pk, patient.revision)
+
+
 def stand(patient: Patient, version: ModelVersion, *, now: datetime, is_light: bool = False) -> Standing:
     """How a version stands, from the rows alone; asks for nothing.
 
@@ -221,9 +227,7 @@ def stand(patient: Patient, version: ModelVersion, *, now: datetime, is_light: b
 
 def _not_eligible(patient: Patient, version: ModelVersion, *, now: datetime) -> Standing | None:
     """The standing of a version that says nothing about this patient now; None where it does."""
-    # Within a transaction the revision may be one that is never committed: nothing of it is remembered.
-    is_open = connection.in_atomic_block
-    stays = tuple(stays_of(patient)) if is_open else _stays_at(patient.pk, patient.revision)
+    stays = stays_now(patient)
     as_of, _ = moment(patient, now, stays=stays)
     reason = not_eligible(patient, version, as_of, stays=stays)
     return Standing(version, None, DataState.NOT_ELIGIBLE, reason) if reason else None

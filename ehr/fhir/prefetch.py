@@ -6,7 +6,7 @@ say), or an OperationOutcome (the client failed; set aside, so that "unknown" is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,12 +19,17 @@ from ehr.records import PatientIdentity, PatientRecord, SetAside
 
 
 def read_prefetch(
-    prefetch: Mapping[str, Any], *, patient_id: str, tally: ReadingTally | None = None
+    prefetch: Mapping[str, Any],
+    *,
+    patient_id: str,
+    tally: ReadingTally | None = None,
+    unread: Container[int] = (),
 ) -> PatientRecord:
     """Read what the client prefetched.
 
     prefetch    template key → resource, Bundle, OperationOutcome or None
     patient_id  context.patientId
+    unread      `Parts.unread`: resources that were read before and say nothing new
     returns     the patient's record, what names nobody being set aside in it; a stub identity when the
                 Patient resource was not among it. A Bundle with further pages is read as far as it goes,
                 and that is said in `set_aside`.
@@ -50,7 +55,7 @@ def read_prefetch(
         _check_patients(value, patient_id, where)
         resources.append((where, value))
     found = PatientRecord(patient=PatientIdentity(resource_id=patient_id, is_stub=True))
-    for record in read_resources(resources, tally=tally):
+    for record in read_resources(resources, tally=tally, unread=unread):
         if record.patient.resource_id == patient_id:
             found = record
         elif record.patient.resource_id:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,17 +36,21 @@ HELD_BYTES = 64 * 2**20  # a bucket larger than this is read in parts, and a pat
 
 
 def read_resources(
-    resources: Iterable[tuple[str, Mapping[str, Any]]], *, tally: ReadingTally | None = None
+    resources: Iterable[tuple[str, Mapping[str, Any]]],
+    *,
+    tally: ReadingTally | None = None,
+    unread: Container[int] = (),
 ) -> list[PatientRecord]:
     """Read resources and Bundles, and group them by patient.
 
     resources  (where it came from, the resource as parsed JSON)
     tally      counts what became of each, where given
+    unread     `id()` of those that are here only because others may point to them
     returns    one record per patient; what cannot be laid to a patient is set aside in a record whose
                patient has the id ""
     """
     items = list(resources)
-    gathering, scope = Gathering(tally), Scope()
+    gathering, scope = Gathering(tally, unread=unread), Scope()
     for _, resource in items:
         if isinstance(resource, Mapping) and resource.get("resourceType") != "Bundle":
             scope.remember(resource)

@@ -7,7 +7,7 @@ Practitioner …) are counted as ignored (`ReadingTally`), not set aside.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -103,16 +103,22 @@ class _Draft:
 
 
 class Gathering:
-    """Gathers resources by patient until they are taken out as records."""
+    """Gathers resources by patient until they are taken out as records.
 
-    def __init__(self, tally: ReadingTally | None = None) -> None:
+    unread  `id()` of resources that others may point to, but that are not to be read themselves
+    """
+
+    def __init__(self, tally: ReadingTally | None = None, *, unread: Container[int] = ()) -> None:
         self.tally = tally if tally is not None else ReadingTally()
         self.size = 0
+        self._unread = unread
         self._drafts: dict[str, _Draft] = {}
         self._waiting: list[tuple[str, str, Json, Scope, str]] = []
 
     def add(self, where: str, resource: Json, scope: Scope, full_url: str = "", *, depth: int = 0) -> None:
         """Take one resource, or all of a Bundle. Never raises on account of what it holds."""
+        if id(resource) in self._unread:
+            return
         self.size += 1
         kind = resource.get("resourceType")
         if not isinstance(kind, str) or not kind.isalpha() or len(kind) > 60:

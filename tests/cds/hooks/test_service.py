@@ -6,10 +6,12 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
+import orjson
 import pytest
 from django.db import OperationalError
 from django.utils import timezone
 
+import ehr
 from cds.audit import recording
 from cds.audit.models import AuditEvent
 from cds.hooks.models import CardShown, PrefetchRead
@@ -119,6 +121,60 @@ def test_an_older_prefetch_after_a_newer_one_is_read_again(call: Call, version: 
     assert Observation.objects.get().value == 99
     call(SERVICE, first)
     assert Observation.objects.get().value == 88
+
+
+def test_of_a_prefetch_that_changed_only_what_is_new_is_read(
+    call: Call, version: ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the rest of the record stays as it was read."""
+    first = hook_body()
+    call(SERVICE, first)
+    family = Patient.objects.get().family
+    read = list[Any]()
+    whole = ehr.read_prefetch
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        read.append(whole(*args, **kwargs))
+        return read[-1]
+
+    monkeypatch.setattr("ehr.read_prefetch", watched)
+    sent = first["prefetch"]
+    newer = {**heart_rate(95, at=timezone.now() - timedelta(minutes=1)), "id": "newer"}
+    vitals = searchset(*(entry["resource"] for entry in sent["vitals"]["entry"]), newer)
+    assert call(SERVICE, hook_body(prefetch={**sent, "vitals": vitals})).status_code == 200
+    (record,) = read
+    assert [one.resource_id for one in record.observations] == ["newer"]
+    assert record.patient.is_stub
+    patient = Patient.objects.get()
+    assert (patient.family, patient.revision) == (family, 2)
+    assert set(Observation.objects.values_list("value", flat=True)) == {88.0, 95.0}
+
+
+def test_once_somebody_else_has_changed_the_patient_everything_is_read(
+    call: Call, version: ModelVersion
+) -> None:
+    """What was sent before may have been overwritten since, so it is not taken for known."""
+    first = hook_body()
+    call(SERVICE, first)
+    patient = Patient.objects.get()
+    Observation.objects.update(value=1, digest="x")
+    patient.touch(timezone.now())
+    sent = first["prefetch"]
+    newer = {**heart_rate(95, at=timezone.now() - timedelta(minutes=1)), "id": "newer"}
+    vitals = searchset(*(entry["resource"] for entry in sent["vitals"]["entry"]), newer)
+    call(SERVICE, hook_body(prefetch={**sent, "vitals": vitals}))
+    assert set(Observation.objects.values_list("value", flat=True)) == {88.0, 95.0}
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_the_length_of_a_prefetch_is_found_wherever_it_stands(
+    call: Call, version: ModelVersion, last: bool
+) -> None:
+    body = hook_body()
+    prefetch = body.pop("prefetch")
+    ordered = {**body, "prefetch": prefetch} if last else {"prefetch": prefetch, **body}
+    call(SERVICE, ordered)
+    assert PrefetchRead.objects.get().length == len(orjson.dumps(prefetch))
 
 
 def test_a_snoozed_outcome_gives_no_card(call: Call, version: ModelVersion) -> None:
