@@ -14,4 +14,5 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("", include("web.urls")),
 ]
 
+handler400 = "cds.hooks.endpoints.malformed"
 handler500 = "web.views.faults.server_error"

@@ -6,7 +6,10 @@ reads it anew at once for a key it does not know, so that keys rotate without a 
 read from the client's registered JWKS URL (`key_sets`); no address found in a token is ever fetched.
 Clients: `manage.py hook_client add`, or the screen /ehrs.
 
-HOOKS_OPEN serves calls without a token, from loopback to loopback only, for a demo; a warning says so.
+HOOKS_OPEN serves calls without a token, from loopback to loopback only, for a demo; a warning says so. A
+token of an issuer that nobody registered is then passed over, as the official CDS Hooks sandbox sends one
+with every call (ES256, which is refused elsewhere): it is not verified and grants nothing. Tokens of
+registered issuers are verified there as anywhere.
 """
 
 from __future__ import annotations
@@ -67,11 +70,13 @@ class Caller:
 def verify(request: HttpRequest, *, now: datetime) -> Caller:
     """The caller of this request. Raises Unauthorised."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if not scheme and settings.HOOKS_OPEN and is_loopback(request.META.get("REMOTE_ADDR", "")):
+    is_bearer = scheme.lower() == "bearer" and bool(token)
+    is_open = settings.HOOKS_OPEN and is_loopback(request.META.get("REMOTE_ADDR", ""))
+    if is_open and (not scheme or (is_bearer and _is_of_nobody(token))):
         logger.warning("HOOKS_OPEN: a CDS Hooks call was served without client authentication")
         source = importing.get_source(OPEN_SOURCE, title="Open CDS Hooks demo", now=now)
         return Caller(None, source, recording.client(None, request))
-    if scheme.lower() != "bearer" or not token:
+    if not is_bearer:
         raise Unauthorised("a JWT bearer token is required on every call")
     client, claims = _read_token(token, audience=endpoint(request), time_left=budget.of(request), now=now)
     try:
@@ -102,9 +107,14 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def _read_token(
-    token: str, *, audience: str, time_left: Budget, now: datetime
-) -> tuple[HookClient, dict[str, Any]]:
+def _is_of_nobody(token: str) -> bool:
+    """Whether a token claims an issuer that was never registered here. Raises Unauthorised: it is no JWT."""
+    issuer = _parse(token)[3]
+    return not HookClient.objects.filter(issuer=issuer).exists()
+
+
+def _parse(token: str) -> tuple[jws.CompactSignature, dict[str, Any], dict[str, Any], str]:
+    """A token taken apart, nothing of it verified: signature, header, claims, issuer ("" for none)."""
     if len(token) > MOST_BYTES:
         raise Unauthorised(f"a token has at most {MOST_BYTES} characters")
     try:
@@ -113,7 +123,13 @@ def _read_token(
     except (JoseError, ValueError, TypeError, RecursionError):
         raise Unauthorised("the token is not a signed JWT") from None
     issuer = claims.get("iss")
-    issuer = issuer if isinstance(issuer, str) and "\x00" not in issuer else ""
+    return claimed, header, claims, issuer if isinstance(issuer, str) and "\x00" not in issuer else ""
+
+
+def _read_token(
+    token: str, *, audience: str, time_left: Budget, now: datetime
+) -> tuple[HookClient, dict[str, Any]]:
+    claimed, header, claims, issuer = _parse(token)
     _check_header(header, issuer)
     kid = header["kid"]
     known = _known(issuer, _tenant_of(claims, issuer), kid)

@@ -12,9 +12,11 @@ from datetime import datetime
 from typing import Any
 
 import orjson
+from django.core.exceptions import DisallowedHost
 from django.db import DatabaseError, InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
+from django.views import defaults
 from django.views.decorators.csrf import csrf_exempt
 
 import ehr
@@ -51,7 +53,7 @@ def endpoint(method: str) -> Callable[[Body], Callable[..., HttpResponse]]:
             is_allowed = origins.is_allowed(origin)
             try:
                 if request.method == "OPTIONS":
-                    response = HttpResponse(status=204 if is_allowed else 403)
+                    response = origins.preflight(request, allowed=is_allowed)
                 elif method != ANY and request.method != method:
                     response = refusal(405, f"only {method} here", code="not-supported")
                     response["Allow"] = f"{method}, OPTIONS"
@@ -73,6 +75,24 @@ def elsewhere(request: HttpRequest, *, caller: Caller, now: datetime) -> HttpRes
         "no such address: /cds-services, /cds-services/{id} and /cds-services/{id}/feedback are answered, "
         "without a slash at the end; an id is as /cds-services tells it"
     )
+
+
+def malformed(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """What Django refuses before any view is asked (400), such as a Host that is not ours.
+
+    At our addresses in the words of FHIR, and readable in a browser; elsewhere the usual page.
+    """
+    if not request.path.startswith("/cds-services"):
+        return defaults.bad_request(request, exception)
+    message = "the request is not well-formed HTTP for this address"
+    if isinstance(exception, DisallowedHost):
+        message = (
+            "the Host header names none of ALLOWED_HOSTS: call PUBLIC_URL, or add the host name you call to "
+            "ALLOWED_HOSTS and start again"
+        )
+    origin = request.headers.get("Origin", "")
+    response = refusal(400, message, code="invalid")
+    return origins.tell(response, origin, allowed=origins.is_allowed(origin))
 
 
 def read_body(request: HttpRequest) -> bytes:
