@@ -10,6 +10,7 @@ from pathlib import Path
 from django.conf import settings
 
 from cds.patients.models import Patient
+from cds.statements import Statement
 from cds.studies import queries as studies_queries
 from cds.studies import receiving
 from cds.studies.models import Series
@@ -65,8 +66,13 @@ def is_usable(series: Series, modality: Modality) -> bool:
     )
 
 
+_any = Statement(lambda patient: Series.objects.filter(study__patient=patient).values_list("pk")[:1])
+
+
 def taken_series(patient: Patient, *, as_of: datetime) -> list[Series]:
     """Every Series of a patient taken by as_of, newest first. An undated study is never used."""
+    if _any.row(patient=patient.pk) is None:
+        return []
     return list(
         Series.objects.filter(study__patient=patient, study__started_at__lte=as_of)
         .select_related("study")

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,34 +109,58 @@ def give_back(work: LeasedWork, *, now: datetime, reason: str) -> None:
     _retry_or_fail(work, now=now, reason=reason)
 
 
-@contextmanager
-def heartbeat(work: LeasedWork) -> Iterator[threading.Event]:
-    """Extend the lease every few seconds while the body runs. The event is set once the lease is lost."""
-    lost, stop = threading.Event(), threading.Event()
+class _Pulse:
+    """One thread of this process that extends every lease held in it, every few seconds.
 
-    def beat() -> None:
-        if stop.wait(HEARTBEAT_S):
-            return  # most work is done by then, and the thread has opened no connection
-        try:
-            while True:
+    Most work is done before its first beat: then it has cost neither a thread nor a connection.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[LeasedWork, threading.Event]] = {}
+        self._guard, self._thread = threading.Lock(), threading.Thread()
+
+    def hold(self, work: LeasedWork) -> threading.Event:
+        lost = threading.Event()
+        with self._guard:
+            self._held[id(work)] = (work, lost)
+            if not self._thread.is_alive():  # the first, or a forked process
+                self._thread = threading.Thread(target=self._beat, name="lease-heartbeat", daemon=True)
+                self._thread.start()
+        return lost
+
+    def let_go(self, work: LeasedWork) -> None:
+        with self._guard:
+            self._held.pop(id(work), None)
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(HEARTBEAT_S)
+            with self._guard:
+                held = list(self._held.values())
+                if not held:  # whoever holds work next starts another thread
+                    self._thread = threading.Thread()
+                    return
+            for work, lost in held:
                 try:
                     if not extend(work):
                         lost.set()
-                        return
+                        self.let_go(work)
                 except Exception:  # the database may be away for a while: keep beating
                     logger.warning("heartbeat failed", exc_info=True)
-                if stop.wait(HEARTBEAT_S):
-                    return
-        finally:
             connection.close()
 
-    thread = threading.Thread(target=beat, name="lease-heartbeat", daemon=True)
-    thread.start()
+
+_pulse = _Pulse()
+
+
+@contextmanager
+def heartbeat(work: LeasedWork) -> Iterator[threading.Event]:
+    """Extend the lease every few seconds while the body runs. The event is set once the lease is lost."""
+    lost = _pulse.hold(work)
     try:
         yield lost
     finally:
-        stop.set()
-        thread.join()
+        _pulse.let_go(work)
 
 
 def sweep(now: datetime) -> dict[str, int]:

@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from django.db.models import Max
 
 from cds.errors import Invalid
 from cds.patients.models import Encounter, Patient
+from cds.statements import Statement
 from cds.studies.models import Study
 
 INTENSIVE_CARE = "intensive-care"
@@ -63,13 +65,36 @@ class Label:
     reason: str = ""
 
 
+class Stay(NamedTuple):
+    """What tells of a stay in hospital, or of a part of it, that took place or is under way."""
+
+    kind: str
+    status: str
+    start: datetime | None
+    end: datetime | None
+
+
+_stays = Statement(
+    lambda patient: (
+        Encounter.objects.filter(patient=patient, kind__in=STAYS)
+        .exclude(status__in=["planned", "cancelled"])
+        .values_list(*Stay._fields)
+    )
+)
+
+
+def stays_of(patient: Patient) -> list[Stay]:
+    """The patient's stays; one query."""
+    return [Stay(*row) for row in _stays.rows(patient=patient.pk)]
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     """What labelling needs of one patient, read once for all of their moments."""
 
     deceased: bool
     deceased_at: datetime | None
-    encounters: tuple[Encounter, ...]
+    encounters: tuple[Stay, ...]
     known_until: datetime | None  # newest dated data
 
 
@@ -88,7 +113,7 @@ def index_moments(patient: Patient) -> list[datetime]:
 
 def read_history(patient: Patient, *, cutoff: datetime) -> History:
     """Encounters, death and follow-up, as known at `cutoff`."""
-    encounters = tuple(patient.encounters.filter(kind__in=STAYS).exclude(status__in=["planned", "cancelled"]))
+    encounters = tuple(stays_of(patient))
     newest = [
         patient.observations.filter(effective_at__lte=cutoff).aggregate(at=Max("effective_at"))["at"],
         patient.encounters.filter(start__lte=cutoff).aggregate(at=Max("start"))["at"],
@@ -145,7 +170,7 @@ def _negative(outcome: Outcome, history: History, as_of: datetime) -> Label:
     return Label(None, "follow-up too short")
 
 
-def been_in_intensive_care(encounters: Sequence[Encounter], as_of: datetime) -> bool:
+def been_in_intensive_care(encounters: Sequence[Stay], as_of: datetime) -> bool:
     """In intensive care at `as_of`, or earlier in the same stay: not at risk of a first admission to it."""
     before = [stay for stay in encounters if stay.kind == INTENSIVE_CARE and _began(stay, as_of)]
     around = [stay for stay in encounters if stay.kind != INTENSIVE_CARE and _covers(stay, as_of)]
@@ -155,18 +180,18 @@ def been_in_intensive_care(encounters: Sequence[Encounter], as_of: datetime) -> 
     )
 
 
-def _began(stay: Encounter, moment: datetime) -> bool:
+def _began(stay: Stay, moment: datetime) -> bool:
     return stay.start is not None and stay.start <= moment
 
 
-def _covers(stay: Encounter, moment: datetime) -> bool:
+def _covers(stay: Stay, moment: datetime) -> bool:
     """Under way at `moment`, as far as is known: a finished stay without an end is not."""
     if not _began(stay, moment):
         return False
     return stay.end > moment if stay.end is not None else stay.status != "finished"
 
 
-def _finished_around(stay: Encounter, as_of: datetime) -> bool:
+def _finished_around(stay: Stay, as_of: datetime) -> bool:
     """The hospital stay in which the prediction falls, and it has ended."""
     return stay.start is not None and stay.end is not None and stay.start <= as_of <= stay.end
 

@@ -44,6 +44,7 @@ from cds.risk.standing import (
 from cds.statements import Insertion, Statement
 
 FIRST_POLL_S, POLL_S = 0.02, 0.01  # no worker answers within the first
+SLOWER = 0.15  # of what was waited already: who has waited long is told a little later, and asks less often
 _assessments, _predictions = Insertion(RiskAssessment), Insertion(RiskPrediction)
 
 
@@ -168,7 +169,7 @@ def current_of(
         time.sleep(min(pause, left))
         if not any(_open.row(pk=pk) for pk in waiting):
             break
-        pause = POLL_S
+        pause = max(POLL_S, SLOWER * (wait_s - left))
     found |= {version.pk: stand(patient, version, now=now, is_light=True) for version in unsettled}
     return [found[version.pk] for version in versions]
 

@@ -17,9 +17,16 @@ from django.db import connection
 from django.db.models import Max, Q, QuerySet
 
 from cds.jobs.models import WorkState
-from cds.patients.models import Encounter, Patient
+from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
-from cds.registry.outcomes import INTENSIVE_CARE, NOT_AT_RISK, STAYS, been_in_intensive_care
+from cds.registry.outcomes import (
+    INTENSIVE_CARE,
+    NOT_AT_RISK,
+    STAYS,
+    Stay,
+    been_in_intensive_care,
+    stays_of,
+)
 from cds.risk.models import AssessmentStatus, RiskAssessment
 from cds.statements import Statement
 
@@ -53,14 +60,7 @@ class Standing:
 
 
 # -- as of when, and for what --------------------------------------------------------------------------
-def stays_of(patient: Patient) -> list[Encounter]:
-    """The patient's stays that took place, or are under way; one query, for `moment` and `not_eligible`."""
-    return list(patient.encounters.filter(kind__in=STAYS).exclude(status__in=["planned", "cancelled"]))
-
-
-def moment(
-    patient: Patient, now: datetime, *, stays: Sequence[Encounter] | None = None
-) -> tuple[datetime, bool]:
+def moment(patient: Patient, now: datetime, *, stays: Sequence[Stay] | None = None) -> tuple[datetime, bool]:
     """As of when a patient is assessed, and whether that lies in the past.
 
     In hospital, or without any stay: now. After a finished stay (or after death): the latest study or
@@ -114,7 +114,7 @@ def not_eligible(
     version: ModelVersion,
     as_of: datetime,
     *,
-    stays: Sequence[Encounter] | None = None,
+    stays: Sequence[Stay] | None = None,
 ) -> str:
     """Why this version has nothing to say about this patient at all, or ""."""
     if not scored_outcomes(patient, version.outcomes, as_of, stays=stays):
@@ -127,7 +127,7 @@ def scored_outcomes(
     outcomes: Sequence[str],
     as_of: datetime,
     *,
-    stays: Sequence[Encounter] | None = None,
+    stays: Sequence[Stay] | None = None,
 ) -> list[str]:
     """The outcomes the patient is still at risk of at `as_of`."""
     if "icu-admission" not in outcomes:
@@ -197,12 +197,12 @@ def recall(patient: Patient, version: ModelVersion, newest: UUID, *, now: dateti
 
 
 @lru_cache(maxsize=4096)
-def _stays_at(patient_id: UUID, revision: int) -> tuple[Encounter, ...]:
+def _stays_at(patient_id: UUID, revision: int) -> tuple[Stay, ...]:
     """`stays_of` a patient: whatever changes a stay raises the revision, so they are read once for each."""
     return tuple(stays_of(Patient(pk=patient_id, revision=revision)))
 
 
-def stays_now(patient: Patient) -> tuple[Encounter, ...]:
+def stays_now(patient: Patient) -> tuple[Stay, ...]:
     """`stays_of` a patient whose row has just been read; within a transaction they are read anew, for its
     revision may be one that is never committed."""
     return tuple(stays_of(patient)) if connection.in_atomic_block else _stays_at(patient.pk, patient.revision)
