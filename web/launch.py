@@ -25,6 +25,7 @@ import cds.launch.launching as launching
 from cds.audit import recording, refusing
 from cds.errors import ClinicError
 from cds.launch import registering, styling
+from cds.patients import merging
 from web import under_way
 
 SESSION, WAITING = "launch", "launches"
@@ -38,6 +39,7 @@ LANDED = (
 class SessionLaunch:
     """The launch a session belongs to. `key` tells it from earlier ones in the same browser.
 
+    patient     whom it was launched for; what is open to it is the record of who survives them (`is_of`)
     encounter   the stay it was launched for, by the EHR's id; "" for none
     assessment  the score on the card whose link led here; "" for none
     """
@@ -48,6 +50,11 @@ class SessionLaunch:
     show_banner: bool
     style: dict[str, str]
     assessment: str = ""
+
+    def is_of(self, patient_id: object) -> bool:
+        """Whether that id stands for the launch's patient: the same, or merged with them since or before."""
+        asked = str(patient_id)
+        return asked == self.patient or merging.survivor_key(asked) == merging.survivor_key(self.patient)
 
 
 def of_session(request: HttpRequest) -> SessionLaunch | None:

@@ -103,7 +103,7 @@ class Launches:
         if launched is None:
             return None
         asked = kwargs.get("patient_id")
-        if asked is not None and str(asked) != launched.patient:
+        if asked is not None and not launched.is_of(asked):
             reason = "Another patient has been opened in your EHR since. Open this one there again"
             return _not_here(request, "This panel is for another launch", reason, status=409)
         match = request.resolver_match

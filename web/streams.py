@@ -23,7 +23,7 @@ from django.db import close_old_connections
 from django.db.models import Max
 
 from cds.jobs.models import LiveEvent
-from cds.patients import access
+from cds.patients import access, merging
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -90,7 +90,8 @@ def _visible_after(
         e for e in LiveEvent.objects.filter(pk__gt=last - BEHIND).order_by("pk")[:500] if e.pk not in sent
     ]
     concerned = {event.patient_id for event in rows if event.patient_id}
-    patients = {patient for patient in concerned if only in (None, str(patient))}
+    alone = merging.survivor_key(only) if only is not None and concerned else only
+    patients = {patient for patient in concerned if alone in (None, str(patient))}
     visible = set(access.visible_patients(user).filter(pk__in=patients).values_list("pk", flat=True))
     models = only is None and access.can_view_models(user)
     return [

@@ -198,7 +198,6 @@ def _suggestions(
     return ordering.suggest(
         [one for one in assessment.missing if one not in assessment.pending],
         assessment.missing_fields,
-        patient=setting.patient,
         context=setting.context,
         because=f"Input missing for {standing.version.label}: {setting.label}",
         now=setting.now,

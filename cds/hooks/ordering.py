@@ -12,7 +12,6 @@ from cds.hooks.contexts import Context
 from cds.hooks.imaging_orders import KINDS, Imaging, imaging_ordered
 from cds.hooks.replies import Action, Coding, Suggestion
 from cds.hooks.templates import VITAL_SIGNS
-from cds.patients.models import Patient
 
 IMAGING = Coding("363679005", catalogue.SNOMED, "Imaging")
 LABORATORY = Coding("108252007", catalogue.SNOMED, "Laboratory procedure")
@@ -24,7 +23,6 @@ def suggest(
     missing: Sequence[str],
     missing_fields: Sequence[str],
     *,
-    patient: Patient,
     context: Context,
     because: str,
     now: datetime,
@@ -55,7 +53,7 @@ def suggest(
                 Action(
                     "create",
                     f"Order {label}, which the score is missing",
-                    _service_request(code, category, patient, context, because, now),
+                    _service_request(code, category, context, because, now),
                 ),
             ),
         )
@@ -64,7 +62,7 @@ def suggest(
 
 
 def _service_request(
-    code: Coding, category: Coding, patient: Patient, context: Context, because: str, now: datetime
+    code: Coding, category: Coding, context: Context, because: str, now: datetime
 ) -> dict[str, Any]:
     """A whole FHIR R4 ServiceRequest, as a draft to be signed."""
     request: dict[str, Any] = {
@@ -73,7 +71,8 @@ def _service_request(
         "intent": "order",
         "category": [{"coding": [category.to_json()], "text": category.display}],
         "code": {"coding": [code.to_json()], "text": code.display},
-        "subject": {"reference": f"Patient/{patient.resource_id}"},
+        # as the EHR names them in this call: it may still know them by an id that was merged into another
+        "subject": {"reference": f"Patient/{context.patient_id}"},
         "authoredOn": now.isoformat(timespec="seconds"),
         "reasonCode": [{"text": because}],
     }

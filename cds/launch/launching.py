@@ -28,7 +28,7 @@ from cds.audit import recording
 from cds.errors import ClinicError, NotAllowed, Unavailable
 from cds.launch import styling
 from cds.launch.models import SmartIdentity, SmartServer
-from cds.patients import access
+from cds.patients import access, merging
 from cds.patients.models import Patient
 from cds.risk.models import RiskAssessment
 
@@ -48,6 +48,7 @@ class NotThisLaunch(ClinicError):
 class Launched:
     """Somebody has come with a patient.
 
+    patient     as the EHR named them: one who was merged is shown as who survives them (`access.grant`)
     encounter   the EHR's id of the stay they came for, "" for none
     outcome     the one a card's link asked for, "" for none
     assessment  the score that stood on that card, one of this patient, "" for none
@@ -213,8 +214,10 @@ def _refresh(server: SmartServer, said: ehr.LaunchContext, *, by: recording.Acto
 
 
 def _patient(server: SmartServer, resource_id: str, problem: str) -> Patient:
-    found = Patient.objects.filter(source=server.source, resource_id=resource_id).exclude(digest="").first()
-    if found is None:  # or named only: no Patient resource of theirs was ever read
+    """The patient of that id, as the EHR named them: whose record is that of who survives them."""
+    theirs = Patient.objects.filter(source=server.source, resource_id=resource_id)
+    found = theirs.select_related("merged_into").first()
+    if found is None or not merging.survivor(found).digest:  # named only: no Patient of theirs was ever read
         raise Unavailable(
             f"the patient's record could not be read from the EHR "
             f"({problem or 'it holds no such Patient'}): "
@@ -234,7 +237,8 @@ def _assessment(app_context: str, patient: Patient) -> str:
         key = UUID(str(_asked(app_context).get("assessment")))
     except ValueError:
         return ""
-    return str(key) if RiskAssessment.objects.filter(pk=key, patient=patient).exists() else ""
+    theirs = RiskAssessment.objects.filter(pk=key, patient=merging.survivor(patient))
+    return str(key) if theirs.exists() else ""
 
 
 def _asked(app_context: str) -> dict[str, Any]:

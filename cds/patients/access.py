@@ -212,7 +212,11 @@ def check_view_audit(user: Viewer) -> None:
 def grant(
     user: User, patient: Patient, *, session_key: str, until: datetime, by: recording.Actor, now: datetime
 ) -> None:
-    """Let somebody see one patient in one session (which exists) until then, whatever their units."""
+    """Let somebody see one patient in one session (which exists) until then, whatever their units.
+
+    The grant is kept for the patient who was named, and holds for whoever survives them: merged while it
+    lasts, they are found there; parted again, they are found where they were.
+    """
     PatientGrant.objects.update_or_create(
         session_id=session_key, defaults={"user": user, "patient": patient, "until": until}
     )
@@ -244,15 +248,18 @@ def visible_patients(viewer: Viewer) -> QuerySet[Patient]:
         return patients.none()
     if _has(viewer, "patients.view_all"):
         return patients
-    granted = PatientGrant.objects.filter(
-        session=getattr(viewer, "session_key", None),
-        session__expire_date__gt=Now(),
-        user=viewer.pk,
-        until__gt=Now(),
+    return patients.filter(Q(unit__in=Unit.objects.filter(members=viewer.pk)) | Q(pk__in=_granted(viewer)))
+
+
+def _granted(viewer: Viewer) -> list[uuid.UUID]:
+    """The patient granted to the session somebody looks from, as who survives them now; [] for none."""
+    session_key = getattr(viewer, "session_key", None)
+    if session_key is None:
+        return []
+    rows = PatientGrant.objects.filter(
+        session=session_key, session__expire_date__gt=Now(), user=viewer.pk, until__gt=Now()
     )
-    return patients.filter(
-        Q(unit__in=Unit.objects.filter(members=viewer.pk)) | Q(pk__in=granted.values("patient"))
-    )
+    return [merging.survivor(one.patient).pk for one in rows.select_related("patient__merged_into")]
 
 
 def get_patient(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from uuid import UUID
 
 import ehr
 from cds.audit import recording
@@ -27,6 +28,15 @@ def survivor(patient: Patient) -> Patient:
             break
         patient = patient.merged_into
     return patient
+
+
+def survivor_key(key: object) -> str:
+    """The id of the patient whose record a patient's facts are in now; itself where none is known by it."""
+    try:
+        found = Patient.objects.filter(pk=UUID(str(key))).select_related("merged_into").first()
+    except ValueError:
+        found = None
+    return str(survivor(found).pk) if found is not None else str(key)
 
 
 def follow(

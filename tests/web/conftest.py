@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from django.core.cache import cache
 from django.test import Client
 from pytest_django import Settings
 
-from tests.web import clinic
+from cds.launch import launching
+from cds.launch.models import SmartServer
+from tests.launching_ehr import LaunchingEhr, launching_ehr
+from tests.web import clinic, launches
 
 
 @pytest.fixture
@@ -33,3 +37,20 @@ def sign_in(ward: clinic.Clinic) -> Callable[[str], Client]:
         return made
 
     return client
+
+
+@pytest.fixture
+def server() -> Iterator[LaunchingEhr]:
+    """An EHR that launches us, with two patients; nothing of it is remembered from before."""
+    launching.forget()
+    cache.clear()
+    with launching_ehr() as running:
+        running.add("p1", "Sommer")
+        running.add("p2", "Winter")
+        yield running
+
+
+@pytest.fixture
+def registered(db: None, server: LaunchingEhr) -> SmartServer:
+    """That EHR, registered."""
+    return launches.register(server)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 from uuid import UUID
 
-import httpx
 import orjson
 import pytest
 from django.contrib.sessions.models import Session
-from django.core.cache import cache
 from django.test import Client
 from django.urls import URLPattern
 from django.utils import timezone
@@ -23,62 +20,20 @@ from cds.audit.models import AuditEvent
 from cds.errors import Invalid
 from cds.launch import ending, launching, registering, styling, tasks
 from cds.launch.models import SmartIdentity, SmartServer
-from cds.patients import access, importing
+from cds.patients import access
 from cds.patients.models import Encounter, Patient, PatientGrant
 from cds.registry.models import ActiveModel
 from cds.risk.models import RiskAssessment
-from tests.launching_ehr import CLIENT, LaunchingEhr, launching_ehr
-from tests.web import clinic
+from tests.launching_ehr import LaunchingEhr
+from tests.web import clinic, launches
 from web import middleware, urls
 
 BY = recording.system("test")
 
 
-@pytest.fixture
-def server() -> Iterator[LaunchingEhr]:
-    launching.forget()
-    cache.clear()
-    with launching_ehr() as running:
-        running.add("p1", "Sommer")
-        running.add("p2", "Winter")
-        yield running
-
-
-@pytest.fixture
-def registered(db: None, server: LaunchingEhr) -> SmartServer:
-    return _register(server)
-
-
-def _register(server: LaunchingEhr, **more: Any) -> SmartServer:
-    now = timezone.now()
-    known, _ = registering.register(
-        "Test EHR",
-        issuer=server.fhir,
-        client_id=CLIENT,
-        source=importing.get_source("ehr", now=now),
-        by=BY,
-        now=now,
-        **more,
-    )
-    return known
-
-
-def _begin(client: Client, server: LaunchingEhr, launch: str = "launch-p1") -> str:
-    """Through the EHR's sign-in; the callback's address with code and state."""
-    answer = client.get("/launch", {"iss": server.fhir, "launch": launch} if launch else {"iss": server.fhir})
-    assert answer.status_code == 302, answer.content.decode()
-    with httpx.Client(trust_env=False) as browser:
-        there = urlsplit(browser.get(answer["Location"]).headers["Location"])
-    return f"{there.path}?{there.query}"
-
-
-def _launch(client: Client, server: LaunchingEhr, launch: str = "launch-p1") -> Any:
-    return client.get(_begin(client, server, launch))
-
-
 def test_a_launch_lands_on_the_panel_of_its_patient(registered: SmartServer, server: LaunchingEhr) -> None:
     client = Client()
-    answer = _launch(client, server)
+    answer = launches.launch(client, server)
     patient = Patient.objects.get(resource_id="p1")
     assert answer["Location"] == f"/patients/{patient.pk}/risk"
     page = client.get(answer["Location"])
@@ -96,7 +51,7 @@ def test_the_person_is_a_clinician_for_this_patient_only(
     registered: SmartServer, server: LaunchingEhr
 ) -> None:
     client = Client()
-    _launch(client, server)
+    launches.launch(client, server)
     user = SmartIdentity.objects.get(fhir_user="Practitioner/7").user
     assert user.first_name == "Dr Autumn"
     assert not user.has_usable_password()
@@ -124,7 +79,7 @@ def test_a_launched_session_opens_its_patient_and_nothing_else(
     person = clinic.person("all", *access.Role, unit="Ward 4")
     registering.link(registered, "Practitioner/7", person, by=BY, now=timezone.now())
     client = Client()
-    there = _launch(client, server)["Location"]
+    there = launches.launch(client, server)["Location"]
     for address in ELSEWHERE:
         answer = client.get(address.replace("U", str(ward.version.pk)))
         assert (address, answer.status_code) == (address, 403)
@@ -154,8 +109,8 @@ def test_every_other_route_is_closed_to_a_launch() -> None:
 
 def test_another_launch_ends_the_first(registered: SmartServer, server: LaunchingEhr) -> None:
     client = Client()
-    first = _launch(client, server)["Location"]
-    second = _launch(client, server, "launch-p2")["Location"]
+    first = launches.launch(client, server)["Location"]
+    second = launches.launch(client, server, "launch-p2")["Location"]
     assert first != second
     assert client.get(second).status_code == 200
     for address in (first, f"{first}/score", first.replace("/risk", "/rescore")):
@@ -169,8 +124,8 @@ def test_signing_out_ends_what_was_granted_in_this_window_only(
     registered: SmartServer, server: LaunchingEhr
 ) -> None:
     client, window = Client(), Client()
-    there = _launch(client, server)["Location"]
-    beside = _launch(window, server, "launch-p2")["Location"]
+    there = launches.launch(client, server)["Location"]
+    beside = launches.launch(window, server, "launch-p2")["Location"]
     assert client.post("/logout").status_code == 302
     assert client.get(there).status_code == 302
     assert PatientGrant.objects.count() == 1
@@ -181,14 +136,14 @@ def test_a_new_launch_ends_what_was_granted_to_the_one_before(
     registered: SmartServer, server: LaunchingEhr
 ) -> None:
     client = Client()
-    _launch(client, server)
-    _launch(client, server, "launch-p2")
+    launches.launch(client, server)
+    launches.launch(client, server, "launch-p2")
     assert PatientGrant.objects.get().patient.family == "Winter"
 
 
 def test_a_session_that_ran_out_leaves_nothing_granted(registered: SmartServer, server: LaunchingEhr) -> None:
     client = Client()
-    _launch(client, server)
+    launches.launch(client, server)
     user = SmartIdentity.objects.get(fhir_user="Practitioner/7").user
     access.look_from(user, client.session.session_key)
     assert access.visible_patients(user).count() == 1
@@ -201,7 +156,7 @@ def test_a_session_of_ones_own_shows_nothing_of_a_launch(
 ) -> None:
     person = clinic.person("clinician", access.Role.CLINICIAN, unit="Ward 4")
     registering.link(registered, "Practitioner/7", person, by=BY, now=timezone.now())
-    there = _launch(Client(), server)["Location"]
+    there = launches.launch(Client(), server)["Location"]
     desk = Client()
     desk.force_login(person, backend="django.contrib.auth.backends.ModelBackend")
     assert "Sommer" not in desk.get("/worklist").content.decode()
@@ -230,7 +185,7 @@ def test_a_withdrawn_ehr_is_refused_without_a_question(registered: SmartServer, 
 
 def test_a_state_is_bound_to_its_browser_and_good_once(registered: SmartServer, server: LaunchingEhr) -> None:
     client, thief = Client(), Client()
-    back = _begin(client, server)
+    back = launches.begin(client, server)
     for other in (
         back,
         back.replace("state=", "state=x"),
@@ -247,7 +202,7 @@ def test_the_session_of_before_is_not_carried_on(registered: SmartServer, server
     client = Client()
     client.get("/launch", {"iss": server.fhir, "launch": "launch-p1"})
     before = client.session.session_key
-    back = _begin(client, server)
+    back = launches.begin(client, server)
     client.get(back)
     assert client.session.session_key != before
     assert "launches" not in client.session
@@ -261,7 +216,7 @@ def test_what_is_under_way_leaves_a_row_for_ten_minutes_only(
     client.get("/launch", {"iss": server.fhir, "launch": "launch-p1"})
     assert Session.objects.get().expire_date <= timezone.now() + timedelta(seconds=600)
     assert client.cookies["sessionid"]["max-age"] == 600
-    back = _begin(client, server)
+    back = launches.begin(client, server)
     assert client.get(back).status_code == 302  # a session like any other follows
     assert Session.objects.get().expire_date > now + timedelta(seconds=880)
 
@@ -281,12 +236,12 @@ def test_sessions_that_ran_out_are_deleted_with_what_was_granted(
 ) -> None:
     monkeypatch.setattr(ending, "AT_ONCE", 2)
     client = Client()
-    _launch(client, server)
+    launches.launch(client, server)
     for _ in range(5):
         Client().get("/launch", {"iss": server.fhir})
     Session.objects.update(expire_date=timezone.now())
     kept = Client()
-    there = _launch(kept, server)["Location"]
+    there = launches.launch(kept, server)["Location"]
     tasks.end_sessions()
     assert (Session.objects.count(), PatientGrant.objects.count()) == (1, 1)
     assert kept.get(there).status_code == 200
@@ -298,7 +253,7 @@ def test_an_id_token_of_another_audience_is_refused_and_nobody_signed_in(
 ) -> None:
     server.claims = {"aud": "another"}
     client = Client()
-    answer = _launch(client, server)
+    answer = launches.launch(client, server)
     assert answer.status_code == 400
     assert "aud" in answer.content.decode()
     assert not SmartIdentity.objects.exists()
@@ -317,7 +272,7 @@ def test_only_practitioners_of_that_ehr_come_in(
     registered: SmartServer, server: LaunchingEhr, claims: dict[str, Any], status: int
 ) -> None:
     server.claims = claims
-    assert _launch(Client(), server).status_code == status
+    assert launches.launch(Client(), server).status_code == status
     assert not PatientGrant.objects.exists()
 
 
@@ -325,16 +280,16 @@ def test_a_person_may_be_a_local_account(registered: SmartServer, server: Launch
     user = clinic.person("clinician", access.Role.CLINICIAN, unit="Ward 4")
     registering.link(registered, "Practitioner/7", user, by=BY, now=timezone.now())
     client = Client()
-    _launch(client, server)
+    launches.launch(client, server)
     assert client.session["_auth_user_id"] == str(user.pk)
     user.is_active = False
     user.save()
-    assert _launch(Client(), server).status_code == 403
+    assert launches.launch(Client(), server).status_code == 403
 
 
 def test_no_token_is_kept_anywhere(registered: SmartServer, server: LaunchingEhr, caplog: Any) -> None:
     client = Client()
-    _launch(client, server)
+    launches.launch(client, server)
     (token,) = server.tokens
     assert token not in str(dict(client.session))
     assert token not in caplog.text
@@ -343,18 +298,18 @@ def test_no_token_is_kept_anywhere(registered: SmartServer, server: LaunchingEhr
 
 def test_an_ehr_that_does_not_answer_says_so(registered: SmartServer, server: LaunchingEhr) -> None:
     server.discovery = {"token_endpoint": f"{server.url}/nothing"}
-    answer = _launch(Client(), server)
+    answer = launches.launch(Client(), server)
     assert answer.status_code == 400
     server.discovery, server.patients = {}, {"p9": {}}
     launching.forget()
-    gone = _launch(Client(), server)
+    gone = launches.launch(Client(), server)
     assert gone.status_code == 503
     assert "could not be read from the EHR" in gone.content.decode()
 
 
 def test_nobody_waits_for_a_second_attempt(registered: SmartServer, server: LaunchingEhr) -> None:
     server.is_busy = True
-    assert _launch(Client(), server).status_code == 503
+    assert launches.launch(Client(), server).status_code == 503
     assert server.asked.count("/fhir/Patient/p1") == 1
 
 
@@ -362,14 +317,14 @@ def test_the_address_is_looked_at_again_before_the_record_is_read(
     registered: SmartServer, server: LaunchingEhr, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A registered name that leads to a cloud's metadata once the token was given: it is not taken there."""
-    _launch(Client(), server)
+    launches.launch(Client(), server)
     look_up = socket.getaddrinfo
 
     def rebound(*args: Any, **more: Any) -> list[Any]:
         return [(0, 0, 0, "", ("169.254.169.254", 80))] if len(server.tokens) > 1 else look_up(*args, **more)
 
     client = Client()
-    back = _begin(client, server)
+    back = launches.begin(client, server)
     asked = len(server.asked)
     monkeypatch.setattr(socket, "getaddrinfo", rebound)
     there = client.get(back)["Location"]
@@ -382,19 +337,19 @@ def test_an_origin_that_was_taken_away_is_used_no_more(db: None, server: Launchi
     """At once, though what the EHR said while it was registered is kept for an hour."""
     elsewhere = server.url.replace("127.0.0.1", "localhost")
     server.discovery = {"token_endpoint": f"{elsewhere}/auth/token", "jwks_uri": f"{elsewhere}/auth/keys"}
-    _register(server, origins=[elsewhere])
+    launches.register(server, origins=[elsewhere])
     client = Client()
-    assert _launch(client, server).status_code == 302
-    under_way = _begin(client, server)
-    _register(server, origins=[])
+    assert launches.launch(client, server).status_code == 302
+    under_way = launches.begin(client, server)
+    launches.register(server, origins=[])
     asked = len(server.asked)
     answer = client.get(under_way)
     assert answer.status_code == 400
     assert "not registered for this server" in answer.content.decode()
     assert "/auth/token" not in server.asked[asked:]
     assert client.get("/launch", {"iss": server.fhir}).status_code == 503
-    _register(server, origins=[elsewhere])
-    assert _launch(Client(), server).status_code == 302
+    launches.register(server, origins=[elsewhere])
+    assert launches.launch(Client(), server).status_code == 302
 
 
 def test_keys_of_launches_are_not_those_of_the_hospitals_accounts(
@@ -402,7 +357,7 @@ def test_keys_of_launches_are_not_those_of_the_hospitals_accounts(
 ) -> None:
     """Even where both come from one issuer."""
     launching.cached(server.fhir, "provider-keys", lambda: {"keys": []})
-    assert _launch(Client(), server).status_code == 302
+    assert launches.launch(Client(), server).status_code == 302
     assert {what for _, what, _ in launching._held} == {
         "provider-keys",
         "smart-configuration",
@@ -413,12 +368,12 @@ def test_keys_of_launches_are_not_those_of_the_hospitals_accounts(
 def test_a_record_that_cannot_be_read_anew_is_shown_with_a_warning(
     registered: SmartServer, server: LaunchingEhr
 ) -> None:
-    _launch(Client(), server)
+    launches.launch(Client(), server)
     del server.patients["p1"]
     server.patients["p2"]["id"] = "p2"
     server.launches["launch-p1"] = "p1"
     client = Client()
-    answer = _launch(client, server)
+    answer = launches.launch(client, server)
     assert answer.status_code == 302
     assert "Sommer" in client.get(answer["Location"]).content.decode()
 
@@ -432,7 +387,7 @@ def test_the_ehr_decides_about_the_banner_the_outcome_and_its_colours(
         "smart_style_url": f"{server.url}/style.json",
     }
     client = Client()
-    there = _launch(client, server)["Location"]
+    there = launches.launch(client, server)["Location"]
     assert there.endswith("/risk?outcome=icu-admission")
     page = client.get(there).content.decode()
     assert 'class="patient"' not in page
@@ -444,8 +399,8 @@ def test_the_ehr_decides_about_the_banner_the_outcome_and_its_colours(
 @pytest.fixture
 def scored(registered: SmartServer, server: LaunchingEhr) -> tuple[RiskAssessment, RiskAssessment]:
     """An earlier score of p1 and the one that stands; p2 has one as well."""
-    _launch(Client(), server)
-    _launch(Client(), server, "launch-p2")
+    launches.launch(Client(), server)
+    launches.launch(Client(), server, "launch-p2")
     now = timezone.now()
     model = clinic.version(1, now=now)
     ActiveModel.objects.create(outcome=clinic.OUTCOME, version=model, since=now)
@@ -460,7 +415,7 @@ def _from_card(server: LaunchingEhr, assessment: object) -> tuple[str, str]:
     context = {"assessment": str(assessment), "outcome": clinic.OUTCOME}
     server.answers = {"appContext": orjson.dumps(context).decode()}
     client = Client()
-    there = _launch(client, server)["Location"]
+    there = launches.launch(client, server)["Location"]
     parts = [client.get(there.replace("/risk", f"/risk{part}")).content.decode() for part in ("", "/score")]
     assert ("not-the-cards" in parts[0]) == ("not-the-cards" in parts[1])  # a live update says it as well
     return there, parts[0]
@@ -519,7 +474,7 @@ def test_the_panel_says_for_which_stay_it_was_opened(
     registered: SmartServer, server: LaunchingEhr, stay: dict[str, Any], said: str
 ) -> None:
     client = Client()
-    there = _launch(client, server)["Location"]
+    there = launches.launch(client, server)["Location"]
     assert "launched-stay" not in client.get(there).content.decode()  # the EHR's e1 is not known here
     known = {"resource_type": "Encounter", "resource_id": "e1", "status": "in-progress", "digest": "d"}
     began = timezone.now() - timedelta(days=2)
@@ -535,7 +490,7 @@ def test_the_panel_says_for_which_stay_it_was_opened(
 @pytest.mark.parametrize("said", ["[]", "{", '{"outcome": "a&b=c"}', '{"outcome": 7}'])
 def test_an_odd_app_context_is_left_alone(registered: SmartServer, server: LaunchingEhr, said: str) -> None:
     server.answers = {"appContext": said}
-    assert _launch(Client(), server)["Location"].endswith("/risk")
+    assert launches.launch(Client(), server)["Location"].endswith("/risk")
 
 
 def test_standalone_the_person_chooses_in_the_ehr(registered: SmartServer, server: LaunchingEhr) -> None:
@@ -546,14 +501,14 @@ def test_standalone_the_person_chooses_in_the_ehr(registered: SmartServer, serve
     answer = client.get("/launch", {"iss": server.fhir})
     scope = parse_qs(urlsplit(answer["Location"]).query)["scope"][0]
     assert "launch/patient" in scope
-    assert _launch(client, server, "").status_code == 302
+    assert launches.launch(client, server, "").status_code == 302
 
 
 def test_frames_and_cookies_only_where_an_ehr_may_embed_us(db: None, server: LaunchingEhr) -> None:
     plain = Client().get("/login")
     assert "frame-ancestors 'self'" in plain["Content-Security-Policy"]
     assert not plain.cookies["csrftoken"]["partitioned"]
-    _register(server, embedders=["https://ehr.example", "http://localhost:9000"])
+    launches.register(server, embedders=["https://ehr.example", "http://localhost:9000"])
     answer = Client().get("/login")
     assert (
         "frame-ancestors 'self' http://localhost:9000 https://ehr.example"
@@ -568,7 +523,7 @@ def test_frames_and_cookies_only_where_an_ehr_may_embed_us(db: None, server: Lau
 )
 def test_an_embedder_is_an_origin(db: None, server: LaunchingEhr, origin: str) -> None:
     with pytest.raises(Invalid):
-        _register(server, embedders=[origin])
+        launches.register(server, embedders=[origin])
 
 
 def test_colours_keep_their_contrast() -> None:

@@ -125,6 +125,15 @@ def test_what_is_missing_can_be_ordered_as_whole_resources(patient: Patient, ver
         assert resource.requester.reference == "Practitioner/7"
 
 
+def test_a_suggested_order_is_for_the_patient_as_the_call_names_them(
+    patient: Patient, version: ModelVersion
+) -> None:
+    """The EHR calls for an id that was merged here into another: its order is for that id all the same."""
+    found = suggested("high", patient, version, context=Context("Practitioner/7", "old-id", "e1"))
+    assert found
+    assert {one.actions[0].resource["subject"]["reference"] for one in found} == {"Patient/old-id"}
+
+
 def test_nothing_is_suggested_at_a_low_risk_nor_where_it_makes_no_sense(
     patient: Patient, version: ModelVersion
 ) -> None:
