@@ -24,6 +24,6 @@ COPY manage.py ./
 USER tessera
 VOLUME /data
 EXPOSE 8000
-CMD ["gunicorn", "cds.asgi:application", "-k", "uvicorn_worker.UvicornWorker", "--bind", "0.0.0.0:8000", \
+CMD ["gunicorn", "cds.asgi:application", "-k", "cds.web_worker.Worker", "--bind", "0.0.0.0:8000", \
      "--workers", "2", "--graceful-timeout", "8", "--timeout", "60", "--keep-alive", "75", \
      "--access-logfile", "-"]

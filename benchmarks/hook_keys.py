@@ -143,7 +143,7 @@ def _served(folder: Path) -> Iterator[str]:
     }
     subprocess.run([sys.executable, "manage.py", "migrate", "--verbosity=0"], cwd=scratch.ROOT, check=True)
     django.setup()
-    command = [sys.executable, "-m", "gunicorn", "cds.asgi:application", "-k", "uvicorn_worker.UvicornWorker"]
+    command = [sys.executable, "-m", "gunicorn", "cds.asgi:application", "-k", "cds.web_worker.Worker"]
     command += ["--workers", "2", "--no-control-socket", "--bind", f"127.0.0.1:{port}"]
     with (folder / "server.log").open("ab") as log:
         server = subprocess.Popen(command, cwd=scratch.ROOT, stdout=log, stderr=log)

@@ -1,4 +1,4 @@
-"""The door for web servers: `gunicorn -k uvicorn_worker.UvicornWorker cds.asgi:application`."""
+"""The door for web servers: `gunicorn -k cds.web_worker.Worker cds.asgi:application`."""
 
 import logging
 import os

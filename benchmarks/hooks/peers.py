@@ -60,7 +60,7 @@ app.register_service(cds, path="/cds")
 def bare(folder: Path) -> Iterator[str]:
     """The bare view, under gunicorn with uvicorn workers like ours."""
     (folder / "bare.py").write_text(BARE)
-    command = [sys.executable, "-m", "gunicorn", "bare:application", "-k", "uvicorn_worker.UvicornWorker"]
+    command = [sys.executable, "-m", "gunicorn", "bare:application", "-k", "cds.web_worker.Worker"]
     command += ["--workers", str(WORKERS), "--no-control-socket"]
     with _served(command, folder, "/cds-services/bare", b'{"hookInstance": 1}') as url:
         yield url

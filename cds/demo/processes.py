@@ -217,7 +217,7 @@ def beat(*, data_dir: Path) -> Program:
 
 def web(*, port: int) -> Program:
     """The web server, on loopback only."""
-    command = [sys.executable, "-m", "gunicorn", "cds.asgi:application", "-k", "uvicorn_worker.UvicornWorker"]
+    command = [sys.executable, "-m", "gunicorn", "cds.asgi:application", "-k", "cds.web_worker.Worker"]
     command += ["--bind", f"127.0.0.1:{port}", "--workers", "2", "--graceful-timeout", "8", "--timeout", "60"]
     command += ["--keep-alive", "75"]  # seconds: longer than a proxy, or an EHR, keeps an idle connection
     command += ["--no-control-socket", "--access-logfile", "-"]

@@ -63,7 +63,7 @@ def _serving(folder: Path, launches_from: str) -> Iterator[Service]:
     jwks = json.dumps(ehr.public_keys([key]))
     run("-m", "tests.conformance.acting", "register", ISSUER, jwks, ORIGIN, launches_from)
     log = (folder / "server.log").open("w")
-    command = ["-m", "gunicorn", "cds.asgi:application", "-k", "uvicorn_worker.UvicornWorker", "-w", "1"]
+    command = ["-m", "gunicorn", "cds.asgi:application", "-k", "cds.web_worker.Worker", "-w", "1"]
     server = subprocess.Popen(
         [sys.executable, *command, "-b", f"127.0.0.1:{port}"],
         cwd=ROOT,

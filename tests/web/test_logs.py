@@ -68,4 +68,4 @@ def _get(url: str) -> None:
 def test_it_is_the_server_that_is_deployed(file: str) -> None:
     """Another worker would write its access log itself, with the query."""
     said = re.sub(r'[",\s]+', " ", (ROOT / file).read_text())
-    assert "gunicorn cds.asgi:application -k uvicorn_worker.UvicornWorker" in said
+    assert "gunicorn cds.asgi:application -k cds.web_worker.Worker" in said

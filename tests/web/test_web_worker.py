@@ -1,0 +1,113 @@
+"""The web server's worker: connections are shared out, kept alive, ended, and TLS works."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cds.demo.environment import free_port
+from cds.web_worker import Loop
+
+APP = """
+import os
+
+async def application(scope, receive, send):
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": str(os.getpid()).encode()})
+"""
+WORKERS, CONNECTIONS = 2, 8
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    (tmp_path / "says_who.py").write_text(APP)
+    port = free_port()
+    command = [sys.executable, "-m", "gunicorn", "says_who:application", "-k", "cds.web_worker.Worker"]
+    command += ["--bind", f"127.0.0.1:{port}", "--workers", str(WORKERS), "--no-control-socket"]
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": root})
+    try:
+        _await_workers(f"http://127.0.0.1:{port}/")
+        yield f"http://127.0.0.1:{port}/", process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _await_workers(url: str) -> None:
+    seen = set[str]()
+    until = time.monotonic() + 60
+    while len(seen) < WORKERS:
+        assert time.monotonic() < until, "the server did not start"
+        try:
+            seen.add(httpx.get(url, trust_env=False, timeout=5).text)
+        except httpx.TransportError:
+            time.sleep(0.1)
+
+
+def test_connections_that_come_at_once_are_shared_out(served: tuple[str, subprocess.Popen[bytes]]) -> None:
+    """Otherwise whichever process wakes first holds them all, and the other cores have nothing to do."""
+    url, _ = served
+
+    async def hold() -> Counter[str]:
+        limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
+        async with httpx.AsyncClient(limits=limits, trust_env=False, timeout=10) as http:
+            answers = await asyncio.gather(*(http.get(url) for _ in range(CONNECTIONS)))
+            return Counter(answer.text for answer in answers)
+
+    held = asyncio.run(hold())
+    assert len(held) == WORKERS
+    assert min(held.values()) >= CONNECTIONS // 4, held
+
+
+def test_an_idle_connection_does_not_keep_the_server_from_stopping(
+    served: tuple[str, subprocess.Popen[bytes]],
+) -> None:
+    url, process = served
+    with httpx.Client(trust_env=False) as http:
+        http.get(url)
+        process.terminate()
+        assert process.wait(timeout=10) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url, trust_env=False)
+
+
+def test_the_socket_stays_open_for_others_once_one_takes_no_more() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    loop = Loop()
+
+    async def take_and_stop() -> None:
+        server = await loop.create_server(asyncio.Protocol, sock=listener)
+        client = socket.create_connection(listener.getsockname())
+        await asyncio.sleep(0.1)
+        server.close()
+        await server.wait_closed()
+        client.close()
+
+    loop.run_until_complete(take_and_stop())
+    later = socket.create_connection(listener.getsockname())
+    assert listener.accept()[1] == later.getsockname()
+    loop.close()
+
+
+def test_servers_of_another_kind_are_as_ever() -> None:
+    loop = Loop()
+
+    async def start() -> None:
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        assert server.is_serving()
+        server.close()
+
+    loop.run_until_complete(start())
+    loop.close()
