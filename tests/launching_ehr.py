@@ -1,10 +1,12 @@
 """An EHR that launches apps, on loopback: discovery, sign-in that says yes at once, tokens, keys, patients.
 
 It checks what a real one would (redirect URI, PKCE, client assertion), and errs where a test tells it to.
+`python -m tests.launching_ehr` runs it for people to try a launch: it prints the settings and the links.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
 import json
@@ -15,18 +17,29 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet
 
 CLIENT = "tessera"
+VALUES = (  # LOINC, what, value, UCUM unit: of the simulated patient that people may launch with
+    ("8867-4", "Heart rate", 112, "/min"), ("9279-1", "Respiratory rate", 24, "/min"),
+    ("8480-6", "Systolic blood pressure", 98, "mm[Hg]"), ("8462-4", "Diastolic blood pressure", 61, "mm[Hg]"),
+    ("8310-5", "Body temperature", 38.4, "Cel"), ("2708-6", "Oxygen saturation", 91, "%"),
+    ("2524-7", "Lactate", 3.1, "mmol/L"), ("2160-0", "Creatinine", 1.6, "mg/dL"),
+    ("1988-5", "CRP", 88, "mg/L"), ("2823-3", "Potassium", 4.6, "mmol/L"),
+    ("6690-2", "Leukocytes", 14.2, "10*3/uL"), ("718-7", "Haemoglobin", 11.2, "g/dL"),
+    ("777-3", "Platelets", 180, "10*3/uL"), ("2951-2", "Sodium", 134, "mmol/L"),
+    ("3094-0", "Urea nitrogen", 38, "mg/dL"), ("2345-7", "Glucose", 150, "mg/dL"),
+)  # fmt: skip
 
 
 class LaunchingEhr:
     """What the server knows and how it errs.
 
     patients   FHIR id → Patient resource
+    results    FHIR id → Observations
     launches   launch handle → patient
     claims     what its id_tokens say besides, or instead
     answers    what its token answers say besides, or instead
@@ -38,6 +51,7 @@ class LaunchingEhr:
     def __init__(self) -> None:
         self.url, self.fhir = "", ""
         self.patients: dict[str, dict[str, Any]] = {}
+        self.results: dict[str, list[dict[str, Any]]] = {}
         self.launches: dict[str, str] = {}
         self.claims: dict[str, Any] = {}
         self.answers: dict[str, Any] = {}
@@ -140,7 +154,7 @@ class LaunchingEhr:
             and claims["aud"] == f"{self.url}/auth/token"
         )
 
-    def read(self, path: str, bearer: str) -> tuple[int, dict[str, Any]]:
+    def read(self, path: str, bearer: str, patient: str = "") -> tuple[int, dict[str, Any]]:
         if self.is_busy:
             return 503, _outcome("transient")
         if bearer not in self.tokens:
@@ -149,7 +163,12 @@ class LaunchingEhr:
         if identity:
             found = self.patients.get(identity) if kind == "Patient" else None
             return (200, found) if found else (404, _outcome("not-found"))
-        return 200, {"resourceType": "Bundle", "type": "searchset", "entry": []}
+        found = self.results.get(patient.rpartition("/")[2], []) if kind == "Observation" else []
+        return 200, {
+            "resourceType": "Bundle",
+            "type": "searchset",
+            "entry": [{"resource": one} for one in found],
+        }
 
 
 def _outcome(code: str) -> dict[str, Any]:
@@ -157,8 +176,8 @@ def _outcome(code: str) -> dict[str, Any]:
 
 
 @contextmanager
-def launching_ehr() -> Iterator[LaunchingEhr]:
-    """One that runs, for as long as the block does."""
+def launching_ehr(port: int = 0) -> Iterator[LaunchingEhr]:
+    """One that runs, for as long as the block does; on any free port unless one is named."""
     ehr = LaunchingEhr()
 
     class Handler(BaseHTTPRequestHandler):
@@ -177,7 +196,8 @@ def launching_ehr() -> Iterator[LaunchingEhr]:
                 self.end_headers()
             elif parts.path.startswith("/fhir/"):
                 bearer = self.headers.get("Authorization", "").removeprefix("Bearer ")
-                self._answer(*ehr.read(parts.path.removeprefix("/fhir/"), bearer))
+                about = asked.get("patient", asked.get("subject", ""))
+                self._answer(*ehr.read(parts.path.removeprefix("/fhir/"), bearer, about))
             elif parts.path == "/chart":
                 self._page(asked["app"])
             elif parts.path == "/style.json":
@@ -214,7 +234,7 @@ def launching_ehr() -> Iterator[LaunchingEhr]:
         def log_message(self, *args: Any) -> None:
             """Silent."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     ehr.url = f"http://127.0.0.1:{server.server_port}"
     ehr.fhir = f"{ehr.url}/fhir"
     thread = Thread(target=server.serve_forever, daemon=True)
@@ -225,3 +245,50 @@ def launching_ehr() -> Iterator[LaunchingEhr]:
         server.shutdown()
         server.server_close()
         thread.join(5)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one until Ctrl-C, with a simulated patient, and say what to register and to open."""
+    asked = argparse.ArgumentParser(prog="python -m tests.launching_ehr", description=main.__doc__)
+    asked.add_argument("--port", type=int, default=9000)
+    asked.add_argument("--app", default="http://127.0.0.1:8000", help="PUBLIC_URL of Tessera")
+    asked.add_argument("--patient", default="example-1", help="FHIR id; the patient's launch is launch-<id>")
+    given = asked.parse_args(arguments)
+    with launching_ehr(given.port) as ehr:
+        ehr.add(given.patient, "Example")
+        ehr.results[given.patient] = _results(given.patient)
+        launch = f"{given.app.rstrip('/')}/launch?" + urlencode(
+            {"iss": ehr.fhir, "launch": f"launch-{given.patient}"}
+        )
+        print(f"A small EHR with one simulated patient, at {ehr.url}; Ctrl-C ends it.\n")
+        print("Register it with Tessera, once:")
+        print(f'  manage.py smart_server add "Practice EHR" --issuer {ehr.fhir} --client-id {CLIENT} \\')
+        print(f"    --source example-ehr --frame {ehr.url}\n")
+        print(f"Launch, in a window:    {launch}")
+        print(f"Launch, in its chart:   {ehr.url}/chart?app={quote(launch, safe='')}", flush=True)
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            print()
+
+
+def _results(patient: str) -> list[dict[str, Any]]:
+    """One value of each of VALUES, half an hour old."""
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 1800))
+    return [
+        {
+            "resourceType": "Observation",
+            "id": f"{patient}-{code}",
+            "status": "final",
+            "code": {"coding": [{"system": "http://loinc.org", "code": code, "display": name}]},
+            "subject": {"reference": f"Patient/{patient}"},
+            "effectiveDateTime": at,
+            "valueQuantity": {"value": value, "system": "http://unitsofmeasure.org", "code": unit},
+        }
+        for code, name, value, unit in VALUES
+    ]
+
+
+if __name__ == "__main__":
+    main()
