@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
+from functools import lru_cache
 from typing import Any
 
 from django.conf import settings
@@ -42,6 +43,12 @@ def plain(text: object) -> str:
 
 def escape(text: object) -> str:
     """Text of others as Markdown that shows it literally; a long one is cut, and says so."""
+    said = str(text)
+    return _escape(said) if len(said) <= LONGEST else _escape.__wrapped__(said)
+
+
+@lru_cache(maxsize=4096)  # labels, units and reasons are few, and stand on every card
+def _escape(text: str) -> str:
     line = plain(text)
     if len(line) > LONGEST:
         line = line[: LONGEST - 1].rstrip() + "…"
@@ -137,6 +144,7 @@ def missing(standing: Standing) -> list[str]:
     return ["Missing: " + ", ".join([*said, *fields])] if said or fields else []
 
 
+@lru_cache(maxsize=512)
 def _field(name: str) -> str:
     """A field in clinical words, in the middle of a sentence."""
     measured = catalogue.find_measurement(name)
@@ -159,7 +167,12 @@ def foot(version: ModelVersion, patient: Patient, not_supplied: tuple[str, ...])
 
 def moment(at: datetime) -> str:
     """A moment as the site's clocks show it."""
-    return timezone.localtime(at).strftime("%Y-%m-%d %H:%M %Z")
+    return _moment(at, timezone.get_current_timezone())
+
+
+@lru_cache(maxsize=4096)
+def _moment(at: datetime, zone: tzinfo) -> str:
+    return at.astimezone(zone).strftime("%Y-%m-%d %H:%M %Z")
 
 
 def age_in_words(span: timedelta) -> str:
