@@ -108,7 +108,7 @@ def _number(assessment_id: UUID, outcome: str) -> RiskPrediction:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a card says, before it becomes one."""
+    """What a card says, before it becomes one. `lines` are five at most: six with the foot (UI 7)."""
 
     kind: CardKind
     summary: str
@@ -145,6 +145,7 @@ def _without_a_number(standing: Standing, setting: Setting) -> Said:
         lines.append(f"Reason: {wording.escape(reason)}")
     if kind is CardKind.NOT_YET_KNOWN:
         lines.append("Open the panel, or the chart again in a few seconds.")
+    lines.append(wording.not_supplied(setting.not_supplied))
     return Said(kind, f"{setting.label}: {words}", lines)
 
 
@@ -152,19 +153,18 @@ def _risk(standing: Standing, prediction: RiskPrediction, setting: Setting) -> S
     category = thresholds.Category(prediction.category)
     severe = thresholds.SEVERITY[category.value] >= thresholds.SEVERITY[thresholds.Category.HIGH.value]
     word = thresholds.WORDS[category]
-    lines = [
-        *wording.answer(prediction, word),
-        wording.freshness(standing, setting.now),
-        *wording.drivers(prediction),
-        *wording.missing(standing),
-    ]
+    partial = ""
     if standing.state is DataState.PARTIAL:
         assessment = standing.assessment
         is_settled = assessment is not None and bool(assessment.left_out) and not assessment.pending
-        lines.insert(1, f"{'Partial' if is_settled else 'Preliminary'}: {wording.escape(standing.reason)}")
-    if severe:
-        lines.append(thresholds.policy_text(prediction.outcome))
-    lines.append(setting.alert.note)
+        partial = f"{'Partial' if is_settled else 'Preliminary'}: {wording.escape(standing.reason)}"
+    lines = [
+        wording.answer(prediction, word),
+        wording.sentences(partial, wording.freshness(standing, setting.now)),
+        wording.drivers(prediction),
+        wording.sentences(wording.missing(standing), wording.not_supplied(setting.not_supplied)),
+        wording.sentences(thresholds.policy_text(prediction.outcome) if severe else "", setting.alert.note),
+    ]
     number = f"{wording.percent(prediction.risk)} ({wording.interval(prediction)})"
     return Said(
         CardKind.RISK,
@@ -180,9 +180,9 @@ def _stale(standing: Standing, prediction: RiskPrediction, setting: Setting) -> 
     word = thresholds.WORDS[thresholds.Category(prediction.category)]
     lines = [
         f"**This number is out of date:** {wording.escape(standing.reason)}",
-        *wording.answer(prediction, word),
+        wording.answer(prediction, word),
         wording.freshness(standing, setting.now),
-        *wording.missing(standing),
+        wording.sentences(wording.missing(standing), wording.not_supplied(setting.not_supplied)),
     ]
     summary = f"Stale: was {wording.percent(prediction.risk)} ({word.lower()}) {wording.event(prediction)}"
     return Said(CardKind.STALE, summary, lines, prediction)
@@ -207,7 +207,7 @@ def _suggestions(
 def shown_as(said: Said, standing: Standing, setting: Setting) -> Shown:
     """The card that says so, with source, foot, links and override reasons."""
     version = standing.version
-    lines = [*said.lines, *wording.foot(version, setting.patient, setting.not_supplied)]
+    lines = [*said.lines, wording.foot(version, setting.patient)]
     card = Card(
         uuid=uuid.uuid4(),
         summary=wording.shortened(said.summary),

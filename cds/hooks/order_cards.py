@@ -35,7 +35,6 @@ def order_card(standing: Standing, setting: Setting, study: ordering.Imaging, kn
         if number is not None
         else "no risk yet"
     )
-    lines = list(said.lines)
     if number is not None and said.kind is CardKind.STALE:
         risk = f"risk was {wording.percent(number.risk)}, stale"
     if not known.is_read:
@@ -71,7 +70,20 @@ def order_card(standing: Standing, setting: Setting, study: ordering.Imaging, kn
         else f"{study.label}: {head}; {risk}"
     )
     return shown_as(
-        Said(CardKind.ORDER, summary, [*tell, *lines], number, indicator, said.suggestions),
+        Said(
+            CardKind.ORDER,
+            summary,
+            [" ".join(tell), *_shorter(said.lines)],
+            number,
+            indicator,
+            said.suggestions,
+        ),
         standing,
         setting,
     )
+
+
+def _shorter(lines: list[str]) -> list[str]:
+    """One line less, where there are five: the number and as of when it is on one."""
+    said = [line for line in lines if line]
+    return [wording.sentences(*said[:2]), *said[2:]] if len(said) > 4 else said

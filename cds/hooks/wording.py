@@ -84,17 +84,17 @@ def interval(prediction: RiskPrediction) -> str:
     return f"{prediction.low * 100:.0f}–{prediction.high * 100:.0f} %"
 
 
-def answer(prediction: RiskPrediction, word: str) -> list[str]:
-    """The number with its category, horizon, interval and average."""
+def answer(prediction: RiskPrediction, word: str) -> str:
+    """The number with its interval, category, horizon and average."""
     label = prediction.label
     if "within" not in label:
         days = prediction.horizon_hours / 24
         label += f" within {days:.0f} days" if days >= 2 else f" within {prediction.horizon_hours:.0f} hours"
-    return [
-        f"**{percent(prediction.risk)}**, {word.lower()}: {escape(label)}",
-        f"{prediction.level * 100:.0f} % interval {interval(prediction)}; "
-        f"average {percent(prediction.base_rate)}",
-    ]
+    return (
+        f"**{percent(prediction.risk)}**, {word.lower()}: {escape(label)} "
+        f"({prediction.level * 100:.0f} % interval {interval(prediction)}; "
+        f"average {percent(prediction.base_rate)})"
+    )
 
 
 def freshness(standing: Standing, now: datetime) -> str:
@@ -111,18 +111,18 @@ def freshness(standing: Standing, now: datetime) -> str:
     return said + ("; looking back at a finished stay" if assessment.retrospective else "")
 
 
-def drivers(prediction: RiskPrediction) -> list[str]:
+def drivers(prediction: RiskPrediction) -> str:
     """What moved the estimate most, up and down."""
     all_of_them: list[dict[str, Any]] = prediction.explanation.get("drivers", [])
     strongest = sorted(all_of_them, key=lambda one: -abs(one["points"]))[:DRIVERS_SHOWN]
     raising = [_driver(one) for one in strongest if one["points"] > 0]
     lowering = [_driver(one) for one in strongest if one["points"] < 0]
-    lines = []
+    said = []
     if raising:
-        lines.append("Raises the estimate: " + ", ".join(raising))
+        said.append("Raises the estimate: " + ", ".join(raising))
     if lowering:
-        lines.append("Lowers the estimate: " + ", ".join(lowering))
-    return lines
+        said.append(("Lowers it: " if said else "Lowers the estimate: ") + ", ".join(lowering))
+    return ". ".join(said)
 
 
 def _driver(driver: dict[str, Any]) -> str:
@@ -132,16 +132,21 @@ def _driver(driver: dict[str, Any]) -> str:
     return f"{said} ({driver['points'] * 100:+.1f} points)"
 
 
-def missing(standing: Standing) -> list[str]:
+def missing(standing: Standing) -> str:
     """What the score did without."""
     assessment = standing.assessment
     if assessment is None:
-        return []
+        return ""
     said = [escape(MODALITY_WORDS.get(one, one).lower()) for one in assessment.missing]
     fields = [escape(_field(str(one))) for one in assessment.missing_fields]
     if len(fields) > FIELDS_SHOWN:
         fields = [*fields[:FIELDS_SHOWN], f"{len(fields) - FIELDS_SHOWN} more values"]
-    return ["Missing: " + ", ".join([*said, *fields])] if said or fields else []
+    return "Missing: " + ", ".join([*said, *fields]) if said or fields else ""
+
+
+def not_supplied(keys: tuple[str, ...]) -> str:
+    """The prefetch keys that nobody gave us."""
+    return "Not supplied by the EHR: " + ", ".join(escape(key) for key in keys) if keys else ""
 
 
 @lru_cache(maxsize=512)
@@ -152,17 +157,18 @@ def _field(name: str) -> str:
     return label if label[1:2].isupper() or label[1:2] == "-" else label[:1].lower() + label[1:]
 
 
-def foot(version: ModelVersion, patient: Patient, not_supplied: tuple[str, ...]) -> list[str]:
-    """What stands below every card: what did not come, regulatory label, model."""
-    lines = []
-    if not_supplied:
-        lines.append("Not supplied by the EHR: " + ", ".join(escape(key) for key in not_supplied))
-    if patient.source.simulated:
-        lines.append("**Simulated patient**")
+def foot(version: ModelVersion, patient: Patient) -> str:
+    """What stands below every card: whether the patient is simulated, regulatory label, model."""
+    simulated = "**Simulated patient.** " if patient.source.simulated else ""
     trained = " (trained on simulated patients)" if version.simulated else ""
     label = f"{escape(settings.REGULATORY_LABEL)}. Model {escape(version.label)}{trained}"
-    lines.append(f"{label}. Association, not cause.")
-    return lines
+    return f"{simulated}{label}. Association, not cause."
+
+
+def sentences(*said: str) -> str:
+    """Those there are, one after the other on one line."""
+    parts = [one for one in said if one]
+    return " ".join(part if part.endswith((".", "…")) or part is parts[-1] else f"{part}." for part in parts)
 
 
 def moment(at: datetime) -> str:

@@ -99,6 +99,7 @@ def check_golden(name: str, shown: cards.Shown, patient: Patient, version: Model
     if os.environ.get("TESSERA_REWRITE_GOLDEN"):
         file.write_text(said)
     assert said == file.read_text()
+    assert len(shown.card.detail.splitlines()) <= 6, "UI 7"
 
 
 @pytest.mark.parametrize(
