@@ -44,7 +44,6 @@ _REGISTRY = jws.JWSRegistry(algorithms=ALGORITHMS, strict_check_header=False)
 SKEW_S = 60  # the official sandbox rounds `iat` up (INTEROP 19)
 LONGEST_LIFE_S = 3600  # so that spent tokens need not be kept for ever; clients are told to use five minutes
 OPEN_SOURCE = "hooks-open"
-KEPT_S = 2.0  # how long a process believes what it read of a client
 
 
 class Unauthorised(ClinicError):
@@ -78,9 +77,11 @@ def verify(request: HttpRequest, *, now: datetime) -> Caller:
         return Caller(None, source, recording.client(None, request))
     if not is_bearer:
         raise Unauthorised("a JWT bearer token is required on every call")
+    known_at = time.monotonic()
     client, claims = _read_token(token, audience=endpoint(request), time_left=budget.of(request), now=now)
     try:
-        spending.spend(client, claims, keep_until=spending.expires(claims, SKEW_S), now=now)
+        keep_until = spending.expires(claims, SKEW_S)
+        spending.spend(client, claims, keep_until=keep_until, now=now, known_at=known_at)
     except spending.SpentBefore as error:
         raise Unauthorised(str(error), issuer=client.issuer, client=client) from None
     _note_call(client, now)
@@ -250,7 +251,7 @@ def _known(issuer: str, tenant: str, kid: str) -> _Known:
     if not any(one.is_active for one, _ in tenants.values()):
         _kept.pop(issuer, None)
         raise Unauthorised("iss is not a registered client: it must be exactly as registered", issuer=issuer)
-    _kept[issuer] = (clock + KEPT_S, tenants)
+    _kept[issuer] = (clock + spending.KEPT_S, tenants)
     found = _of_tenant(tenants, tenant)
     if found is None:
         raise Unauthorised(

@@ -33,6 +33,15 @@ class HookClient(models.Model):
     is_active = models.BooleanField(default=True)
     created_at = models.DateTimeField()
     last_call_at = models.DateTimeField(null=True)  # to the minute
+    # what `spending` knows of its tokens
+    clock_ahead_s = models.PositiveSmallIntegerField(
+        default=1, db_default=1
+    )  # the most that iat was ahead of us
+    first_epoch = models.CharField(
+        max_length=60, blank=True, db_default=""
+    )  # of Redis, when one was used first
+    database_from = models.DateTimeField(null=True)  # since then, and until then, every process notes each
+    database_until = models.DateTimeField(null=True)  # in the database; over, or null: in Redis alone
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["issuer", "tenant"], name="hook_client_once")]
