@@ -83,6 +83,12 @@ class Environment(BaseSettings):
     hooks_budget_ms: int = Field(
         450, ge=50, le=5000, description="After this long a hook call is answered 503, whatever it waits for."
     )
+    hooks_feedback_budget_ms: int = Field(
+        10_000,
+        ge=50,
+        le=60_000,
+        description="After this long what is left of a batch of feedback is answered 503; the rest is kept.",
+    )
     hooks_offered: str = Field(
         "patient-view,encounter-start,encounter-discharge,order-select,order-sign,appointment-book",
         description="CDS Hooks offered to EHRs, comma separated.",
@@ -513,6 +519,7 @@ REGULATORY_LABEL = ENV.regulatory_label
 HOOKS_OPEN = ENV.hooks_open and urlsplit(PUBLIC_URL).hostname in {"127.0.0.1", "localhost", "::1"}
 HOOKS_WAIT_S = ENV.hooks_wait_ms / 1000
 HOOKS_BUDGET_S = ENV.hooks_budget_ms / 1000
+HOOKS_FEEDBACK_S = ENV.hooks_feedback_budget_ms / 1000
 HOOKS_OFFERED = tuple(_some_of("HOOKS_OFFERED", ENV.hooks_offered, HOOKS))
 HOOKS_CALLS_PER_MINUTE = ENV.hooks_calls_per_minute
 HOOKS_ALERT_AT, HOOKS_CRITICAL_AT = _categories(ENV.hooks_alert_at), _categories(ENV.hooks_critical_at)

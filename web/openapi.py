@@ -75,6 +75,8 @@ def _hooks() -> Json:
         "operationId": "sendFeedback",
         "tags": ["hooks"],
         "summary": "What clinicians did with cards; batches, and repeats are kept once",
+        "description": "Each item is kept or refused by itself. A refusal names every item that is not kept "
+        "(issue.expression) and says how many are; 503: send the batch again, nothing is kept twice.",
         "security": signed,
         "parameters": [service],
         "requestBody": _body("FeedbackBatch"),

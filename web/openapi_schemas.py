@@ -151,7 +151,10 @@ SCHEMAS: Json = {
         acceptedSuggestions=_list(_object(("id",), id=FILLED)),
         overrideReason=_object(
             reason=_object(("code", "system"), code=FILLED, system=FILLED, display=TEXT),
-            userComment={"type": ["string", "null"], "maxLength": MAX_COMMENT},
+            userComment={
+                "type": ["string", "null"],
+                "description": f"Cut after {MAX_COMMENT} characters",
+            },
         ),
     ),
     "OperationOutcome": _object(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ event AS (
 moved AS (UPDATE {_TABLE} SET length = sequence, head = hash FROM event WHERE number = chain_id)
 SELECT id, sequence, previous_hash, hash FROM event
 """  # noqa: S608 (our own tables' names)
+_IN_TIME = "clock_timestamp() < transaction_timestamp() + %s::float8 * interval '1 second'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,19 +138,26 @@ def record_with(
     object_type: str,
     object_id: object,
     now: datetime,
+    within_s: float,
     patient_id: object = None,
     **detail: Any,
-) -> None:
+) -> bool:
     """Insert a row and append its event, both or neither; on PostgreSQL in one statement (see `record`).
 
     For what is done hundreds of times a second: there is one round trip and no transaction to open.
+
+    within_s  where the chain was held by others for longer than this, nothing is written: False
     """
+    began = time.monotonic()
     about = (by, action, object_type, object_id)
     if connection.vendor == "postgresql":
         number = chain_of(patient_id, object_type, object_id)
         event = _event(number, *about, patient_id, "success", now, detail)
-        if run(_append_with(insertion), [*_values(event), *insertion.values(row)]).fetchone() is not None:
-            return
+        values = [*_values(event), within_s, *insertion.values(row)]
+        if run(_append_with(insertion), values).fetchone() is not None:
+            return True
+        if time.monotonic() - began >= within_s:
+            return False
     with transaction.atomic():  # another database, or a chain that has no head yet
         insertion.insert(row)
         record(
@@ -160,13 +169,26 @@ def record_with(
             patient_id=patient_id,
             **detail,
         )
+        is_in_time = time.monotonic() - began < within_s
+        if not is_in_time:
+            transaction.set_rollback(True)
+    return is_in_time
 
 
 @lru_cache(maxsize=16)
 def _append_with(insertion: Insertion) -> str:
-    """APPEND, and the insertion of a row for the head it found."""
+    """APPEND, and the insertion of a row for the event it wrote; both only in time. PostgreSQL asks the clock
+    when it has the lock, and counts from when the statement came (inside a transaction: from when that
+    began, which errs to the slower way of `record_with`), so that its clock need not be ours."""
     append, select = APPEND.rsplit("\nSELECT ", 1)
-    return f"{append},\nheld AS ({insertion.sql_from('head')})\nSELECT {select}"
+    append = append.replace("FROM head\n", f"FROM head WHERE {_IN_TIME}\n")
+    return f"{append},\nheld AS ({insertion.sql_from('event')})\nSELECT {select}"
+
+
+def hold(*, patient_id: object, object_type: str = "", object_id: object = "") -> None:
+    """Until the caller's transaction ends nobody else records anything of this patient (or, without one, of
+    this object): what is read after this and depends on such an act stays true. Keep it short."""
+    _locked_chain(chain_of(patient_id, object_type, object_id))
 
 
 @dataclass(frozen=True, slots=True)

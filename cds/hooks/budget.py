@@ -13,6 +13,7 @@ from cds.errors import Unavailable
 META_KEY = "tessera.hook_deadline"  # set by `serving`, when the body has come
 NO_WAIT_KEY = "tessera.hook_no_wait"  # set by `sandbox`
 RESERVE_S = 0.08  # for the way back: reading the score, writing what was shown
+COMMIT_S = 0.02  # of it, for what comes after the decision to keep: the commit, and sending the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +36,26 @@ class Budget:
         """Milliseconds since the call arrived."""
         return (settings.HOOKS_BUDGET_S - (self.until - time.monotonic())) * 1000
 
+    def to_keep(self) -> float:
+        """Seconds within which it may still be decided that something is kept as shown."""
+        return self.until - COMMIT_S - time.monotonic()
+
     def check(self) -> None:
         """Raise Unavailable when the time is over: nothing is shown, so nothing may be kept as shown."""
-        if time.monotonic() >= self.until:
-            raise Unavailable("the call took longer than its budget: try again")
+        if self.to_keep() <= 0:
+            raise late()
 
 
-def of(request: HttpRequest) -> Budget:
-    """The budget of a call; it begins now where nobody noted its arrival."""
+def late() -> Unavailable:
+    """The call's time is over."""
+    return Unavailable("the call took longer than its budget: try again")
+
+
+def of(request: HttpRequest, seconds: float | None = None) -> Budget:
+    """The budget of a call; it begins now, with so many seconds, where nobody noted its arrival."""
     until = request.META.get(META_KEY)
+    seconds = settings.HOOKS_BUDGET_S if seconds is None else seconds
     return Budget(
-        until if until is not None else time.monotonic() + settings.HOOKS_BUDGET_S,
+        until if until is not None else time.monotonic() + seconds,
         may_wait=NO_WAIT_KEY not in request.META,
     )

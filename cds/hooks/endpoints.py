@@ -23,9 +23,10 @@ import ehr
 from cds.audit import recording, refusing
 from cds.errors import ClinicError, Conflict, Invalid, NotAllowed, NotFound, Unavailable
 from cds.hooks import client_auth, limiting, origins
+from cds.hooks.answering import NotAllKept
 from cds.hooks.client_auth import Caller, Unauthorised
 from cds.hooks.fields import BadRequest
-from cds.hooks.replies import operation_outcome
+from cds.hooks.replies import Issue, operation_outcome
 from cds.hooks.spending import TooMany
 from cds.hooks.wire import MAX_BODY_BYTES, Unobtainable
 
@@ -115,8 +116,12 @@ def json_response(values: Any, status: int = 200) -> HttpResponse:
 
 def refusal(status: int, message: str, *, code: str, expression: str = "") -> HttpResponse:
     """An OperationOutcome with a status."""
-    outcome = operation_outcome(message, code=code, expression=expression)
-    return HttpResponse(orjson.dumps(outcome), status=status, content_type="application/fhir+json")
+    return _outcome(status, Issue(code, message, (expression,) if expression else ()))
+
+
+def _outcome(status: int, *issues: Issue) -> HttpResponse:
+    said = orjson.dumps(operation_outcome(*issues))
+    return HttpResponse(said, status=status, content_type="application/fhir+json")
 
 
 def _answer(request: HttpRequest, body: Body, kwargs: dict[str, Any]) -> HttpResponse:
@@ -186,6 +191,9 @@ def _refused(error: Exception) -> HttpResponse:
             return refusal(422, str(error), code="business-rule")
         case ehr.Permanent():  # JSON and FHIR by shape, yet not one patient's record
             return refusal(422, str(error), code="business-rule", expression="prefetch")
+        case NotAllKept():
+            response = _outcome(error.status, *error.issues)
+            return _come_again(response) if error.status == 503 else response
         case Unavailable() | ehr.Retriable():
             return away(str(error))
         case _:
@@ -195,7 +203,10 @@ def _refused(error: Exception) -> HttpResponse:
 
 def away(message: str) -> HttpResponse:
     """Not now: 503, and when to try again."""
-    response = refusal(503, message, code="transient")
+    return _come_again(refusal(503, message, code="transient"))
+
+
+def _come_again(response: HttpResponse) -> HttpResponse:
     response["Retry-After"] = "5"
     return response
 

@@ -1,4 +1,4 @@
-"""Feedback on the wire (INTEROP 17): batches, read strictly. No database here."""
+"""Feedback on the wire (INTEROP 17): batches, each item read strictly by itself. No database here."""
 
 from __future__ import annotations
 
@@ -28,14 +28,30 @@ class FeedbackItem:
     comment: str = ""
 
 
-def parse_feedback(sent: Mapping[str, Any]) -> list[FeedbackItem]:
-    """Read a batch of feedback (INTEROP 17). Raises BadRequest."""
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch as it was sent: by their places the sound items, and what is wrong with each of the others."""
+
+    size: int
+    items: Mapping[int, FeedbackItem]
+    faults: Mapping[int, BadRequest]
+
+
+def parse_feedback(sent: Mapping[str, Any]) -> Batch:
+    """Read a batch of feedback (INTEROP 17). Raises BadRequest where it is no batch at all."""
     items = sent.get("feedback")
     if not isinstance(items, list) or not items:
         raise BadRequest("feedback must be a list of at least one", expression="feedback", code="required")
     if len(items) > MAX_FEEDBACK:
         raise BadRequest(f"at most {MAX_FEEDBACK} in one batch", expression="feedback", code="too-long")
-    return [_parse_item(item, f"feedback[{place}]") for place, item in enumerate(items)]
+    sound: dict[int, FeedbackItem] = {}
+    faults: dict[int, BadRequest] = {}
+    for place, item in enumerate(items):
+        try:
+            sound[place] = _parse_item(item, f"feedback[{place}]")
+        except BadRequest as error:
+            faults[place] = error
+    return Batch(len(items), sound, faults)
 
 
 def _parse_item(item: Any, where: str) -> FeedbackItem:
@@ -71,12 +87,8 @@ def _override_reason(item: Mapping[str, Any], where: str) -> tuple[str, str, str
     if comment is not None and not isinstance(comment, str):
         raise BadRequest("userComment must be text", expression=f"{path}.userComment")
     comment = comment or ""
-    if len(comment) > MAX_COMMENT:
-        raise BadRequest(
-            f"userComment has at most {MAX_COMMENT} characters",
-            expression=f"{path}.userComment",
-            code="too-long",
-        )
+    if len(comment) > MAX_COMMENT:  # an answer counts more than the end of its comment
+        comment = f"{comment[: MAX_COMMENT - 1]}…"
     if override.get("reason") is None:
         return "", "", comment
     reason, path = fields.an_object(override, "reason", within=path), f"{path}.reason"

@@ -100,13 +100,14 @@ def feedback(version: ModelVersion, *, since: datetime) -> FeedbackFigures:
         days[day][outcome] = n
     accepted = sum(one.get("accepted", 0) for one in days.values())
     overridden = sum(one.get("overridden", 0) for one in days.values())
-    reasons = sent.filter(outcome="overridden").values_list("reason_code").annotate(n=Count("pk"))
+    coded = sent.filter(outcome="overridden").values_list("reason_system", "reason_code")
+    reasons = coded.annotate(n=Count("pk")).order_by("-n", "reason_code")
     return FeedbackFigures(
         answered=share(answered, _shown(version, since).count()),
         accepted=accepted,
         overridden=share(overridden, accepted + overridden),
         reasons=tuple(
-            (reason_words(code), share(n, overridden)) for code, n in reasons.order_by("-n")[:REASONS]
+            (reason_words(code, system), share(n, overridden)) for system, code, n in reasons[:REASONS]
         ),
         days=tuple(
             DayOfFeedback(
@@ -119,10 +120,11 @@ def feedback(version: ModelVersion, *, since: datetime) -> FeedbackFigures:
     )
 
 
-def reason_words(code: str) -> str:
+def reason_words(code: str, system: str = responding.REASON_SYSTEM) -> str:
     """An override reason as our form says it; another system's code as it came."""
-    known = responding.OVERRIDE_REASONS.get(code)
-    return known.words if known is not None else code or "No reason given"
+    if responding.is_ours(system, code):
+        return responding.OVERRIDE_REASONS[code].words
+    return code or "No reason given"
 
 
 def _shown(version: ModelVersion, since: datetime) -> Any:

@@ -1,22 +1,22 @@
-"""What stays of a call: the cards that left with who saw them, and what people did with them."""
+"""What stays of a call: the cards that left, with who saw them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
+from django.conf import settings
 from django.db import transaction
 
 from cds.audit import recording
+from cds.hooks.alerting import ALERTS
+from cds.hooks.budget import Budget, late
 from cds.hooks.cards import Shown
 from cds.hooks.client_auth import Caller
-from cds.hooks.feedback import FeedbackItem
-from cds.hooks.models import CardShown, Feedback
+from cds.hooks.models import CardShown
 from cds.hooks.offering import Service
 from cds.hooks.prefetching import Taken
-from cds.risk import responding
 from cds.statements import Insertion
 
 _cards = Insertion(CardShown)
@@ -28,10 +28,37 @@ def keep_shown(
     *,
     service: Service,
     caller: Caller,
+    time_left: Budget,
+    now: datetime,
+    again: Callable[[], Sequence[Shown]],
+) -> Sequence[Shown]:
+    """The cards that leave, and who was shown what: all of it or nothing. Returns the cards as they leave.
+
+    again   the cards as they must come by what is kept by now: asked while nobody else keeps anything about
+            the patient, so that of two calls at once one alerts. Cards that only inform cost nothing for it
+    raises  Unavailable when the time is over: the caller has a 503, so nothing counts as shown
+    """
+    took_ms = time_left.spent_ms()
+    if settings.HOOKS_QUIET_S and any(one.card.indicator in ALERTS for one in shown):
+        with transaction.atomic():
+            recording.hold(patient_id=taken.patient.pk)
+            shown = again()
+            _keep(shown, taken, service=service, caller=caller, time_left=time_left, took_ms=took_ms, now=now)
+    else:
+        _keep(shown, taken, service=service, caller=caller, time_left=time_left, took_ms=took_ms, now=now)
+    return shown
+
+
+def _keep(
+    shown: Sequence[Shown],
+    taken: Taken,
+    *,
+    service: Service,
+    caller: Caller,
+    time_left: Budget,
     took_ms: float,
     now: datetime,
 ) -> None:
-    """The cards that leave, and who was shown what: all of it or nothing. `took_ms`: until they were made."""
     rows = [_card(one, taken, service=service, caller=caller, took_ms=took_ms, now=now) for one in shown]
     patient = taken.patient
     event: dict[str, Any] = {
@@ -47,12 +74,14 @@ def keep_shown(
         "cards": [{"id": str(one.card.uuid), "kind": one.kind.value} for one in shown],
     }
     if len(rows) == 1:
-        recording.record_with(_cards, rows[0], **event)
+        if not recording.record_with(_cards, rows[0], within_s=time_left.to_keep(), **event):
+            raise late()
         return
     with transaction.atomic():
         for row in rows:
             _cards.insert(row)
         recording.record(**event)
+        time_left.check()
 
 
 def _card(
@@ -74,51 +103,3 @@ def _card(
         milliseconds=round(took_ms, 1),
         shown_at=now,
     )
-
-
-def keep_feedback(card: CardShown, item: FeedbackItem, *, caller: Caller, now: datetime) -> None:
-    """One item of feedback, kept once, inside the caller's transaction."""
-    _, is_new = Feedback.objects.get_or_create(
-        card=card,
-        outcome=item.outcome,
-        outcome_at=item.outcome_at,
-        defaults={
-            "accepted_suggestions": list(item.accepted_suggestions),
-            "reason_code": item.reason_code,
-            "reason_system": item.reason_system,
-            "comment": item.comment,
-            "received_at": now,
-        },
-    )
-    if not is_new:
-        return
-    recording.record(
-        by=caller.actor,
-        action="hook.feedback",
-        object_type="CardShown",
-        object_id=card.pk,
-        patient_id=_patient_of(card),
-        now=now,
-        answer=item.outcome,
-        reason=item.reason_code,
-    )
-    if card.prediction is None:
-        return
-    if item.outcome == "accepted":
-        responding.acknowledge(card.prediction, by=caller.actor, user=None, now=now, via="hook")
-    elif item.reason_code in responding.OVERRIDE_REASONS:  # other reasons are kept with the feedback only
-        responding.override(
-            card.prediction,
-            reason_code=item.reason_code,
-            comment=item.comment,
-            by=caller.actor,
-            user=None,
-            now=now,
-            via="hook",
-        )
-
-
-def _patient_of(card: CardShown) -> UUID | None:
-    if card.prediction is not None:
-        return card.prediction.assessment.patient_id
-    return card.patient_id

@@ -172,14 +172,26 @@ def without_empty(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value not in (None, "", {}, [])}
 
 
-def operation_outcome(
-    message: str, *, code: str, expression: str = "", severity: str = "error"
-) -> dict[str, Any]:
-    """FHIR OperationOutcome with one issue, naming the field where there is one."""
-    issue = {
-        "severity": severity,
-        "code": code,
-        "diagnostics": message,
-        "expression": [expression] if expression else None,
-    }
-    return {"resourceType": "OperationOutcome", "issue": [without_empty(issue)]}
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """One issue of an OperationOutcome; `expression` names the fields it is about."""
+
+    code: str
+    diagnostics: str
+    expression: tuple[str, ...] = ()
+    severity: str = "error"
+
+    def to_json(self) -> dict[str, Any]:
+        return without_empty(
+            {
+                "severity": self.severity,
+                "code": self.code,
+                "diagnostics": self.diagnostics,
+                "expression": list(self.expression),
+            }
+        )
+
+
+def operation_outcome(*issues: Issue) -> dict[str, Any]:
+    """FHIR OperationOutcome."""
+    return {"resourceType": "OperationOutcome", "issue": [issue.to_json() for issue in issues]}

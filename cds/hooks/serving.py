@@ -9,6 +9,9 @@ The watch is what keeps INTEROP 23: the budget begins when the body has come, an
 gets its 503 with an OperationOutcome, whatever the thread still waits for: a slow database, a lock, an
 address that does not answer. The thread ends by itself (`limiting` sees to that in the database), finds its
 time over, and keeps nothing as shown. A call whose time was over before a thread was free is not begun.
+
+Nobody at the bedside waits for feedback: it has threads and a longer budget of its own, and ends by itself
+between two short transactions, saying what it has kept. The watch leaves it the time for the last of them.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 PATH = "/cds-services"
 THREADS = 8  # of one process, as many as its database connections
+FEEDBACK_THREADS = 2  # the same for feedback, of which a batch takes seconds: no clinician waits behind it
 
 
 class HookHandler(BaseHandler):
@@ -99,18 +103,27 @@ class HookServer:
     def __init__(self, threads: int = THREADS) -> None:
         self._handler = HookHandler()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="hook")
+        self._feedback = ThreadPoolExecutor(FEEDBACK_THREADS, thread_name_prefix="hook-feedback")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take the body, have it answered within the budget, send the answer."""
         body = await _body(receive)
         if body is None:  # the caller has gone
             return
-        until = time.monotonic() + settings.HOOKS_BUDGET_S
+        is_feedback = str(scope.get("path", "")).endswith("/feedback")
+        budget_s = settings.HOOKS_FEEDBACK_S if is_feedback else settings.HOOKS_BUDGET_S
+        watched_s = budget_s + settings.HOOKS_BUDGET_S if is_feedback else budget_s
+        until = time.monotonic() + budget_s
         context = contextvars.copy_context()
         work = asyncio.get_running_loop().run_in_executor(
-            self._threads, context.run, self._handler.answer, scope, body, until
+            self._feedback if is_feedback else self._threads,
+            context.run,
+            self._handler.answer,
+            scope,
+            body,
+            until,
         )
-        done, _ = await asyncio.wait({work}, timeout=settings.HOOKS_BUDGET_S)
+        done, _ = await asyncio.wait({work}, timeout=watched_s)
         response = work.result() if done else _late(scope)
         await _send(response, send)
 

@@ -6,16 +6,16 @@ record up to what was sent, take the freshest score within the budget, answer wi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from django.conf import settings
-from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 
-from cds.errors import NotFound
 from cds.hooks import (
     alerting,
+    answering,
     budget,
     cards,
     keeping,
@@ -31,12 +31,13 @@ from cds.hooks.client_auth import Caller
 from cds.hooks.contexts import WITH_ORDERS
 from cds.hooks.endpoints import endpoint, json_response, read_body
 from cds.hooks.feedback import parse_feedback
-from cds.hooks.models import CardShown
 from cds.hooks.offering import Service
 from cds.hooks.prefetching import Taken
 from cds.hooks.wire import parse_json
 from cds.risk import assessing, responding
+from cds.risk.standing import Standing
 
+_Shown = Sequence[cards.Shown]
 SUGGESTING = frozenset({"patient-view", "encounter-start", "order-select", "order-sign"})
 
 
@@ -56,39 +57,31 @@ def call_service(request: HttpRequest, *, caller: Caller, now: datetime, service
     time_left = budget.of(request)
     service = offering.get_service(service_id)
     taken = prefetching.take(read_body(request), service=service, caller=caller, budget=time_left, now=now)
-    shown = _cards(service, taken, caller=caller, time_left=time_left, now=now)
+    shown, again = _cards(service, taken, caller=caller, time_left=time_left, now=now)
     time_left.check()
-    keeping.keep_shown(shown, taken, service=service, caller=caller, took_ms=time_left.spent_ms(), now=now)
+    shown = keeping.keep_shown(
+        shown, taken, service=service, caller=caller, time_left=time_left, now=now, again=again
+    )
     return json_response({"cards": [one.card.to_json() for one in shown]})
 
 
 @endpoint("POST")
 def feedback(request: HttpRequest, *, caller: Caller, now: datetime, service_id: str) -> HttpResponse:
-    """What clinicians did with cards (INTEROP 17). Sent twice, kept once; an unknown card: 404, audited."""
-    items = parse_feedback(parse_json(read_body(request)))
-    known = {
-        card.pk: card
-        for card in CardShown.objects.select_related("prediction__assessment").filter(
-            pk__in={item.card for item in items}, service=service_id, client=caller.client
-        )
-    }
-    with transaction.atomic():
-        for item in items:
-            if item.card in known:
-                keeping.keep_feedback(known[item.card], item, caller=caller, now=now)
-    unknown = sorted({str(item.card) for item in items} - {str(key) for key in known})
-    if unknown:
-        raise NotFound(f"no such card of this service: {', '.join(unknown[:10])}; the others were kept")
+    """What clinicians did with cards (INTEROP 17). Sent twice, kept once; what is not kept is named."""
+    time_left = budget.of(request, settings.HOOKS_FEEDBACK_S)
+    batch = parse_feedback(parse_json(read_body(request)))
+    answering.keep(batch, service_id=service_id, caller=caller, time_left=time_left, now=now)
     return HttpResponse(status=200)
 
 
 def _cards(
     service: Service, taken: Taken, *, caller: Caller, time_left: Budget, now: datetime
-) -> list[cards.Shown]:
+) -> tuple[_Shown, Callable[[], _Shown]]:
+    """The cards, and what makes them as they must be once somebody may have been alerted meanwhile."""
     context, patient = taken.asked.context, taken.patient
     studies = ordering.imaging_ordered(context.orders) if service.hook in WITH_ORDERS else []
     if service.hook in WITH_ORDERS and not studies:
-        return []
+        return [], list
     standing = assessing.current_one(
         patient,
         service.version,
@@ -102,29 +95,45 @@ def _cards(
     number = cards.number_of(standing, service.outcome)
     answer = _answer(taken, service) if number is not None else None
     if responding.is_snoozed(answer, now=now):
-        return []
+        return [], list
     setting = cards.Setting(
         outcome=service.outcome,
         patient=patient,
         context=context,
         now=now,
         not_supplied=taken.missing,
-        alert=(
-            alerting.decide(number, answer, patient=patient, context=context, now=now)
-            if number is not None
-            else alerting.Alert()
-        ),
         may_suggest=service.hook in SUGGESTING,
         may_launch=linking.may_launch(caller, taken.asked.access),
     )
-    if service.hook not in WITH_ORDERS:
-        return [cards.card_for(standing, setting)]
+
+    def decide() -> alerting.Alert:
+        if number is None:
+            return alerting.Alert()
+        return alerting.decide(number, answer, patient=patient, context=context, now=now)
+
+    def draw(alert: alerting.Alert) -> _Shown:
+        alerting_so = replace(setting, alert=alert)
+        if service.hook not in WITH_ORDERS:
+            return [cards.card_for(standing, alerting_so)]
+        return _of_orders(studies, standing, alerting_so)
+
+    alert = decide()
+    shown = draw(alert)
+
+    def again() -> _Shown:
+        by_now = decide()
+        return shown if by_now == alert else draw(by_now)
+
+    return shown, again
+
+
+def _of_orders(studies: Sequence[ordering.Imaging], standing: Standing, setting: cards.Setting) -> _Shown:
     return [
         order_cards.order_card(
             standing,
             setting if place == 0 else _once_more(setting),
             study,
-            studies_known.known_of(study, standing, outcome=service.outcome, patient=patient),
+            studies_known.known_of(study, standing, outcome=setting.outcome, patient=setting.patient),
         )
         for place, study in enumerate(studies)
     ]

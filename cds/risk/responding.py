@@ -88,14 +88,25 @@ OVERRIDE_REASONS: dict[str, Reason] = {
 }
 
 
+def is_ours(system: str, code: str) -> bool:
+    """Whether a coded reason is one of OVERRIDE_REASONS: a code says nothing without its system."""
+    return code in OVERRIDE_REASONS and OVERRIDE_REASONS[code].system == system
+
+
 def acknowledge(
-    prediction: RiskPrediction, *, by: recording.Actor, user: User | None, now: datetime, via: str = "panel"
+    prediction: RiskPrediction,
+    *,
+    by: recording.Actor,
+    user: User | None,
+    now: datetime,
+    via: str = "panel",
+    at: datetime | None = None,
 ) -> Response:
-    """Seen. Saying it twice keeps one."""
+    """Seen. Saying it twice keeps one. `at`: when, where that is told only later; never after `now`."""
     held = last_response(prediction)
     if held is not None and held.kind == "acknowledged" and held.by_id == (user.pk if user else None):
         return held
-    return _respond(prediction, "acknowledged", by=by, user=user, now=now, via=via)
+    return _respond(prediction, "acknowledged", by=by, user=user, now=now, via=via, at=at)
 
 
 def override(
@@ -107,12 +118,21 @@ def override(
     user: User | None,
     now: datetime,
     via: str = "panel",
+    at: datetime | None = None,
 ) -> Response:
-    """Disagree, or not acting, for a coded reason; Invalid names the codes there are."""
+    """Disagree, or not acting, for a coded reason; Invalid names the codes there are. `at` as above."""
     if reason_code not in OVERRIDE_REASONS:
         raise Invalid(f"choose a reason: one of {', '.join(OVERRIDE_REASONS)}")
     return _respond(
-        prediction, "overridden", by=by, user=user, now=now, via=via, reason_code=reason_code, comment=comment
+        prediction,
+        "overridden",
+        by=by,
+        user=user,
+        now=now,
+        via=via,
+        reason_code=reason_code,
+        comment=comment,
+        at=at,
     )
 
 
@@ -189,6 +209,7 @@ def _respond(
     reason_code: str = "",
     comment: str = "",
     until: datetime | None = None,
+    at: datetime | None = None,
 ) -> Response:
     if user is not None:
         access.check_respond(user)
@@ -200,7 +221,7 @@ def _respond(
             comment=comment.strip()[:500],
             by=user,
             via=via,
-            at=now,
+            at=now if at is None else min(at, now),
             until=until,
         )
         patient_id = prediction.assessment.patient_id

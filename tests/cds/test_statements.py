@@ -78,10 +78,11 @@ def test_an_event_appended_is_the_event_in_the_chain() -> None:
     assert not [problem for chain in recording.verify() for problem in chain.problems]
 
 
-def _keep(row: Patient) -> None:
-    recording.record_with(
+def _keep(row: Patient, within_s: float = 60) -> bool:
+    return recording.record_with(
         Insertion(Patient),
         row,
+        within_s=within_s,
         by=recording.Actor("client:1"),
         action="hook.call",
         object_type="Patient",
@@ -105,6 +106,15 @@ def test_a_row_and_its_event_are_kept_together_or_not_at_all() -> None:
     assert not [problem for chain in recording.verify() for problem in chain.problems]
     if connection.vendor == "postgresql":
         assert len([one for one in captured.captured_queries if "INSERT" in one["sql"]]) == 1
+
+
+def test_too_late_neither_a_row_nor_its_event_is_kept() -> None:
+    late = Patient(source=factories.make_patient().source, resource_id="late", changed_at=timezone.now())
+    assert not _keep(late, within_s=0)
+    assert not Patient.objects.filter(resource_id="late").exists()
+    assert not AuditEvent.objects.filter(object_id="late").exists()
+    assert _keep(late)
+    assert AuditEvent.objects.filter(object_id="late").count() == 1
 
 
 @pytest.mark.django_db(transaction=True)

@@ -133,9 +133,7 @@ def test_any_feedback_is_kept_once_or_refused(ready: Call, version: ModelVersion
         else:
             assert answer.status_code in REFUSALS | {404}, answer.content[:300]
             assert orjson.loads(answer.content)["resourceType"] == "OperationOutcome"
-            assert (
-                answer.status_code == 404 or not written - BESIDES
-            )  # 404: one card unknown, the others kept
+            assert orjson.loads(answer.content)["issue"][0]["expression"] or not written - BESIDES
         kept = counts()
         assert ready(f"{path}/feedback", raw=sent).status_code == answer.status_code
         assert not set(counts() - kept) - BESIDES, "the same once more was kept once more"

@@ -22,7 +22,7 @@ from cds.launch import registering as launch
 from cds.patients import access
 from cds.patients.models import Note, Observation, Patient, PatientIdentifier, Source
 from cds.registry.models import ActiveModel, Cohort, ModelVersion, Promotion, Stage, TrainingRun
-from cds.risk import thresholds
+from cds.risk import responding, thresholds
 from cds.risk.models import (
     AssessmentStatus,
     HeatMap,
@@ -551,6 +551,7 @@ def feedback(made: Clinic) -> None:
             Feedback.objects.create(
                 card=card, outcome="accepted" if is_kept else "overridden", outcome_at=at, received_at=at,
                 reason_code="" if is_kept else ("cds-not-applicable", "action-completed")[number % 2],
+                reason_system="" if is_kept else responding.REASON_SYSTEM,
             )  # fmt: skip
     RiskAssessment.objects.filter(version=made.version, finished_at=None, work_state=WorkState.DONE).update(
         finished_at=now - timedelta(minutes=40),

@@ -16,7 +16,7 @@ from cds.hooks import figures as hook_figures
 from cds.hooks.models import CardShown, Feedback
 from cds.jobs.models import WorkState
 from cds.registry.models import ModelVersion
-from cds.risk import figures
+from cds.risk import figures, responding
 from cds.risk.models import RiskAssessment
 from tests.web import clinic
 from tests.web.clinic import Clinic
@@ -48,9 +48,14 @@ def card(
     return CardShown.objects.create(**known | more)
 
 
-def answer(of: CardShown, outcome: str, reason: str = "") -> None:
+def answer(of: CardShown, outcome: str, reason: str = "", system: str = responding.REASON_SYSTEM) -> None:
     Feedback.objects.create(
-        card=of, outcome=outcome, reason_code=reason, outcome_at=of.shown_at, received_at=of.shown_at
+        card=of,
+        outcome=outcome,
+        reason_code=reason,
+        reason_system=system,
+        outcome_at=of.shown_at,
+        received_at=of.shown_at,
     )
 
 
@@ -58,18 +63,18 @@ def test_feedback_is_counted_by_version_with_its_reasons(
     ward: Clinic, sign_in: Callable[[str], Client]
 ) -> None:
     other = ModelVersion.objects.get(number=1)
-    for outcome, reason in (
+    for outcome, *reason in (
         ("accepted", ""), ("overridden", "action-completed"),
-        ("overridden", "of-their-own"), ("overridden", ""),
+        ("overridden", "patient-refuses", "urn:ehr"), ("overridden", ""),
     ):  # fmt: skip
-        answer(card(ward), outcome, reason)
+        answer(card(ward), outcome, *reason)
     card(ward, kind="stale")
     answer(card(ward, version=other), "overridden", "action-completed")
     answer(card(ward, shown_at=ward.now - timedelta(days=20)), "accepted")
     text = page(sign_in("admin"))
     assert (metric(text, "answered"), metric(text, "accepted"), metric(text, "overridden")) == ("4", "1", "3")
     assert "of 5" in text
-    for reason in ("Already acted upon", "of-their-own", "No reason given"):
+    for reason in ("Already acted upon", "patient-refuses", "No reason given"):
         assert reason in text
     assert "75 %" in text  # 3 of 4, with its interval
     assert "(30 % to 95 %)" in text

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +14,7 @@ from django.db import connection
 from django.utils import timezone
 
 from cds.audit import recording
-from cds.hooks import alerting
+from cds.hooks import alerting, keeping
 from cds.hooks.models import CardShown
 from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
@@ -155,3 +157,55 @@ def test_a_call_with_nothing_new_reads_one_row_and_misses_nothing(
     assessment.save(force_insert=True)  # a newer one that failed: the last number stays
     (found,) = call(SERVICE, hook_body(context=WHO, prefetch=PREFETCH)).json()["cards"]
     assert found["summary"].startswith("Low: 2 %")
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif("connection.vendor != 'postgresql'", reason="SQLite lets one call after the other write")
+@pytest.mark.parametrize("quiet_hours", [12, 0])
+def test_of_two_calls_at_once_one_alerts_and_the_other_says_so(
+    call: Call,
+    at_high_risk: Patient,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    quiet_hours: int,
+) -> None:
+    settings.HOOKS_QUIET_S = quiet_hours * 3600
+    both = threading.Barrier(2, timeout=60)
+    keep_shown = keeping.keep_shown
+
+    def keep(shown: Any, *args: Any, **more: Any) -> Any:
+        assert [one.card.indicator.value for one in shown] == ["warning"], "each decided before either kept"
+        both.wait()
+        return keep_shown(shown, *args, **more)
+
+    def one_of_two(hook: str) -> dict[str, Any]:
+        try:
+            return card(call, hook)
+        finally:
+            connection.close()
+
+    monkeypatch.setattr("cds.hooks.views.keeping.keep_shown", keep)
+    with ThreadPoolExecutor(2) as pool:
+        cards = list(pool.map(one_of_two, ["patient-view", "encounter-start"]))
+    told = {one["uuid"]: one["indicator"] for one in cards}
+    assert sorted(told.values()) == (["info", "warning"] if quiet_hours else ["warning", "warning"])
+    if quiet_hours:
+        (quiet,) = [one for one in cards if one["indicator"] == "info"]
+        assert "You were alerted to this at" in quiet["detail"]
+    kept = CardShown.objects.filter(pk__in=told).values_list("pk", "indicator")
+    assert {str(pk): indicator for pk, indicator in kept} == told
+
+
+def test_a_card_that_alerts_nobody_is_kept_in_one_statement(call: Call, at_high_risk: Patient) -> None:
+    card(call)
+    asked: list[str] = []
+
+    def note(execute: Any, sql: str, *others: Any) -> Any:
+        asked.append(sql)
+        return execute(sql, *others)
+
+    with connection.execute_wrapper(note):
+        assert card(call)["indicator"] == "info"
+    written = [sql for sql in asked if "audit_" in sql or "hooks_cardshown" in sql]
+    if connection.vendor == "postgresql":
+        assert len([sql for sql in written if "INSERT" in sql or "FOR UPDATE" in sql]) == 1

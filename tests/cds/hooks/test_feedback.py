@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import uuid
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.utils import timezone
 
+from cds.audit import recording
 from cds.audit.models import AuditEvent
 from cds.hooks.models import CardShown, Feedback
 from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
-from cds.risk.models import Response
+from cds.risk import responding
+from cds.risk.models import Response, RiskPrediction
 from tests.cds.hooks.conftest import SERVICE, Call, hook_body, make_score
 
 URL = f"{SERVICE}/feedback"
 AT = "2026-03-01T12:00:00Z"
+PREFETCH = hook_body()["prefetch"]  # the same each time: nothing new, so nothing stale
 SOME = str(uuid.uuid4())
-REASON = {"reason": {"code": "patient-refuses", "system": "http://terminology.hl7.org/CodeSystem/x"}}
+REASON = {"reason": {"code": "patient-refuses", "system": responding.REASON_SYSTEM}}
 
 
 @pytest.fixture
 def card(call: Call, version: ModelVersion) -> str:
     """The uuid of a card that showed a number."""
-    body = hook_body()
+    body = hook_body(prefetch=PREFETCH)
     call(SERVICE, body)
     make_score(Patient.objects.get(), version)
     return str(call(SERVICE, body).json()["cards"][0]["uuid"])
@@ -55,10 +60,11 @@ def test_an_acceptance_acknowledges(call: Call, card: str) -> None:
     assert Response.objects.get().kind == "acknowledged"
 
 
-def test_a_reason_of_the_ehrs_own_is_kept_with_the_feedback(call: Call, card: str) -> None:
-    own = {"reason": {"code": "ours", "system": "urn:ehr"}, "userComment": "no bed"}
+@pytest.mark.parametrize("code", ["ours", "patient-refuses"])  # the same letters in another system
+def test_a_reason_of_the_ehrs_own_is_kept_with_the_feedback(call: Call, card: str, code: str) -> None:
+    own = {"reason": {"code": code, "system": "urn:ehr"}, "userComment": "no bed"}
     assert call(URL, {"feedback": [overridden(card, overrideReason=own)]}).status_code == 200
-    assert (Feedback.objects.get().reason_code, Feedback.objects.get().comment) == ("ours", "no bed")
+    assert (Feedback.objects.get().reason_code, Feedback.objects.get().comment) == (code, "no bed")
     assert not Response.objects.exists()
 
 
@@ -92,8 +98,12 @@ def test_a_card_of_another_ehr_is_unknown(call: Call, card: str) -> None:
             "feedback[0].outcomeTimestamp",
         ),
         (
-            {"feedback": [overridden(SOME, overrideReason={"userComment": "x" * 501})]},
+            {"feedback": [overridden(SOME, overrideReason={"userComment": 1})]},
             "feedback[0].overrideReason.userComment",
+        ),
+        (
+            {"feedback": [overridden(SOME, overrideReason={"reason": {"code": "c"}})]},
+            "feedback[0].overrideReason.reason.system",
         ),
         (
             {"feedback": [overridden(SOME, overrideReason={"reason": {"system": "s"}})]},
@@ -105,3 +115,70 @@ def test_what_is_wrong_is_named(call: Call, version: ModelVersion, sent: dict[st
     response = call(URL, sent)
     assert response.status_code == 400
     assert response.json()["issue"][0]["expression"] == [field]
+
+
+def test_a_bad_item_does_not_take_the_others_with_it(call: Call, card: str) -> None:
+    later = "2026-03-01T13:00:00Z"
+    sent = [
+        overridden(card, outcome="ignored"),
+        overridden(card),
+        overridden(SOME),
+        overridden(card, overrideReason={"reason": {"code": "c" * 81, "system": "s"}}),
+        overridden(card, outcomeTimestamp=later),
+    ]
+    for _ in range(2):
+        response = call(URL, {"feedback": sent})
+        assert response.status_code == 400
+        *wrong, rest = response.json()["issue"]
+        assert [one["expression"] for one in wrong] == [
+            ["feedback[0].outcome"],
+            ["feedback[2].card"],
+            ["feedback[3].overrideReason.reason.code"],
+        ]
+        assert SOME in wrong[1]["diagnostics"]
+        assert (rest["severity"], rest["diagnostics"]) == (
+            "information", "2 of 5 items are kept; those named are not",
+        )  # fmt: skip
+        assert Feedback.objects.count() == 2
+    assert AuditEvent.objects.filter(action="hook.call", outcome="refused").count() == 2
+
+
+def test_a_long_comment_is_cut_and_the_answer_counts(call: Call, card: str) -> None:
+    for length, at in ((500, "12"), (501, "13"), (5000, "14")):
+        said = {**REASON, "userComment": "x" * length}
+        item = overridden(card, overrideReason=said, outcomeTimestamp=f"2026-03-01T{at}:00:00Z")
+        assert call(URL, {"feedback": [item]}).status_code == 200
+    kept = list(Feedback.objects.order_by("outcome_at").values_list("comment", flat=True))
+    assert kept == ["x" * 500, "x" * 499 + "…", "x" * 499 + "…"]
+    assert list(Response.objects.order_by("at").values_list("comment", flat=True)) == kept
+
+
+def test_feedback_that_comes_late_counts_from_when_it_was_given(call: Call, card: str) -> None:
+    now, prediction = timezone.now(), RiskPrediction.objects.get()
+    CardShown.objects.update(shown_at=now - timedelta(hours=13))  # or the first card would quiet the next
+    body = hook_body(context={"userId": "Practitioner/2", "patientId": "p1"}, prefetch=PREFETCH)
+    given = now - timedelta(hours=10)
+    accepted = {"card": card, "outcome": "accepted", "outcomeTimestamp": given.isoformat()}
+    assert call(URL, {"feedback": [accepted]}).status_code == 200
+    assert Response.objects.get().at == given
+    (found,) = call(SERVICE, body).json()["cards"]
+    assert "Acknowledged at" in found["detail"]  # for two hours more
+    Response.objects.update(at=given - timedelta(hours=3))
+    responding.answer_of.cache_clear()
+    (found,) = call(SERVICE, body).json()["cards"]
+    assert found["indicator"] == "warning"
+    Response.objects.all().delete()
+    snoozed = responding.snooze(
+        prediction, by=recording.system("tests"), user=None, now=now - timedelta(hours=1)
+    )
+    told = overridden(card, outcomeTimestamp=given.isoformat())
+    assert call(URL, {"feedback": [told]}).status_code == 200
+    assert Response.objects.count() == 2
+    assert responding.last_response(prediction) == snoozed
+    assert call(SERVICE, body).json()["cards"] == []  # snoozed since
+
+
+def test_feedback_from_a_clock_that_is_fast_counts_from_now(call: Call, card: str) -> None:
+    ahead = (timezone.now() + timedelta(hours=2)).isoformat()
+    assert call(URL, {"feedback": [overridden(card, outcomeTimestamp=ahead)]}).status_code == 200
+    assert Response.objects.get().at <= timezone.now()

@@ -24,8 +24,9 @@ from cds.hooks import limiting, serving
 from cds.hooks.models import CardShown, HookClient
 from cds.jobs import outbox
 from cds.jobs.models import OutboxMessage
+from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
-from tests.cds.hooks.conftest import SERVICE, hook_body
+from tests.cds.hooks.conftest import SERVICE, hook_body, make_score
 from tests.cds.hooks.test_fetching import FhirServer, access
 from tests.cds.hooks.test_serving import ask
 from tests.flows import workers
@@ -161,3 +162,30 @@ def test_a_call_that_waited_for_a_thread_too_long_is_not_begun(
     response = server._handler.answer({"headers": []}, b"", time.monotonic() - 1)
     assert response.status_code == 503
     assert orjson.loads(response.content)["resourceType"] == "OperationOutcome"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("prefetch", ["known", "alerting"])
+def test_a_lock_that_is_let_go_after_the_answer_keeps_nothing_as_shown(
+    server: serving.HookServer,
+    settings: Any,
+    version: ModelVersion,
+    monkeypatch: pytest.MonkeyPatch,
+    prefetch: str,
+) -> None:
+    """The caller has its 503 by then: a card kept as shown would quiet an alert that nobody saw."""
+    body = orjson.dumps(hook_body())
+    settings.HOOKS_BUDGET_S = 60.0
+    assert ask(server, SERVICE, body)[0] == 200  # from now on its prefetch is known, so only keeping writes
+    if prefetch == "alerting":
+        make_score(Patient.objects.get(), version)
+    before = CardShown.objects.count()
+    settings.HOOKS_BUDGET_S = 0.4
+    monkeypatch.setattr(limiting, "limited", lambda _: contextlib.nullcontext())  # or the wait ends with it
+    with locked("audit_auditchain"):
+        status, _, _ = ask(server, SERVICE, body)
+    assert status == 503
+    server._threads.submit(lambda: None).result(LONG_S)
+    assert CardShown.objects.count() == before
+    settings.HOOKS_BUDGET_S = 60.0
+    (card,) = orjson.loads(ask(server, SERVICE, body)[2])["cards"]
+    assert card["indicator"] == ("warning" if prefetch == "alerting" else "info")
