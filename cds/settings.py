@@ -7,6 +7,7 @@ loopback only. Set DATABASE_URL and REDIS_URL and the same code runs on PostgreS
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from pathlib import Path
 from typing import Any, Literal
@@ -108,7 +109,12 @@ class Environment(BaseSettings):
         description="For this long the same person is not alerted again to the same risk of a patient.",
     )
     hooks_quiet_roles: str = Field(
-        "Patient,RelatedPerson", description="FHIR types of users whom no card ever alerts, comma separated."
+        "Patient,RelatedPerson",
+        description="Users whom no card ever alerts, by FHIR type or one by one: RelatedPerson,PractitionerRole/n17.",
+    )
+    risk_policies: Path | None = Field(
+        None,
+        description="JSON of the site's own risk bounds and policy texts, by outcome; empty: those shipped.",
     )
     score_interval_minutes: int = Field(60, ge=1, description="A score older than twice this is Stale.")
     fairness_auroc_gap: float = Field(
@@ -245,6 +251,18 @@ def _some_of(name: str, said: str, allowed: tuple[str, ...]) -> list[str]:
     unknown = [one for one in found if one not in allowed]
     if unknown:
         raise ImproperlyConfigured(f"{name} takes {', '.join(allowed)}; not {', '.join(unknown)}")
+    return found
+
+
+def _quiet_roles(said: str) -> frozenset[str]:
+    """FHIR types of users, and users as an EHR names them: [Type]/[id]."""
+    found = frozenset(_listed(said))
+    _some_of("HOOKS_QUIET_ROLES", ",".join(one.partition("/")[0] for one in found), USERS)
+    wrong = sorted(one for one in found if not re.fullmatch(r"\w+(/[A-Za-z0-9\-.]{1,64})?", one))
+    if wrong:
+        raise ImproperlyConfigured(
+            f"HOOKS_QUIET_ROLES takes a FHIR type, or [Type]/[id]; not {', '.join(wrong)}"
+        )
     return found
 
 
@@ -524,7 +542,7 @@ HOOKS_OFFERED = tuple(_some_of("HOOKS_OFFERED", ENV.hooks_offered, HOOKS))
 HOOKS_CALLS_PER_MINUTE = ENV.hooks_calls_per_minute
 HOOKS_ALERT_AT, HOOKS_CRITICAL_AT = _categories(ENV.hooks_alert_at), _categories(ENV.hooks_critical_at)
 HOOKS_QUIET_S = ENV.hooks_quiet_hours * 3600
-HOOKS_QUIET_ROLES = frozenset(_some_of("HOOKS_QUIET_ROLES", ENV.hooks_quiet_roles, USERS))
+HOOKS_QUIET_ROLES = _quiet_roles(ENV.hooks_quiet_roles)
 HOOKS_REDIS_URL = (
     ENV.redis_url
 )  # where spent tokens and counts are shared; "": the database, and each process
@@ -535,6 +553,7 @@ HOOKS_MIDDLEWARE = [  # of hook calls under gunicorn: no cookie, no session, no 
     "django.middleware.common.CommonMiddleware",
     "django_prometheus.middleware.PrometheusAfterMiddleware",
 ]
+RISK_POLICIES = ENV.risk_policies.resolve() if ENV.risk_policies else None
 SCORE_INTERVAL_S = ENV.score_interval_minutes * 60
 FAIRNESS_AUROC_GAP = ENV.fairness_auroc_gap
 FAIRNESS_CALIBRATION_GAP = ENV.fairness_calibration_gap

@@ -103,13 +103,32 @@ def panel(seen: Panel, *, outcome: str, series_id: str, viewer_name: str, now: d
 
 def cuts(outcome: str) -> tuple[tuple[str, float], ...]:
     """(category, lowest risk of it), rising."""
-    policy = thresholds.POLICIES.get(outcome, thresholds.DEFAULT)
-    return (
-        ("low", 0.0),
-        ("moderate", policy.moderate),
-        ("high", policy.high),
-        ("very-high", policy.very_high),
+    return tuple((category.value, bound) for category, bound in thresholds.bounds_of(outcome))
+
+
+@dataclass(frozen=True, slots=True)
+class SitePolicy:
+    """What holds for an outcome here: rows of word, range of risk, and what the policy says there."""
+
+    label: str
+    rows: tuple[tuple[str, str, str], ...]
+    link: str
+
+
+def site_policy(outcome: str) -> SitePolicy:
+    """The bounds and texts of an outcome, as a table."""
+    bounds = thresholds.bounds_of(outcome)
+    ends = [low for _, low in bounds[1:]]
+    rows = tuple(
+        (
+            thresholds.WORDS[category],
+            f"below {end * 100:g} %" if not low else f"from {low * 100:g} %",
+            thresholds.policy_text(outcome, category),
+        )
+        for (category, low), end in zip(bounds, [*ends, 1.0], strict=True)
     )
+    spec = OUTCOMES.get(outcome)
+    return SitePolicy(spec.label if spec else outcome, rows, thresholds.policy_link(outcome))
 
 
 def _severity(one: OutcomePanel) -> tuple[int, float]:

@@ -3,7 +3,9 @@
 A card alerts (warning, critical) from a category on that the site sets (HOOKS_ALERT_AT, HOOKS_CRITICAL_AT).
 It only informs, and says why, when within HOOKS_QUIET_HOURS the same person was alerted to the same risk of
 the same patient, at whatever hook, or anybody answered it; unless it has risen to a higher category since.
-Roles in HOOKS_QUIET_ROLES are never alerted. The number itself is always shown: quiet is not silent.
+"The same person" is the user as the EHR names them: a PractitionerRole is one person in one role, and who
+acts in two is alerted in each; a Practitioner is one person in all. Roles in HOOKS_QUIET_ROLES, all of a FHIR
+type or one PractitionerRole, are never alerted. The number itself is always shown: quiet is not silent.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ def decide(
     wanted = indicator_of(prediction.outcome, prediction.category)
     if wanted not in ALERTS:
         return Alert(wanted)
-    if context.role in settings.HOOKS_QUIET_ROLES:
+    if context.roles & settings.HOOKS_QUIET_ROLES:
         return Alert()
     since = now - timedelta(seconds=settings.HOOKS_QUIET_S)
     rank = _rank(prediction.category)

@@ -151,7 +151,7 @@ def _without_a_number(standing: Standing, setting: Setting) -> Said:
 
 def _risk(standing: Standing, prediction: RiskPrediction, setting: Setting) -> Said:
     category = thresholds.Category(prediction.category)
-    severe = thresholds.SEVERITY[category.value] >= thresholds.SEVERITY[thresholds.Category.HIGH.value]
+    policy = wording.escape(thresholds.policy_text(prediction.outcome, category))
     word = thresholds.WORDS[category]
     partial = ""
     if standing.state is DataState.PARTIAL:
@@ -163,7 +163,7 @@ def _risk(standing: Standing, prediction: RiskPrediction, setting: Setting) -> S
         wording.sentences(partial, wording.freshness(standing, setting.now)),
         wording.drivers(prediction),
         wording.sentences(wording.missing(standing), wording.not_supplied(setting.not_supplied)),
-        wording.sentences(thresholds.policy_text(prediction.outcome) if severe else "", setting.alert.note),
+        wording.sentences(policy, setting.alert.note),
     ]
     number = f"{wording.percent(prediction.risk)} ({wording.interval(prediction)})"
     return Said(

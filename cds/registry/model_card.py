@@ -19,6 +19,7 @@ from cds.audit import recording
 from cds.errors import Conflict, Invalid, NotFound
 from cds.patients import access
 from cds.registry import describing
+from cds.registry import policies
 from cds.registry.attributes import ATTRIBUTES, GROUPS, NOT_PROVIDED, Attribute
 from cds.registry.models import CardEntry, EntryOrigin, ModelVersion
 
@@ -187,6 +188,9 @@ def to_json(card: ModelCard) -> Mapping[str, Any]:
             "stage": version.stage,
             "created": version.created_at.isoformat(),
             "simulated": version.simulated,
+        },
+        "site_policy": {
+            name: policies.policy_of(name).model_dump(by_alias=True) for name in version.outcomes
         },
         "attributes": {
             group.key: {

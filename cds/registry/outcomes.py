@@ -31,8 +31,8 @@ STAYS = ("inpatient", "emergency", INTENSIVE_CARE)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """phrase completes "23 in 100 patients like this …"; act_at is the risk from which local policy asks
-    somebody to act."""
+    """phrase completes "23 in 100 patients like this …"; act_at is the risk from which the policy that
+    is shipped asks somebody to act (`policies`)."""
 
     name: str
     label: str

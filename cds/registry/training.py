@@ -29,7 +29,7 @@ from cds.features.fields import CHANNELS, FIELDS, GENOMICS
 from cds.jobs import leases
 from cds.jobs.models import WorkState
 from cds.patients.models import Note
-from cds.registry import bundles, cohorts, outcomes, queries, runs
+from cds.registry import bundles, cohorts, outcomes, policies, queries, runs
 from cds.registry.models import Cohort, TrainingRun
 from fusion import Example, FusionConfig, Modality, OutcomeSpec
 
@@ -87,7 +87,7 @@ def _train(run: TrainingRun, progress: Progress) -> None:
     encoders = encode_tuned(cohort, bundle, encoders, progress, low=0.83, high=0.85)
 
     progress.step("evaluating on held-out patients", 0.85)
-    acted_at = {name: outcomes.get_outcome(name).act_at for name in run.outcomes}
+    acted_at = {name: policies.policy_of(name).high for name in run.outcomes}
     report = fusion.evaluate(bundle, examples["held_out"], thresholds=acted_at)
 
     progress.step("saving the model", 0.97)

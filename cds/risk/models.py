@@ -97,6 +97,14 @@ class RiskPrediction(models.Model):
         ]
 
 
+class PolicyInUse(models.Model):
+    """The bounds of categories and the policy texts the site went by from a moment on; until the next row."""
+
+    since = models.DateTimeField()
+    digest = models.CharField(max_length=64)  # SHA-256 of the content
+    content = models.JSONField()  # outcome → as RISK_POLICIES has it
+
+
 class HeatMap(models.Model):
     """Where in one Series the model looked, with what the map was asked to show that it is no artefact."""
 

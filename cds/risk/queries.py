@@ -218,7 +218,8 @@ def _answer(prediction: RiskPrediction) -> Answer:
         category_word=thresholds.WORDS[category],
         sentence=f"{round(prediction.risk * 100)} in 100 patients like this {phrase}",
         threshold=thresholds.threshold_of(prediction.outcome),
-        policy=thresholds.policy_text(prediction.outcome),
+        policy=thresholds.policy_ahead(prediction.outcome, prediction.category),
+        policy_link=thresholds.policy_link(prediction.outcome),
         summary=str(prediction.explanation.get("summary", "")),
     )
 

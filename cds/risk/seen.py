@@ -102,6 +102,7 @@ class Answer:
     sentence: str  # "23 in 100 patients like this …"
     threshold: float
     policy: str
+    policy_link: str
     summary: str
 
 

@@ -63,9 +63,10 @@ def assess_all(outcome: str = "") -> None:
 
 @app.task(name="cds.risk.tasks.refresh_stale", queue="batch", ignore_result=True)
 def refresh_stale() -> None:
-    """Every 5 min: see `refreshing.refresh_stale`."""
-    from cds.risk import refreshing
+    """Every 5 min: see `refreshing.refresh_stale`; before it, which policies are in use is noted."""
+    from cds.risk import policing, refreshing
 
+    policing.note(now=timezone.now())
     refreshing.refresh_stale(now=timezone.now())
 
 

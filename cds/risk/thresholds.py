@@ -1,11 +1,11 @@
-"""From a risk to a word, and what the local policy says at it. Change them here; a test shows the table."""
+"""From a risk to a word, and what the local policy says at it: by the site's table (`registry.policies`)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from enum import StrEnum
 
-from cds.registry.outcomes import OUTCOMES
+from cds.registry import policies
 
 
 class Category(StrEnum):
@@ -26,38 +26,11 @@ WORDS: dict[Category, str] = {
 SEVERITY: dict[str, int] = {category.value: rank for rank, category in enumerate(Category)}
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """Lower bounds of moderate, high and very high; a risk on a bound belongs to the higher category."""
-
-    moderate: float
-    high: float
-    very_high: float
-    text: str
-
-
-POLICIES: dict[str, Policy] = {
-    "icu-admission": Policy(
-        0.10,
-        OUTCOMES["icu-admission"].act_at,
-        0.50,
-        "At 25 % and above: ask a senior clinician to review, and observe at least every 4 hours.",
-    ),
-    "death": Policy(
-        0.05,
-        OUTCOMES["death"].act_at,
-        0.35,
-        "At 15 % and above: ask a senior clinician to review goals and level of care.",
-    ),
-}
-DEFAULT = Policy(0.10, 0.25, 0.50, "No local policy is set for this outcome.")
-
-
 def category_of(outcome: str, risk: float) -> Category:
     """The category of a risk in [0, 1]; raises ValueError outside it."""
     if not 0.0 <= risk <= 1.0:
         raise ValueError("a risk lies in 0 to 1")
-    policy = POLICIES.get(outcome, DEFAULT)
+    policy = policies.policy_of(outcome)
     if risk >= policy.very_high:
         return Category.VERY_HIGH
     if risk >= policy.high:
@@ -65,11 +38,36 @@ def category_of(outcome: str, risk: float) -> Category:
     return Category.MODERATE if risk >= policy.moderate else Category.LOW
 
 
+def bounds_of(outcome: str) -> tuple[tuple[Category, float], ...]:
+    """Each category with the lowest risk of it, rising."""
+    policy = policies.policy_of(outcome)
+    return (
+        (Category.LOW, 0.0),
+        (Category.MODERATE, policy.moderate),
+        (Category.HIGH, policy.high),
+        (Category.VERY_HIGH, policy.very_high),
+    )
+
+
 def threshold_of(outcome: str) -> float:
     """The risk from which the local policy asks somebody to act."""
-    return POLICIES.get(outcome, DEFAULT).high
+    return policies.policy_of(outcome).high
 
 
-def policy_text(outcome: str) -> str:
-    """What the local policy says at the threshold."""
-    return POLICIES.get(outcome, DEFAULT).text
+def policy_text(outcome: str, category: str) -> str:
+    """What the local policy says of a category: its text, or that of the next lower one; "" for none."""
+    texts: Mapping[str, str] = dict(policies.policy_of(outcome).texts)
+    lower = [one.value for one in reversed(Category) if SEVERITY[one.value] <= SEVERITY[category]]
+    return next((texts[one] for one in lower if one in texts), "")
+
+
+def policy_ahead(outcome: str, category: str) -> str:
+    """The same; of a category that it says nothing of, what it says of the next higher one."""
+    texts: Mapping[str, str] = dict(policies.policy_of(outcome).texts)
+    higher = (texts[one.value] for one in Category if one.value in texts)
+    return policy_text(outcome, category) or next(higher, policies.NOT_SET)
+
+
+def policy_link(outcome: str) -> str:
+    """Where the local policy is read; "" for nowhere."""
+    return policies.policy_of(outcome).link

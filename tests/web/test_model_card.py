@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from django.test import Client
@@ -51,3 +54,22 @@ def test_the_export_is_json_to_keep(ward: Clinic, sign_in: Callable[[str], Clien
     answer = sign_in("approver").get(f"/models/{ward.version.pk}/card.json")
     assert answer["Content-Disposition"] == 'attachment; filename="icu-admission-v2-card.json"'
     assert answer.json()["schema"] == "tessera-model-card/1"
+
+
+def test_the_sites_own_policy_is_on_model_card_and_panel(
+    ward: Clinic, sign_in: Callable[[str], Client], tmp_path: Path, settings: Any
+) -> None:
+    settings.RISK_POLICIES = tmp_path / "policies.json"
+    texts = {"high": "Call the outreach team.", "very-high": "Call the registrar."}
+    site = {"moderate": 0.05, "high": 0.125, "very-high": 0.4, "texts": texts, "link": "https://policy.example"}
+    settings.RISK_POLICIES.write_text(json.dumps({"icu-admission": site}))
+    client = sign_in("approver")
+    page = client.get(f"/models/{ward.version.pk}/card").content.decode()
+    assert "from 12.5 %" in page
+    assert "Call the outreach team." in page
+    assert 'href="https://policy.example"' in page
+    told = client.get(f"/models/{ward.version.pk}/card.json").json()
+    assert told["site_policy"] == {"icu-admission": site}
+    panel = sign_in("clinician").get(f"/patients/{ward.patients[0].pk}/risk").content.decode()
+    assert "Call the registrar." in panel
+    assert 'href="https://policy.example"' in panel

@@ -19,7 +19,7 @@ from cds.hooks.models import CardShown
 from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
 from cds.risk import responding
-from cds.settings import _categories
+from cds.settings import _categories, _quiet_roles
 from tests.cds.hooks.conftest import SERVICE, Call, hook_body, make_score
 
 BY = recording.system("tests")
@@ -95,6 +95,15 @@ def test_what_anybody_has_acknowledged_alerts_nobody(
     assert (
         call(SERVICE, hook_body(context=WHO, prefetch=PREFETCH)).json()["cards"][0]["indicator"] == "warning"
     )
+
+
+def test_one_role_is_quieted_and_another_alerted(call: Call, at_high_risk: Patient, settings: Any) -> None:
+    settings.HOOKS_QUIET_ROLES = _quiet_roles("RelatedPerson,PractitionerRole/nurse-7")
+    assert card(call, userId="PractitionerRole/nurse-7")["indicator"] == "info"
+    assert card(call, userId="PractitionerRole/physician-7")["indicator"] == "warning"
+    assert card(call, userId="PractitionerRole/physician-7")["indicator"] == "info"
+    assert card(call, userId="PractitionerRole/registrar-7")["indicator"] == "warning"  # in another role
+    assert card(call, userId="Practitioner/nurse-7")["indicator"] == "warning"  # the role is not known then
 
 
 @pytest.mark.parametrize("user", ["Patient/p1", "RelatedPerson/r1"])

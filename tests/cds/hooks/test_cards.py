@@ -158,3 +158,19 @@ def test_unset_fields_are_left_out() -> None:
     )
     assert suggestion.to_json()["isRecommended"] is False
     assert suggestion.to_json()["actions"] == [{"type": "delete", "description": "d", "resourceId": "1"}]
+
+
+def test_the_sites_own_policy_is_on_the_card_as_text(
+    patient: Patient, version: ModelVersion, tmp_path: Path, settings: Any
+) -> None:
+    settings.RISK_POLICIES = tmp_path / "policies.json"
+    texts = {"moderate": "Look again in [8 h](https://evil.example).", "very-high": "Call the registrar."}
+    bounds = {"moderate": 0.05, "high": 0.2, "very-high": 0.4, "texts": texts}
+    settings.RISK_POLICIES.write_text(json.dumps({"icu-admission": bounds}))
+    for risk, expected in ((0.02, ""), (0.1, "Look again"), (0.31, "Look again"), (0.5, "Call the registrar")):
+        standing = standing_as(DataState.CURRENT, patient, version, risk=risk)
+        said = " ".join(cards.said_of(standing, setting_for(patient)).lines)
+        assert expected in said
+        assert "senior clinician" not in said
+        assert ("Look again" in said) == (expected == "Look again")
+        assert "](https" not in said
