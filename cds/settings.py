@@ -110,7 +110,8 @@ class Environment(BaseSettings):
     )
     hooks_quiet_roles: str = Field(
         "Patient,RelatedPerson",
-        description="Users whom no card ever alerts, by FHIR type or one by one: RelatedPerson,PractitionerRole/n17.",
+        description="Users whom no card ever alerts, by FHIR type or one by one: "
+        "RelatedPerson,PractitionerRole/n17.",
     )
     risk_policies: Path | None = Field(
         None,

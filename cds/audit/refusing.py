@@ -4,8 +4,8 @@ Anybody who reaches an address can be refused as often as they like. Were each r
 fill the trail and wait in line with real calls for the heads of its chains. So of one kind of act and address
 (of IPv6: its /64) EACH rows a minute are written, of all addresses together ALL; the others are counted, and
 one row an address tells how many once the minute is over. Each process counts for itself, so the bounds hold
-for each: shared, a flood would cost a round trip a call, and be unbounded while Redis is away. A warning in its
-log says that counting has begun, so that a count lost with its process is known to be missing. Signed-in
+for each: shared, a flood would cost a round trip a call, and have no bound while Redis is away. A warning in
+its log says that counting has begun, so that a count lost with its process is known to be missing. Signed-in
 people, registered clients and our own processes are noted each time.
 """
 

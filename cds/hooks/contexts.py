@@ -49,13 +49,18 @@ class Context:
     drafts: tuple[Mapping[str, Any], ...] = ()
 
     @property
+    def role(self) -> str:
+        """The FHIR type of the user."""
+        return self.user.partition("/")[0]
+
+    @property
     def roles(self) -> frozenset[str]:
         """What a hook says of who the user is: the FHIR type, and the resource itself.
 
         A PractitionerRole is one person in one role, so that a nurse and a physician, or one person as
         either, are told apart by it. Of a Practitioner nothing but the type is known.
         """
-        return frozenset({self.user.partition("/")[0], self.user})
+        return frozenset({self.role, self.user})
 
 
 def parse_context(sent: Mapping[str, Any], *, hook: str) -> Context:

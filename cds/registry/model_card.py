@@ -18,8 +18,7 @@ from django.db import IntegrityError, transaction
 from cds.audit import recording
 from cds.errors import Conflict, Invalid, NotFound
 from cds.patients import access
-from cds.registry import describing
-from cds.registry import policies
+from cds.registry import describing, policies
 from cds.registry.attributes import ATTRIBUTES, GROUPS, NOT_PROVIDED, Attribute
 from cds.registry.models import CardEntry, EntryOrigin, ModelVersion
 

@@ -8,7 +8,7 @@ shipped:
                        "link": "https://intranet.example.org/deterioration"}}
 
 A process reads it when it first needs it, so all are restarted to change it. A file that cannot be used stops
-the start. Which table was in use when is kept (`risk.policing`); the category of a score stays as it was given.
+the start. Which table was in use when is kept (`risk.policing`); a score keeps the category it was given.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from typing import Annotated, Any, Literal
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from cds.errors import Unavailable
 from cds.registry.outcomes import OUTCOMES
@@ -37,7 +45,7 @@ class Policy(BaseModel):
     link   where people read the whole of it; "" for nowhere
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     moderate: Bound
     high: Bound
@@ -53,24 +61,29 @@ class Policy(BaseModel):
 
 
 NOT_SET = "No local policy is set for this outcome."
-SHIPPED: dict[str, Policy] = {
-    "icu-admission": Policy(
-        moderate=0.10,
-        high=OUTCOMES["icu-admission"].act_at,
-        very_high=0.50,
-        texts={
-            "high": "At 25 % and above: ask a senior clinician to review, and observe at least every 4 hours."
-        },
-    ),
-    "death": Policy(
-        moderate=0.05,
-        high=OUTCOMES["death"].act_at,
-        very_high=0.35,
-        texts={"high": "At 15 % and above: ask a senior clinician to review goals and level of care."},
-    ),
-}
-OTHERWISE = Policy(moderate=0.10, high=0.25, very_high=0.50, texts={"high": NOT_SET})
 _TABLE = TypeAdapter(dict[str, Policy])
+SHIPPED: dict[str, Policy] = _TABLE.validate_python(
+    {
+        "icu-admission": {
+            "moderate": 0.10,
+            "high": OUTCOMES["icu-admission"].act_at,
+            "very-high": 0.50,
+            "texts": {
+                "high": "At 25 % and above: ask a senior clinician to review, and observe at least every "
+                "4 hours."
+            },
+        },
+        "death": {
+            "moderate": 0.05,
+            "high": OUTCOMES["death"].act_at,
+            "very-high": 0.35,
+            "texts": {"high": "At 15 % and above: ask a senior clinician to review goals and level of care."},
+        },
+    }
+)
+OTHERWISE = Policy.model_validate(
+    {"moderate": 0.10, "high": 0.25, "very-high": 0.50, "texts": {"high": NOT_SET}}
+)
 
 
 def policy_of(outcome: str) -> Policy:
@@ -102,7 +115,9 @@ def _read(path: Path) -> dict[str, Policy]:
     unknown = sorted(found.keys() - OUTCOMES.keys())
     if unknown:
         known = ", ".join(OUTCOMES)
-        raise Unavailable(f"RISK_POLICIES: {path}: no outcome is called {', '.join(unknown)}; there are {known}")
+        raise Unavailable(
+            f"RISK_POLICIES: {path}: no outcome is called {', '.join(unknown)}; there are {known}"
+        )
     return found
 
 

@@ -32,8 +32,6 @@ def note(*, now: datetime) -> PolicyInUse:
             object_id=found.pk,
             now=now,
             digest=digest,
-            bounds={
-                name: [one["moderate"], one["high"], one["very-high"]] for name, one in content.items()
-            },
+            bounds={name: [one["moderate"], one["high"], one["very-high"]] for name, one in content.items()},
         )
     return found

@@ -56,14 +56,14 @@ def threshold_of(outcome: str) -> float:
 
 def policy_text(outcome: str, category: str) -> str:
     """What the local policy says of a category: its text, or that of the next lower one; "" for none."""
-    texts: Mapping[str, str] = dict(policies.policy_of(outcome).texts)
+    texts = _texts(outcome)
     lower = [one.value for one in reversed(Category) if SEVERITY[one.value] <= SEVERITY[category]]
     return next((texts[one] for one in lower if one in texts), "")
 
 
 def policy_ahead(outcome: str, category: str) -> str:
     """The same; of a category that it says nothing of, what it says of the next higher one."""
-    texts: Mapping[str, str] = dict(policies.policy_of(outcome).texts)
+    texts = _texts(outcome)
     higher = (texts[one.value] for one in Category if one.value in texts)
     return policy_text(outcome, category) or next(higher, policies.NOT_SET)
 
@@ -71,3 +71,7 @@ def policy_ahead(outcome: str, category: str) -> str:
 def policy_link(outcome: str) -> str:
     """Where the local policy is read; "" for nowhere."""
     return policies.policy_of(outcome).link
+
+
+def _texts(outcome: str) -> Mapping[str, str]:
+    return {str(category): text for category, text in policies.policy_of(outcome).texts.items()}

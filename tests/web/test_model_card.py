@@ -61,7 +61,13 @@ def test_the_sites_own_policy_is_on_model_card_and_panel(
 ) -> None:
     settings.RISK_POLICIES = tmp_path / "policies.json"
     texts = {"high": "Call the outreach team.", "very-high": "Call the registrar."}
-    site = {"moderate": 0.05, "high": 0.125, "very-high": 0.4, "texts": texts, "link": "https://policy.example"}
+    site = {
+        "moderate": 0.05,
+        "high": 0.125,
+        "very-high": 0.4,
+        "texts": texts,
+        "link": "https://policy.example",
+    }
     settings.RISK_POLICIES.write_text(json.dumps({"icu-admission": site}))
     client = sign_in("approver")
     page = client.get(f"/models/{ward.version.pk}/card").content.decode()

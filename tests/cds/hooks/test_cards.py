@@ -167,10 +167,15 @@ def test_the_sites_own_policy_is_on_the_card_as_text(
     texts = {"moderate": "Look again in [8 h](https://evil.example).", "very-high": "Call the registrar."}
     bounds = {"moderate": 0.05, "high": 0.2, "very-high": 0.4, "texts": texts}
     settings.RISK_POLICIES.write_text(json.dumps({"icu-admission": bounds}))
-    for risk, expected in ((0.02, ""), (0.1, "Look again"), (0.31, "Look again"), (0.5, "Call the registrar")):
+    for risk, expected in (
+        (0.02, ""),
+        (0.1, "Look again"),
+        (0.31, "Look again"),
+        (0.5, "Call the registrar"),
+    ):
         standing = standing_as(DataState.CURRENT, patient, version, risk=risk)
         said = " ".join(cards.said_of(standing, setting_for(patient)).lines)
         assert expected in said
         assert "senior clinician" not in said
         assert ("Look again" in said) == (expected == "Look again")
-        assert "](https" not in said
+        assert "[8 h](" not in said  # not a link
