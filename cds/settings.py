@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -173,6 +174,11 @@ class Environment(BaseSettings):
     tls_at_proxy: bool = Field(
         True, description="Production sits behind a proxy that sets X-Forwarded-Proto."
     )
+    trusted_proxies: str = Field(
+        "127.0.0.1,::1",
+        description="Addresses or networks of that proxy, comma separated: X-Forwarded-For counts only from "
+        "there.",
+    )
     tz: str = Field("UTC", description="Time zone of the screens, and of DICOM times that name none.")
 
 
@@ -275,6 +281,15 @@ def _oidc_roles(said: str) -> tuple[tuple[str, str], ...]:
     return tuple((group.strip(), role) for group, _, role in pairs)
 
 
+def _networks(said: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    try:
+        return tuple(ip_network(one) for one in _listed(said))
+    except ValueError as error:
+        raise ImproperlyConfigured(
+            f"TRUSTED_PROXIES takes addresses or networks, such as 172.18.0.1 or 10.3.0.0/16: {error}"
+        ) from None
+
+
 def _origins_of(*urls: str) -> list[str]:
     return [f"{urlsplit(url).scheme}://{urlsplit(url).netloc}" for url in urls if url]
 
@@ -317,6 +332,8 @@ if PRODUCTION:
 DEBUG = ENV.debug
 ALLOWED_HOSTS = [host.strip() for host in ENV.allowed_hosts.split(",") if host.strip()]
 PUBLIC_URL = _public_url()
+# whose X-Forwarded-For counts (cds.audit.callers): nobody's where callers come without a proxy
+TRUSTED_PROXIES = _networks(ENV.trusted_proxies) if PRODUCTION and ENV.tls_at_proxy else ()
 
 INSTALLED_APPS = [
     "django.contrib.auth",
@@ -472,6 +489,7 @@ LOGOUT_REDIRECT_URL = "/login"
 AXES_FAILURE_LIMIT = 5
 AXES_COOLOFF_TIME = 0.25  # hours
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_CLIENT_IP_CALLABLE = "cds.audit.callers.lock_address"
 AXES_LOCKOUT_TEMPLATE = "web/locked.html"
 AXES_RESET_ON_SUCCESS = True
 AXES_ENABLE_ADMIN = False
@@ -485,6 +503,8 @@ OIDC_ALGORITHMS, OIDC_ORIGINS = _listed(ENV.oidc_algorithms), _listed(ENV.oidc_o
 SESSION_COOKIE_AGE = ENV.session_idle_minutes * 60
 SESSION_SAVE_EVERY_REQUEST = True
 SESSION_ABSOLUTE_AGE = ENV.session_hours * 3600
+# not in a cookie of their own, whose name is Django's (INTEROP 29)
+MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 CSRF_COOKIE_HTTPONLY = True

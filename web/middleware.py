@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from http.cookies import Morsel
 
+import structlog
 from django.conf import settings
 from django.contrib.auth import logout
 from django.db import DatabaseError, InterfaceError
@@ -15,7 +16,7 @@ from django.shortcuts import render
 from django.utils import timezone
 from django_structlog.middlewares import RequestMiddleware
 
-from cds.audit import recording, refusing
+from cds.audit import callers, recording, refusing
 from cds.errors import ClinicError, Conflict, Invalid, NotAllowed, NotFound, Unavailable
 from cds.launch import registering
 from cds.patients import access
@@ -53,6 +54,11 @@ class RequestLog(RequestMiddleware):
     def format_request(request: HttpRequest) -> str:
         """Such as `GET /launch/callback`."""
         return f"{request.method} {request.path}"
+
+    @classmethod
+    def bind_ip(cls, request: HttpRequest) -> None:
+        """As the audit trail says it: not what a caller writes into X-Forwarded-For."""
+        structlog.contextvars.bind_contextvars(ip=callers.address_of(request))
 
     @staticmethod
     def bind_user_id(request: HttpRequest) -> None:

@@ -22,12 +22,12 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import structlog
-from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser, AnonymousUser
 from django.db import connection, transaction
 from django.db.models import Max, Model
 from django.http import HttpRequest
 
+from cds.audit import callers
 from cds.audit.models import AuditChain, AuditEvent
 from cds.statements import Insertion, run
 
@@ -77,7 +77,7 @@ class ChainCheck:
 
 def person(user: AbstractBaseUser | AnonymousUser, request: HttpRequest | None = None) -> Actor:
     """A signed-in person (or `user:anonymous`), with their roles and the address they came from."""
-    address = _address(request) if request is not None else ""
+    address = callers.address_of(request) if request is not None else ""
     if not user.is_authenticated:
         return Actor("user:anonymous", address=address)
     groups = getattr(user, "groups", None)
@@ -93,7 +93,7 @@ def system(process: str) -> Actor:
 def client(hook_client: _HasKey | None, request: HttpRequest | None = None) -> Actor:
     """An EHR that calls; None is the open demo, where clients are not told apart."""
     name = f"client:{hook_client.pk}" if hook_client is not None else "client:open"
-    return Actor(name, role="ehr", address=_address(request) if request is not None else "")
+    return Actor(name, role="ehr", address=callers.address_of(request) if request is not None else "")
 
 
 def record(
@@ -367,15 +367,6 @@ def _locked_chain(number: int) -> AuditChain:
             cursor.execute(statement, [number])
             found = cursor.fetchone()
     return AuditChain(number=number, length=found[0], head=found[1])
-
-
-def _address(request: HttpRequest) -> str:
-    """The caller's address; behind our proxy, the last hop it wrote down (earlier ones can be invented)."""
-    if settings.PRODUCTION and settings.ENV.tls_at_proxy:
-        forwarded = str(request.META.get("HTTP_X_FORWARDED_FOR", "")).split(",")[-1].strip()
-        if forwarded:
-            return forwarded
-    return str(request.META.get("REMOTE_ADDR", ""))
 
 
 def _text(value: object, limit: int) -> str:

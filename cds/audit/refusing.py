@@ -15,13 +15,12 @@ import logging
 import threading
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from ipaddress import ip_address, ip_network
 from typing import Any
 
 from django.db import DatabaseError, connection, transaction
 from django.http import HttpRequest
 
-from cds.audit import recording
+from cds.audit import callers, recording
 
 logger = logging.getLogger(__name__)
 EACH = 10  # rows a minute for one kind of act and address
@@ -60,7 +59,7 @@ def note(
     """
     if by.name in NOBODY:
         _tell(_minutes.over(now))
-        if not _minutes.has_room(_Kind(action, object_type, by, _network(by.address)), now):
+        if not _minutes.has_room(_Kind(action, object_type, by, callers.network_of(by.address)), now):
             return
     with transaction.atomic():
         recording.record(
@@ -196,15 +195,6 @@ def _tell(counted: list[_Counted]) -> None:
             logger.exception("refusals that were only counted could not be audited; told with the next ones")
             _minutes.keep(counted[place:])
             return
-
-
-def _network(address: str) -> str:
-    """What one caller may be taken to hold: the address, of IPv6 its /64."""
-    try:
-        found = ip_address(address)
-    except ValueError:
-        return address[:64]
-    return str(ip_network(f"{found}/64", strict=False)) if found.version == 6 else str(found)
 
 
 def _minute_of(now: datetime) -> int:

@@ -75,6 +75,7 @@ def test_a_good_production_environment_passes_the_deploy_check(tmp_path: Path) -
         ({"HOOKS_OFFERED": "patient-veiw,order-sign"}, "HOOKS_OFFERED takes patient-view, encounter-start"),
         ({"HOOKS_OFFERED": "patient-veiw,order-sign"}, "not patient-veiw"),
         ({"HOOKS_QUIET_ROLES": "PractitionerRole/n 7"}, "HOOKS_QUIET_ROLES takes a FHIR type, or"),
+        ({"TRUSTED_PROXIES": "10.3.0.1/16"}, "TRUSTED_PROXIES takes addresses or networks"),
         ({"HOOKS_QUIET_ROLES": "Practitoner"}, "HOOKS_QUIET_ROLES takes Practitioner, PractitionerRole"),
     ],
 )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from ipaddress import ip_network
 
 import pytest
 from django.test import Client
+from pytest_django import Settings
 
 from cds.audit.models import AuditEvent
 from tests.web.clinic import PASSWORD, Clinic
@@ -43,6 +45,34 @@ def test_five_failures_lock_even_the_right_password_out(ward: Clinic, client: Cl
     assert "within 15 minutes" in page
     assert client.get("/worklist").status_code == 302
     assert client.post("/login", {"username": "clinician", "password": PASSWORD}).status_code == 302
+
+
+def _sign_in(password: str, *, peer: str, said: str = "") -> int:
+    form = {"username": "admin", "password": password}
+    headers = {"X-Forwarded-For": said} if said else None
+    return Client().post("/login", form, headers=headers, REMOTE_ADDR=peer).status_code
+
+
+def test_a_stranger_locks_only_their_own_address_out(ward: Clinic, settings: Settings) -> None:
+    """Behind the proxy all come from its address; X-Forwarded-For tells them apart, and only its last hop."""
+    settings.TRUSTED_PROXIES = (ip_network("172.16.0.0/12"),)
+    proxy, stranger, admin = "172.18.0.1", "198.51.100.7", "203.0.113.9"
+    for _ in range(5):
+        locked = _sign_in("wrong", peer=proxy, said=stranger)
+    assert locked == 429
+    for said in (stranger, f"{admin}, {stranger}"):  # pretending to be the admin's machine helps nothing
+        assert _sign_in(PASSWORD, peer=proxy, said=said) == 429
+    assert _sign_in(PASSWORD, peer=proxy, said=admin) == 302
+
+
+def test_nobody_locks_another_out_by_writing_their_address(ward: Clinic, settings: Settings) -> None:
+    settings.TRUSTED_PROXIES = (ip_network("172.16.0.0/12"),)
+    proxy, stranger, admin = "172.18.0.1", "198.51.100.7", "203.0.113.9"
+    for _ in range(5):  # around the proxy, and through it
+        _sign_in("wrong", peer=stranger, said=admin)
+        _sign_in("wrong", peer=proxy, said=f"{admin}, {stranger}")
+    assert _sign_in(PASSWORD, peer=proxy, said=admin) == 302
+    assert _sign_in(PASSWORD, peer=admin) == 302
 
 
 @pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example"])

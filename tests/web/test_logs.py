@@ -7,12 +7,14 @@ import re
 import socket
 import subprocess
 import time
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from django.test import Client
+from pytest_django import Settings
 
 from cds.demo import processes
 
@@ -27,6 +29,16 @@ def test_a_refusal_is_logged_without_its_query(path: str, caplog: Any) -> None:
     lines = [record.msg for record in caplog.records if isinstance(record.msg, dict)]
     assert [line["request"] for line in lines if "request" in line] == [f"GET {path}"]
     assert "canary" not in caplog.text
+
+
+@pytest.mark.django_db
+def test_the_address_in_the_log_is_not_what_the_caller_says(caplog: Any, settings: Settings) -> None:
+    settings.TRUSTED_PROXIES = (ip_network("172.16.0.0/12"),)
+    said = {"X-Forwarded-For": "198.51.100.7, 203.0.113.9"}
+    for peer in ("172.18.0.1", "192.0.2.5"):
+        Client().get(f"/launch?{QUERY}", headers=said, REMOTE_ADDR=peer)
+    lines = [record.msg for record in caplog.records if isinstance(record.msg, dict)]
+    assert [line["ip"] for line in lines if "request" in line] == ["203.0.113.9", "192.0.2.5"]
 
 
 def test_the_web_server_logs_the_path_only(tmp_path: Path) -> None:
