@@ -31,6 +31,9 @@ VALUES = (  # LOINC, what, value, UCUM unit: of the simulated patient that peopl
     ("1988-5", "CRP", 88, "mg/L"), ("2823-3", "Potassium", 4.6, "mmol/L"),
     ("6690-2", "Leukocytes", 14.2, "10*3/uL"), ("718-7", "Haemoglobin", 11.2, "g/dL"),
     ("777-3", "Platelets", 180, "10*3/uL"), ("2951-2", "Sodium", 134, "mmol/L"),
+    ("751-8", "Neutrophils", 11.8, "10*3/uL"), ("731-0", "Lymphocytes", 0.9, "10*3/uL"),
+    ("33762-6", "NT-proBNP", 2900, "pg/mL"), ("10839-9", "Troponin I", 0.03, "ng/mL"),
+    ("39156-5", "Body mass index", 27.5, "kg/m2"),
     ("3094-0", "Urea nitrogen", 38, "mg/dL"), ("2345-7", "Glucose", 150, "mg/dL"),
 )  # fmt: skip
 
@@ -39,7 +42,7 @@ class LaunchingEhr:
     """What the server knows and how it errs.
 
     patients   FHIR id → Patient resource
-    results    FHIR id → Observations
+    results    FHIR id → what else is known of them: any resources
     launches   launch handle → patient
     claims     what its id_tokens say besides, or instead
     answers    what its token answers say besides, or instead
@@ -163,11 +166,12 @@ class LaunchingEhr:
         if identity:
             found = self.patients.get(identity) if kind == "Patient" else None
             return (200, found) if found else (404, _outcome("not-found"))
-        found = self.results.get(patient.rpartition("/")[2], []) if kind == "Observation" else []
+        known = self.results.get(patient.rpartition("/")[2], [])
+        held = [one for one in known if one["resourceType"] == kind]
         return 200, {
             "resourceType": "Bundle",
             "type": "searchset",
-            "entry": [{"resource": one} for one in found],
+            "entry": [{"resource": one} for one in held],
         }
 
 
@@ -274,9 +278,22 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _results(patient: str) -> list[dict[str, Any]]:
-    """One value of each of VALUES, half an hour old."""
+    """One value of each of VALUES, half an hour old, and a heart failure: enough for a demo's model."""
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 1800))
-    return [
+    about = "http://terminology.hl7.org/CodeSystem/condition"
+    condition: dict[str, Any] = {
+        "resourceType": "Condition",
+        "id": f"{patient}-heart-failure",
+        "clinicalStatus": {"coding": [{"system": f"{about}-clinical", "code": "active"}]},
+        "verificationStatus": {"coding": [{"system": f"{about}-ver-status", "code": "confirmed"}]},
+        "code": {
+            "coding": [{"system": "http://snomed.info/sct", "code": "84114007"}],
+            "text": "Heart failure",
+        },
+        "subject": {"reference": f"Patient/{patient}"},
+        "recordedDate": "2026-01-15",
+    }
+    return [condition] + [
         {
             "resourceType": "Observation",
             "id": f"{patient}-{code}",

@@ -5,11 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
-from tests.conformance import rules_of_launch, rules_of_messages, rules_of_security  # noqa: F401  (register)
+from tests.conformance import (  # noqa: F401  (register)
+    peers,
+    rules_of_launch,
+    rules_of_messages,
+    rules_of_reading,
+    rules_of_security,
+)  # fmt: skip
 from tests.conformance.judging import Row, Verdict, judge, markdown
 from tests.conformance.service import Ehr, Service
+from tests.launching_ehr import launching_ehr
 
 MARK = {Verdict.HOLDS: "ok", Verdict.FAILS: "FAILS", Verdict.NOT_APPLICABLE: "n/a"}
 
@@ -27,6 +35,24 @@ def main(arguments: list[str] | None = None) -> int:
     asked.add_argument(
         "--launches", default="", metavar="ISS", help="FHIR address of an EHR whose launches it answers"
     )
+    asked.add_argument(
+        "--peers",
+        type=int,
+        metavar="PORT",
+        help="run a FHIR server and a key set at http://127.0.0.1:PORT/fhir and /keys, as registered with it",
+    )
+    asked.add_argument(
+        "--rotating", default="", metavar="ISS", help="issuer registered with that key set's address"
+    )
+    asked.add_argument(
+        "--launching",
+        type=int,
+        metavar="PORT",
+        help="run an EHR that launches at http://127.0.0.1:PORT/fhir, as registered with client id tessera",
+    )
+    asked.add_argument(
+        "--launching-v1", type=int, metavar="PORT", help="another one, which lists permission-v1 only"
+    )
     asked.add_argument("--launch", default="launch", help="where it is launched, below the base address")
     asked.add_argument("--keys", default=".well-known/jwks.json", help="where its public keys are")
     asked.add_argument("--untimed", action="store_true", help="leave out what depends on the machine's speed")
@@ -36,14 +62,28 @@ def main(arguments: list[str] | None = None) -> int:
         asked.error("give --issuer and --key, or --open for a service that asks for no token")
     key = json.loads(given.key.read_text()) if given.key else None
     ehr = Ehr(given.issuer, key, given.origin, given.tenant, given.patient, given.launches)
-    service = Service(given.url, ehr, launch=given.launch, keys=given.keys)
-    try:
+    with ExitStack() as open_until_then:
+        if given.peers is not None:
+            ehr.peers, ehr.rotating = (
+                open_until_then.enter_context(peers.serving(port=given.peers)),
+                given.rotating,
+            )
+        if given.launching is not None:
+            ehr.launching = open_until_then.enter_context(launching_ehr(given.launching))
+            ehr.launching.add("p1", "Firstperson")
+            ehr.launching.add("p2", "Secondperson")
+            ehr.launches = ehr.launches or ehr.launching.fhir
+        if given.launching_v1 is not None:
+            ehr.launching_v1 = open_until_then.enter_context(launching_ehr(given.launching_v1))
+            ehr.launching_v1.discovery = {
+                "capabilities": ["launch-ehr", "permission-v1", "sso-openid-connect"]
+            }
+        service = Service(given.url, ehr, launch=given.launch, keys=given.keys)
+        open_until_then.callback(service.close)
         return judged(service, timed=not given.untimed, page=given.markdown)
-    finally:
-        service.close()
 
 
-def judged(service: Service, *, timed: bool, page: Path | None = None) -> int:
+def judged(service: Service, *, timed: bool, page: Path | None = None, settings: str = "") -> int:
     """Judge and print; the table into `page`. 1 where a rule fails, else 0."""
     rows: list[Row] = []
     for row in judge(service, timed=timed):
@@ -55,16 +95,17 @@ def judged(service: Service, *, timed: bool, page: Path | None = None) -> int:
     held = sum(row.verdict is Verdict.HOLDS for row in rows)
     print(f"{held} hold, {failed} fail, {len(rows) - held - failed} not applicable")
     if page:
-        write(page, rows)
+        write(page, rows, settings)
     return 1 if failed else 0
 
 
-def write(path: Path, rows: list[Row]) -> None:
-    """The table between `<!-- conformance -->` and `<!-- end -->`."""
+def write(path: Path, rows: list[Row], settings: str = "") -> None:
+    """The settings of the run and the table between `<!-- conformance -->` and `<!-- end -->`."""
     text = path.read_text()
     head, _, rest = text.partition("<!-- conformance -->\n")
     tail = rest.partition("<!-- end -->")[2]
-    path.write_text(f"{head}<!-- conformance -->\n{markdown(rows)}<!-- end -->{tail}")
+    said = "\n\n" if settings else ""
+    path.write_text(f"{head}<!-- conformance -->\n{settings}{said}{markdown(rows)}<!-- end -->{tail}")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,12 @@ def main(act: str, *words: str) -> None:
     {"register": register, "score": score}[act](*words)
 
 
-def register(issuer: str, jwks: str, origin: str, launches_from: str) -> None:
-    """An EHR that may call and may launch us, and a model that is active."""
+def register(issuer: str, jwks: str, origin: str, rotating: str, peers: str, *launching: str) -> None:
+    """An EHR that may call and may launch us, one whose keys are at an address, and a model that is active.
+
+    peers      address of the suite's own FHIR server and key set
+    launching  FHIR base addresses of EHRs that launch us
+    """
     from django.utils import timezone
 
     from cds.audit import recording
@@ -36,11 +40,19 @@ def register(issuer: str, jwks: str, origin: str, launches_from: str) -> None:
         jwks=json.loads(jwks),
         source=source,
         origins=[origin],
-        fhir_servers=[FHIR],
+        fhir_servers=[FHIR, f"{peers}/fhir"],
         by=by,
         now=now,
     )
-    for one in (FHIR, launches_from):
+    registering.register(
+        "Conformance, keys at an address",
+        issuer=rotating,
+        jwks_url=f"{peers}/keys",
+        source=source,
+        by=by,
+        now=now,
+    )
+    for one in (FHIR, *launching):
         launches.register(
             "Conformance",
             issuer=one,

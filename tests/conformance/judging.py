@@ -11,7 +11,7 @@ import httpx
 
 from tests.conformance.service import Service
 
-Check = Callable[[Service], None]
+Check = Callable[[Service], str | None]  # what was measured, where a rule is about that
 
 
 class NotApplicable(Exception):
@@ -65,13 +65,13 @@ def judge(service: Service, *, timed: bool = True) -> Iterator[Row]:
         if one.timed and not timed:
             continue
         try:
-            one.run(service)
+            measured = one.run(service)
         except NotApplicable as reason:
             yield Row(one.number, one.words, Verdict.NOT_APPLICABLE, str(reason))
         except (AssertionError, httpx.HTTPError, KeyError, TypeError, ValueError) as fault:
             yield Row(one.number, one.words, Verdict.FAILS, f"{type(fault).__name__}: {fault}"[:300])
         else:
-            yield Row(one.number, one.words, Verdict.HOLDS)
+            yield Row(one.number, one.words, Verdict.HOLDS, measured or "")
 
 
 def status(answer: httpx.Response, *wanted: int) -> httpx.Response:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+import time
+from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import httpx
+from joserfc.jwk import ECKey
 
 from tests.conformance.judging import NotApplicable, rule, status
+from tests.conformance.launching import Browser
 from tests.conformance.rules_of_security import listener
 from tests.conformance.service import Service
+from tests.launching_ehr import CLIENT, LaunchingEhr
 
 PRIVATE = {"d", "p", "q", "dp", "dq", "qi", "k", "oth"}
 NOT_THERE = (404, 405, 410)
@@ -64,6 +69,81 @@ def pkce(service: Service) -> None:
         assert asked["redirect_uri"].startswith(f"{service.base}/"), asked["redirect_uri"]
     for name in ("state", "code_challenge"):
         assert first[name] != second[name], f"the same {name} twice"
+
+
+def _launching(service: Service) -> LaunchingEhr:
+    if service.ehr.launching is None:
+        raise NotApplicable("not asked: the suite's own EHR was not registered for launches (--launching)")
+    return service.ehr.launching
+
+
+@rule(
+    26, "scopes by capability: patient/*.rs where the EHR lists permission-v2, patient/*.read where only v1"
+)
+def scopes(service: Service) -> None:
+    for ehr, wanted in ((_launching(service), "patient/*.rs"), (service.ehr.launching_v1, "patient/*.read")):
+        if ehr is None:
+            continue
+        answer = status(_launch(service, iss=ehr.fhir, launch="launch-p1"), 302, 303)
+        query = parse_qs(urlsplit(answer.headers["Location"]).query)
+        asked = set(query["scope"][0].split())
+        assert {"openid", "fhirUser", "launch", wanted} <= asked, asked
+        assert not {"patient/*.rs", "patient/*.read"} - {wanted} & asked, asked
+
+
+def _landed(service: Service, patient: str, browser: Browser | None = None) -> httpx.Response:
+    """The page after a whole launch of a patient."""
+    return (browser or Browser(service)).launch(_launching(service).fhir, f"launch-{patient}")
+
+
+@rule(27, "a launch with a right id_token opens the patient it is about")
+def right_id_token(service: Service) -> None:
+    ehr = _launching(service)
+    answer = status(_landed(service, "p1"), 200)
+    assert ehr.patients["p1"]["name"][0]["family"] in answer.text, "the patient is not named"
+
+
+@rule(27, "an id_token that is forged, stale, for another app or another sign-in, or absent: refused")
+def forged_id_tokens(service: Service) -> None:
+    ehr = _launching(service)
+    now = int(time.time())
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("iss", {"claims": {"iss": "https://evil.invalid"}}),
+        ("aud", {"claims": {"aud": "another-app"}}),
+        ("aud with another azp", {"claims": {"aud": [CLIENT, "x"], "azp": "x"}}),
+        ("exp", {"claims": {"iat": now - 3600, "exp": now - 1800}}),
+        ("nonce", {"claims": {"nonce": "another"}}),
+        ("no nonce", {"claims": {"nonce": None}}),
+        ("signature", {"signs_with": ECKey.generate_key("P-384", {"kid": str(ehr.key.kid)})}),
+        ("kid", {"signs_with": ECKey.generate_key("P-384", {"kid": "nobody"})}),
+        ("no id_token", {"answers": {"id_token": None}}),
+        ("no JWT", {"answers": {"id_token": "a.b.c"}}),
+        ("a patient as fhirUser", {"claims": {"fhirUser": "Patient/p1"}}),
+    ]
+    for what, changes in wrong:
+        kept = {name: getattr(ehr, name) for name in changes}
+        for name, value in changes.items():
+            setattr(ehr, name, value)
+        try:
+            answer = _landed(service, "p1")
+        finally:
+            for name, value in kept.items():
+                setattr(ehr, name, value)
+        assert 400 <= answer.status_code < 500, f"{what}: answered {answer.status_code}"
+        assert ehr.patients["p1"]["name"][0]["family"] not in answer.text, f"{what}: the patient is named"
+
+
+@rule(28, "a second launch in the same browser shows its own patient, and the first one's page no more")
+def second_launch(service: Service) -> None:
+    ehr = _launching(service)
+    first, second = (ehr.patients[one]["name"][0]["family"] for one in ("p1", "p2"))
+    browser = Browser(service)
+    before = status(_landed(service, "p1", browser), 200)
+    after = status(_landed(service, "p2", browser), 200)
+    assert second in after.text, "the second patient is not named"
+    assert first not in after.text, "the first patient is still named"
+    again = browser.get(str(before.url))
+    assert first not in again.text, f"the first patient's page is still shown ({again.status_code})"
 
 
 @rule(29, "cookies of a launch are Secure, SameSite=None and Partitioned, and __Host- where it is https")

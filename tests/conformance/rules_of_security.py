@@ -265,17 +265,20 @@ def _preflight(service: Service, path: str, method: str, origin: str) -> httpx.R
     return service.send("OPTIONS", path, token=None, headers=sent)
 
 
-@rule(23, "answers come in the order of 500 ms (median of ten)", timed=True)
-def fast(service: Service) -> None:
+@rule(23, "answers come in the order of 500 ms (p95 of fifty calls, one after the other)", timed=True)
+def fast(service: Service) -> str:
     one = service.one_of("patient-view")
     if one is None:
         raise NotApplicable("no service is offered")
     took = []
-    for _ in range(10):
+    for _ in range(55):
         began = time.monotonic()
         status(service.call(one), 200)
-        took.append(time.monotonic() - began)
-    assert statistics.median(took) <= 0.5, f"{statistics.median(took):.3f} s"
+        took.append((time.monotonic() - began) * 1000)
+    took = sorted(took[5:])
+    measured = f"median {statistics.median(took):.0f} ms, p95 {took[47]:.0f} ms, slowest {took[-1]:.0f} ms"
+    assert took[47] <= 500, measured
+    return measured
 
 
 def _encoded(said: Mapping[str, Any]) -> str:

@@ -12,6 +12,9 @@ import httpx
 from joserfc import jwt
 from joserfc.jwk import ECKey, RSAKey
 
+from tests.conformance.peers import Peers
+from tests.launching_ehr import LaunchingEhr
+
 TIMEOUT_S = 30.0
 ANY_ALGORITHM = ["ES384", "RS384", "ES256", "RS256", "HS256", "HS384"]
 WITH_ENCOUNTER = ("encounter-start", "encounter-discharge")
@@ -29,6 +32,10 @@ class Ehr:
     tenant: str = ""
     patient: str = "conformance-1"
     launches: str = ""  # FHIR base address of an EHR whose launches the service answers
+    peers: Peers | None = None  # the suite's own FHIR server (registered for `issuer`) and key set
+    rotating: str = ""  # issuer that is registered with that key set's address
+    launching: LaunchingEhr | None = None  # the suite's own EHR that launches, as registered
+    launching_v1: LaunchingEhr | None = None  # another, which lists only permission-v1
 
 
 @dataclass

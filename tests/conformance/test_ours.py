@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,7 +13,12 @@ from typing import Any
 import pytest
 
 import ehr
-from tests.conformance import rules_of_launch, rules_of_messages, rules_of_security  # noqa: F401  (register)
+from tests.conformance import (  # noqa: F401  (register)
+    rules_of_launch,
+    rules_of_messages,
+    rules_of_reading,
+    rules_of_security,
+)  # fmt: skip
 from tests.conformance.__main__ import write
 from tests.conformance.judging import RULES, Row, Verdict, judge, markdown
 from tests.conformance.ours import ISSUER, ORIGIN, ROOT, running
@@ -91,9 +97,18 @@ def test_the_table_is_written_between_its_marks(tmp_path: Path) -> None:
 
 
 def test_the_documentation_holds_what_the_suite_says(judged: list[Row]) -> None:
-    """Each line with its verdict, and no line of a rule that is gone: written by the suite, not by hand."""
+    """Each line with its verdict, and no line of a rule that is gone: written by the suite, not by hand.
+
+    What depends on the machine's speed is not judged here: the page has that verdict with what was measured,
+    and the settings of the run.
+    """
     page = (ROOT / "docs" / "conformance.md").read_text()
-    timed = [Row(rule.number, rule.words, Verdict.HOLDS) for rule in RULES if rule.timed]
-    rows = sorted([*judged, *timed], key=lambda row: row.rule)
     written = page.partition("<!-- conformance -->\n")[2].partition("<!-- end -->")[0]
-    assert written == markdown(rows), "write it anew: python -m tests.conformance.ours"
+    settings, _, table = written.partition("\n\n")
+    assert re.match(r"Run of \d{4}-\d\d-\d\d: .*`HOOKS_BUDGET_MS=450`", settings), "no settings of the run"
+    timed = [rule.words for rule in RULES if rule.timed]
+    lines = [line for line in table.splitlines(keepends=True) if not any(words in line for words in timed)]
+    assert "".join(lines) == markdown(judged), "write it anew: python -m tests.conformance.ours"
+    for words in timed:
+        row = next(line for line in table.splitlines() if words in line)
+        assert re.search(r"\| (holds: median \d+ ms, p95|\*\*fails\*\*: AssertionError: median)", row), row
