@@ -7,10 +7,12 @@ followed and no proxy of the environment is used by whoever uses this transport 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import threading
 import time
 import typing
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpcore
@@ -36,13 +38,44 @@ def run(work: Coroutine[typing.Any, typing.Any, T]) -> T:
         return pool.submit(asyncio.run, work).result()
 
 
-def guarded_transport() -> httpx.AsyncHTTPTransport:
+FEW = httpx.Limits(max_connections=100, max_keepalive_connections=20)
+
+
+class Kept:
+    """Connections that outlive a call, for calls too short to shake hands anew each time.
+
+    They belong to an event loop, which runs in a thread of its own and is shared by all calls of a process.
+    An address is looked at when it is connected to; a connection that nobody uses is closed after IDLE_S.
+    Whoever uses them brings headers and cookies of their own (an httpx client a call, which is not closed).
+    """
+
+    IDLE_S = 30.0
+
+    def __init__(self) -> None:
+        self._lock, self._pid = threading.Lock(), 0
+
+    def run(self, work: Callable[[httpx.AsyncHTTPTransport], Coroutine[typing.Any, typing.Any, T]]) -> T:
+        """Wait for `work`, which may use the connections of this process."""
+        with self._lock:
+            if self._pid != os.getpid():  # a process that was forked begins with none
+                self._loop = asyncio.new_event_loop()
+                # as many as are asked for: calls bound that, and one slow server must not hold up another
+                limits = httpx.Limits(
+                    max_connections=None, max_keepalive_connections=64, keepalive_expiry=self.IDLE_S
+                )
+                self._transport = guarded_transport(limits)
+                threading.Thread(target=self._loop.run_forever, name="kept", daemon=True).start()
+                self._pid = os.getpid()
+        return asyncio.run_coroutine_threadsafe(work(self._transport), self._loop).result()
+
+
+def guarded_transport(limits: httpx.Limits = FEW) -> httpx.AsyncHTTPTransport:
     """httpx's transport, connecting only to addresses that were looked at at that very moment.
 
     httpx has no door for a network backend of one's own, so its pool's is replaced; a test shows that it is
     asked.
     """
-    transport = httpx.AsyncHTTPTransport(verify=trusted(), trust_env=False)
+    transport = httpx.AsyncHTTPTransport(verify=trusted(), trust_env=False, limits=limits)
     transport._pool._network_backend = GuardedNetwork()
     return transport
 

@@ -43,7 +43,8 @@ from cds.studies import receiving
 logger = logging.getLogger(__name__)
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)  # whole texts, and what opens or closes
 MOST_PARTS = 5000  # of a prefetch, kept for the next one
-SHARE = 0.5  # of the time left that reading from the FHIR server may take
+SHARE = 0.5  # of the time left that reading from the FHIR server may take, so that a score can be waited for
+ALL_BUT = 0.9  # the same where nothing usable was sent: there is no score to wait for without what is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +281,7 @@ def _complete(
     server = _server_of(asked, caller)
     if not keys or not server or asked.access is None:
         return {}, (), False
-    within_s = budget.left() * SHARE
+    within_s = budget.left() * (SHARE if sent.resources else ALL_BUT)
     if within_s <= 0:
         return {}, ("no time was left to ask the FHIR server",), True
     queries = {key: templates.resolved(wanted.get(key, ""), asked.context.patient_id) for key in keys}

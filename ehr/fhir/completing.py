@@ -3,7 +3,8 @@
 All keys are asked for at once; whatever has not come when the time is up is told as such, and what has come
 is used. Guarded as OPERATIONS 8 wants: the caller names a registered server; https outside loopback, no
 redirects, the address looked at again at the moment of connecting, a `next` page only under the server's own
-base address, a cap on each body. The token goes into one header and is in no message.
+base address, a cap on each body. The token goes into one header and is in no message. Connections are kept
+for the next calls, so that only the first spends its time on shaking hands; cookies that a server sets are not.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from ehr.addresses import check_base_url, origin_of
 from ehr.errors import BadResource, EhrError, Permanent, Refused, Retriable, TooLarge
 from ehr.fhir.elements import Json, get_list, get_text
 from ehr.fhir.prefetch import is_failure
-from ehr.guarded import guarded_transport, run
+from ehr.guarded import Kept, run
 
 MAX_BODY_BYTES = 5 * 2**20
 MAX_TOTAL_BYTES = 20 * 2**20  # of all bodies of one call
 MAX_PAGES = 20  # of one key
 LONGEST_S = 3.0
+NOT_IN_TIME = "the FHIR server did not answer in time"
+_kept = Kept()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,12 @@ def complete_prefetch(
     raises    Refused when the server's address is not one we may call
     """
     check_base_url(base_url)
-    wanted = dict(queries)
-    return run(_complete(wanted, dict(begun or {}), base_url, token, min(within_s, LONGEST_S), transport))
+
+    async def complete(connections: httpx.AsyncBaseTransport) -> Completed:
+        within = min(within_s, LONGEST_S)
+        return await _complete(dict(queries), dict(begun or {}), base_url, token, within, connections)
+
+    return _kept.run(complete) if transport is None else run(complete(transport))
 
 
 async def _complete(
@@ -68,37 +75,34 @@ async def _complete(
     base_url: str,
     token: str,
     within_s: float,
-    transport: httpx.AsyncBaseTransport | None,
+    transport: httpx.AsyncBaseTransport,
 ) -> Completed:
     base = base_url.rstrip("/") + "/"
     headers = {"Accept": "application/fhir+json"} | ({"Authorization": f"Bearer {token}"} if token else {})
     resources: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
-    async with httpx.AsyncClient(
-        headers=headers,
-        timeout=within_s,
-        transport=transport or guarded_transport(),
-        follow_redirects=False,
-        trust_env=False,
-    ) as http:
-        server = _Server(http, base)
+    # of this call alone, with its token and cookies; not closed, for that would close the connections
+    http = httpx.AsyncClient(
+        headers=headers, timeout=within_s, transport=transport, follow_redirects=False, trust_env=False
+    )
+    server = _Server(http, base)
 
-        async def fetch(key: str) -> None:
-            try:
-                resources[key] = await server.read(queries[key], begun.get(key))
-            except EhrError as error:
-                failed[key] = str(error)
+    async def fetch(key: str) -> None:
+        try:
+            resources[key] = await server.read(queries[key], begun.get(key))
+        except EhrError as error:
+            failed[key] = str(error)
 
-        tasks = {key: asyncio.ensure_future(fetch(key)) for key in queries}
-        _, late = await asyncio.wait(tasks.values(), timeout=within_s) if tasks else (set(), set())
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
-        for key, task in tasks.items():
-            if task in late:
-                failed[key] = "the FHIR server did not answer in time"
-            elif (fault := task.exception()) is not None:
-                raise fault
+    tasks = {key: asyncio.ensure_future(fetch(key)) for key in queries}
+    _, late = await asyncio.wait(tasks.values(), timeout=within_s) if tasks else (set(), set())
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
+    for key, task in tasks.items():
+        if task in late:
+            failed[key] = NOT_IN_TIME
+        elif (fault := task.exception()) is not None:
+            raise fault
     return Completed(resources, failed)
 
 
@@ -146,10 +150,12 @@ class _Server:
 
     async def _get(self, url: str) -> dict[str, Any]:
         try:
-            async with self._http.stream("GET", url) as response:
-                body = await self._body(response)
+            try:
+                response, body = await self._read(url)
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                response, body = await self._read(url)  # a kept connection that the server was just closing
         except httpx.TimeoutException as error:
-            raise Retriable("the FHIR server did not answer in time") from error
+            raise Retriable(NOT_IN_TIME) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Retriable(f"the FHIR server is out of reach ({type(error).__name__})") from error
         if response.status_code != 200:
@@ -164,6 +170,10 @@ class _Server:
         if found["resourceType"] == "OperationOutcome":
             raise Permanent("the FHIR server answered with an OperationOutcome")
         return found
+
+    async def _read(self, url: str) -> tuple[httpx.Response, bytes]:
+        async with self._http.stream("GET", url) as response:
+            return response, await self._body(response)
 
     async def _body(self, response: httpx.Response) -> bytes:
         pieces, size = [], 0

@@ -13,6 +13,7 @@ import pytest
 from django.apps import apps
 from django.utils import timezone
 
+import ehr
 from cds.hooks.models import HookClient, PrefetchRead
 from cds.patients.models import Observation, Patient
 from cds.registry.models import ModelVersion
@@ -200,3 +201,24 @@ def test_the_token_is_kept_nowhere(
     for model in apps.get_models():
         for row in model._default_manager.values():
             assert SECRET not in repr(row), model
+
+
+@pytest.mark.parametrize(("sent", "share"), [({}, 0.9), ({"patient": patient_resource()}, 0.5)])
+def test_with_nothing_to_go_by_reading_has_nearly_all_of_the_time(
+    call: Call,
+    version: ModelVersion,
+    server: FhirServer,
+    sent: dict[str, Any],
+    share: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[float] = []
+
+    def complete(*_: Any, within_s: float, **__: Any) -> ehr.Completed:
+        given.append(within_s)
+        return ehr.Completed({"patient": patient_resource()})
+
+    monkeypatch.setattr("ehr.complete_prefetch", complete)
+    monkeypatch.setattr("cds.hooks.budget.Budget.left", lambda _: 10.0)
+    assert call(SERVICE, hook_body(prefetch=sent, **access(server.base))).status_code == 200
+    assert given == [pytest.approx(10 * share)]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from unittest.mock import patch
 
 import httpcore
 import httpx
@@ -179,3 +183,80 @@ def test_a_name_server_that_is_silent_holds_no_call(monkeypatch: pytest.MonkeyPa
     while not was_over:
         time.sleep(0.01)
     assert was_over == [True]
+
+
+class Counting(ThreadingHTTPServer):
+    """A FHIR server that counts connections; `closes`: it hangs up after each answer without saying so."""
+
+    daemon_threads, request_queue_size = True, 100
+
+    def __init__(self) -> None:
+        self.connections, self.closes, self.cookies = 0, False, list[str | None]()
+        super().__init__(("127.0.0.1", 0), _Answering)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        self.connections += 1
+        super().finish_request(request, client_address)
+
+
+class _Answering(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Counting
+
+    def do_GET(self) -> None:
+        body = json.dumps(PATIENT).encode()
+        self.server.cookies.append(self.headers["Cookie"])
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Set-Cookie", "session=of-one-call")
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = self.server.closes
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Counting]:
+    found = Counting()
+    yield found
+    found.shutdown()
+    found.server_close()
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_connections_are_kept_for_the_next_call_and_cookies_are_not(server: Counting, closes: bool) -> None:
+    server.closes = closes
+    for _ in range(5):
+        found = ehr.complete_prefetch(
+            {"patient": "Patient/p1"}, base_url=f"http://127.0.0.1:{server.server_port}/fhir", within_s=3
+        )
+        assert found.resources == {"patient": PATIENT}
+    assert server.connections == (5 if closes else 1)
+    assert server.cookies == [None] * 5
+
+
+def test_calls_side_by_side_share_no_more_than_connections(server: Counting) -> None:
+    base = f"http://127.0.0.1:{server.server_port}/fhir"
+
+    def call(number: int) -> ehr.Completed:
+        return ehr.complete_prefetch(
+            {f"{number}-{key}": "Patient/p1" for key in range(5)}, base_url=base, within_s=3
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(call, range(16)))
+    assert [set(one.resources) for one in found] == [
+        {f"{number}-{key}" for key in range(5)} for number in range(16)
+    ]
+    assert server.connections <= 40  # eight calls of five at once
+
+
+def test_a_process_that_was_forked_connects_anew(server: Counting) -> None:
+    base = f"http://127.0.0.1:{server.server_port}/fhir"
+    assert ehr.complete_prefetch({"patient": "Patient/p1"}, base_url=base, within_s=3).resources
+    with patch("os.getpid", return_value=-1):
+        assert ehr.complete_prefetch({"patient": "Patient/p1"}, base_url=base, within_s=3).resources
+    assert server.connections == 2
