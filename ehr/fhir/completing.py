@@ -4,7 +4,7 @@ All keys are asked for at once; whatever has not come when the time is up is tol
 is used. Guarded as OPERATIONS 8 wants: the caller names a registered server; https outside loopback, no
 redirects, the address looked at again at the moment of connecting, a `next` page only under the server's own
 base address, a cap on each body. The token goes into one header and is in no message. Connections are kept
-for the next calls, so that only the first spends its time on shaking hands; cookies that a server sets are not.
+for the next calls, so that only the first spends its time on shaking hands; cookies of a server are not.
 """
 
 from __future__ import annotations
