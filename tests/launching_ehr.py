@@ -92,7 +92,7 @@ class LaunchingEhr:
 
     def authorize(self, asked: dict[str, str]) -> str:
         """Where the browser goes next."""
-        if asked.get("client_id") != CLIENT or asked.get("aud") != self.fhir:
+        if asked.get("client_id") != CLIENT or asked.get("aud") not in (self.fhir, f"{self.fhir}/"):
             return (
                 f"{asked['redirect_uri']}?{urlencode({'error': 'invalid_request', 'state': asked['state']})}"
             )

@@ -228,14 +228,17 @@ class ServerForm(EhrForm):
     def __init__(self, data: Mapping[str, Any] | None = None, *, held: SmartServer | None = None) -> None:
         super().__init__(data, held=held)
         self.fields["issuer"].label = "FHIR base address"
-        self.fields["issuer"].help_text = "As its launches name it (iss)."
+        self.fields["issuer"].help_text = "To the letter as its launches name it (iss), its last slash too."
+
+    def values_of(self, held: Any) -> dict[str, Any]:
+        return {**super().values_of(held), "issuer": held.address}
 
     def clean_name(self) -> str:
         return self.checked("name", clients.check_name)
 
     def clean_issuer(self) -> str:
         issuer = self.checked("issuer", servers.check_issuer)
-        if self.held is None and SmartServer.objects.filter(issuer=issuer).exists():
+        if self.held is None and SmartServer.objects.filter(issuer=issuer.removesuffix("/")).exists():
             raise forms.ValidationError("An EHR with this address is registered already: edit that one.")
         return issuer
 

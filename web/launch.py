@@ -1,8 +1,8 @@
 """SMART App Launch: an EHR opens us with a patient (INTEROP 24 to 29).
 
 `/launch?iss=…&launch=…` sends the browser to the EHR's sign-in, `/launch/callback` takes it back, signs the
-person in and lands on the panel of that patient. What is on its way is kept in the session of the browser it
-began in, so a callback anywhere else is refused; a session belongs to one launch.
+person in and lands on the panel of that patient. What is on its way is kept in the browser it began in, so a
+callback anywhere else is refused (`web.under_way`); a session belongs to one launch.
 """
 
 from __future__ import annotations
@@ -77,13 +77,18 @@ def launch(request: HttpRequest) -> HttpResponse:
         there, server, pending = launching.begin(issuer, launch=request.GET.get("launch", ""))
     except ClinicError as error:
         return _refused(request, error, issuer=issuer)
-    under_way.keep(request, WAITING, pending, issuer=server.issuer)
-    return redirect(there)
+    answer = redirect(there)
+    under_way.keep(request, answer, WAITING, pending, issuer=server.issuer)
+    return answer
 
 
 @require_safe
 def callback(request: HttpRequest) -> HttpResponse:
     """Back from the EHR's sign-in. A state this browser did not take along is refused with 400."""
+    return under_way.drop(request, _complete(request), WAITING)
+
+
+def _complete(request: HttpRequest) -> HttpResponse:
     issuer, again = "", "launch again from your EHR"
     try:
         pending, kept = under_way.take(request, WAITING, what="launch", again=again)

@@ -1,4 +1,8 @@
-"""Sign-ins elsewhere that are under way: kept in the session of the browser they began in, and good once."""
+"""Sign-ins elsewhere that are under way: kept in the browser they began in, signed, and good once.
+
+Anybody may begin one, so nothing of it is kept here: a signed cookie (of this host alone, not for scripts)
+goes along for ten minutes. A callback in another browser has none, and is refused.
+"""
 
 from __future__ import annotations
 
@@ -6,47 +10,51 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from django.http import HttpRequest
+from django.conf import settings
+from django.core import signing
+from django.http import HttpRequest, HttpResponse
 
 import cds.launch.launching as launching
 from cds.errors import ClinicError, NotAllowed, Unavailable
 
 MOST = 5  # of one browser
+LARGEST = 3600  # characters; browsers keep cookies of 4096 with name and attributes
 LASTS_S = 600
 BACKEND = "django.contrib.auth.backends.ModelBackend"
 _STATUS = {NotAllowed: 403, Unavailable: 503}
 
 
-def keep(request: HttpRequest, name: str, pending: launching.Pending, **more: Any) -> None:
-    """Remember what was begun, and whatever else the callback needs, as JSON can hold it.
-
-    The session of somebody who is not signed in ends with it: whoever asks leaves a row for ten minutes only.
-    """
-    if not request.user.is_authenticated:
-        request.session.set_expiry(LASTS_S)
-    now = time.time()
-    waiting = {state: kept for state, kept in _waiting(request, name).items() if now - kept["at"] < LASTS_S}
-    newest = dict(list(waiting.items())[-(MOST - 1) :])
-    request.session[name] = {**newest, pending.state: {**asdict(pending), **more, "at": now}}
+def keep(
+    request: HttpRequest, response: HttpResponse, name: str, pending: launching.Pending, **more: Any
+) -> None:
+    """Let the browser remember what was begun, and whatever else the callback needs, as JSON can hold it."""
+    waiting = {**_waiting(request, name), pending.state: {**asdict(pending), **more, "at": time.time()}}
+    _put(response, name, waiting)
 
 
 def take(
     request: HttpRequest, name: str, *, what: str, again: str
 ) -> tuple[launching.Pending, dict[str, Any]]:
-    """What this browser began with the state that came back. A state is good once.
+    """What this browser began with the state that came back; `drop` it from the answer, it is good once.
 
     what, again  for the words of a refusal: what is under way, and how it is begun anew
     raises       NotThisLaunch for a state this browser did not take along, or took too long ago
     """
-    waiting = _waiting(request, name)
-    kept = waiting.pop(request.GET.get("state", ""), None)
-    if kept is None or time.time() - kept["at"] > LASTS_S:
+    kept = _waiting(request, name).get(request.GET.get("state", ""))
+    if kept is None:
         raise launching.NotThisLaunch(
             f"this browser has no {what} under way with that state, or it took longer than ten minutes: "
             f"{again}"
         )
-    request.session[name] = waiting
     return launching.Pending(kept["state"], kept["nonce"], kept["verifier"]), kept
+
+
+def drop(request: HttpRequest, response: HttpResponse, name: str) -> HttpResponse:
+    """The answer to a callback: its state goes from the browser, whatever came of it."""
+    waiting = _waiting(request, name)
+    if waiting.pop(request.GET.get("state", ""), None) is not None:
+        _put(response, name, waiting)
+    return response
 
 
 def code_in(request: HttpRequest, *, whose: str, again: str) -> str:
@@ -63,6 +71,39 @@ def status_of(error: ClinicError) -> int:
     return next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 400)
 
 
+def cookie(name: str) -> str:
+    """What the browser calls it: of this host alone, where that can be (INTEROP 29)."""
+    return f"__Host-{name}" if settings.SESSION_COOKIE_SECURE else name
+
+
 def _waiting(request: HttpRequest, name: str) -> dict[str, Any]:
-    kept = request.session.get(name)
-    return dict(kept) if isinstance(kept, dict) else {}
+    """By state, what this browser has begun in the last ten minutes; {} for a cookie that is not of ours."""
+    try:
+        kept = signing.loads(request.COOKIES.get(cookie(name), ""), salt=_salt(name), max_age=LASTS_S)
+    except signing.BadSignature:
+        return {}
+    now = time.time()
+    return {state: one for state, one in kept.items() if now - one["at"] < LASTS_S}
+
+
+def _put(response: HttpResponse, name: str, waiting: dict[str, Any]) -> None:
+    """The newest that there is room for."""
+    for most in range(min(MOST, len(waiting)), 0, -1):
+        text = signing.dumps(dict(list(waiting.items())[-most:]), salt=_salt(name), compress=True)
+        if len(text) <= LARGEST:
+            break
+    else:
+        response.delete_cookie(cookie(name), samesite="Lax")
+        return
+    response.set_cookie(
+        cookie(name),
+        text,
+        max_age=LASTS_S,
+        secure=settings.SESSION_COOKIE_SECURE,
+        httponly=True,
+        samesite="Lax",  # it comes back with a redirect from another site; in frames as `Launches` says
+    )
+
+
+def _salt(name: str) -> str:
+    return f"web.under_way.{name}"

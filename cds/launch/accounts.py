@@ -24,7 +24,8 @@ import ehr
 from cds import signing
 from cds.audit import recording
 from cds.errors import NotAllowed, Unavailable
-from cds.launch.launching import NotThisLaunch, cached
+from cds.launch.discovering import cached
+from cds.launch.launching import NotThisLaunch
 from cds.launch.models import HospitalIdentity
 from cds.patients import access
 

@@ -9,12 +9,12 @@ begun for them, until it ends.
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from threading import Lock
-from typing import Any, TypeVar
+from threading import BoundedSemaphore
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -27,16 +27,15 @@ from cds import ingesting, signing
 from cds.audit import recording
 from cds.errors import ClinicError, NotAllowed, Unavailable
 from cds.launch import styling
+from cds.launch.discovering import cached
 from cds.launch.models import SmartIdentity, SmartServer
 from cds.patients import access, merging
 from cds.patients.models import Patient
 from cds.risk.models import RiskAssessment
 
-T = TypeVar("T")
 Pending = ehr.Pending  # what a session remembers of a launch under way
 CALLBACK = "/launch/callback"
-CACHED_S = 3600.0  # discovery and keys; keys are read anew at once when a token names another
-MOST_CACHED = 32
+MOST_AT_ONCE = 8  # codes that this process exchanges at the same time: anybody can come with one
 CLINICAL = frozenset({"Practitioner", "PractitionerRole"})
 
 
@@ -77,8 +76,9 @@ def begin(issuer: str, *, launch: str = "") -> tuple[str, SmartServer, ehr.Pendi
     """
     server = _registered(issuer)
     app = _app(server)
+    aud = issuer if launch else server.address  # to the letter, as the EHR names itself (INTEROP 25)
     try:
-        there, pending = app.begin(_configuration(server, app), launch=launch)
+        there, pending = app.begin(_configuration(server, app), launch=launch, aud=aud)
     except ehr.EhrError as error:
         raise Unavailable(f"the EHR's sign-in could not be found: {error}") from error
     return there, server, pending
@@ -96,18 +96,19 @@ def complete(
     app = _app(server)
     try:
         configuration = _configuration(server, app)
-        said = app.complete(
-            configuration,
-            code,
-            pending,
-            keys=lambda fresh: cached(
-                server.issuer,
-                "smart-keys",
-                lambda: app.read_keys(configuration),
-                origins=server.origins,
-                fresh=fresh,
-            ),
-        )
+        with _room():
+            said = app.complete(
+                configuration,
+                code,
+                pending,
+                keys=lambda fresh: cached(
+                    server.issuer,
+                    "smart-keys",
+                    lambda: app.read_keys(configuration),
+                    origins=server.origins,
+                    fresh=fresh,
+                ),
+            )
         kind, identity = ehr.fhir_user_of(said.fhir_user, server.issuer)
     except ehr.Permanent as error:
         raise NotThisLaunch(f"the EHR's sign-in was not accepted: {error}") from error
@@ -146,9 +147,27 @@ def admit(launched: Launched, *, session_key: str, by: recording.Actor, now: dat
     )
 
 
+_exchanges = BoundedSemaphore(MOST_AT_ONCE)
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """An EHR that does not answer must not hold every thread. Raises Unavailable while too many wait."""
+    if not _exchanges.acquire(blocking=False):
+        raise Unavailable(
+            "many are coming from their EHR just now, and it answers slowly: launch again in a while"
+        )
+    try:
+        yield
+    finally:
+        _exchanges.release()
+
+
 def _registered(issuer: str) -> SmartServer:
     server = (
-        SmartServer.objects.select_related("source").filter(issuer=issuer.rstrip("/"), is_active=True).first()
+        SmartServer.objects.select_related("source")
+        .filter(issuer=issuer.removesuffix("/"), is_active=True)
+        .first()
     )
     if server is None:
         raise NotThisLaunch(
@@ -262,33 +281,3 @@ def _style(app: ehr.SmartApp, url: str) -> Mapping[str, str]:
 
 def _configuration(server: SmartServer, app: ehr.SmartApp) -> ehr.SmartConfiguration:
     return cached(server.issuer, "smart-configuration", app.discover, origins=server.origins)
-
-
-_held: dict[tuple[str, str, tuple[str, ...]], tuple[float, Any]] = {}
-_lock = Lock()
-
-
-def cached(
-    issuer: str, what: str, read: Callable[[], T], *, origins: Collection[str] = (), fresh: bool = False
-) -> T:
-    """What a server said, for an hour: at most MOST_CACHED answers in this process.
-
-    origins  those registered beside it, against which the answer was checked: with others it is read anew
-    """
-    key = (issuer, what, tuple(sorted(origins)))
-    with _lock:
-        at, found = _held.get(key, (-CACHED_S, None))
-    if not fresh and time.monotonic() - at < CACHED_S:
-        return found  # type: ignore[no-any-return]
-    found = read()
-    with _lock:
-        if len(_held) >= MOST_CACHED and key not in _held:
-            _held.pop(next(iter(_held)))
-        _held[key] = (time.monotonic(), found)
-    return found
-
-
-def forget() -> None:
-    """Ask every server anew."""
-    with _lock:
-        _held.clear()

@@ -16,6 +16,7 @@ class SmartServer(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     name = models.CharField(max_length=120)
     issuer = models.URLField(max_length=300, unique=True)  # FHIR base URL, without a slash at its end
+    ends_in_slash = models.BooleanField(default=False)  # it was registered with one
     client_id = models.CharField(max_length=200)  # what the EHR calls us
     is_confidential = models.BooleanField(default=False)  # signs in with our key; False: public, PKCE alone
     origins = models.JSONField(default=list)  # further origins of its sign-in endpoints
@@ -24,6 +25,11 @@ class SmartServer(models.Model):
     is_active = models.BooleanField(default=True)
     created_at = models.DateTimeField()
     last_launch_at = models.DateTimeField(null=True)
+
+    @property
+    def address(self) -> str:
+        """Its FHIR base URL as it was registered: it may take its own name (`aud`) to the letter."""
+        return f"{self.issuer}/" if self.ends_in_slash else self.issuer
 
 
 class SmartIdentity(models.Model):

@@ -53,11 +53,12 @@ def register(
         "is_active": True,
     }
     issuer = check_issuer(issuer)
+    known["ends_in_slash"] = issuer.endswith("/")
     if isinstance(source, str):
         source = importing.get_source(importing.check_slug(source), now=now)
     known["source"] = source
     server, is_new = SmartServer.objects.update_or_create(
-        issuer=issuer, defaults=known, create_defaults={**known, "created_at": now}
+        issuer=issuer.removesuffix("/"), defaults=known, create_defaults={**known, "created_at": now}
     )
     _record("smart_server.register", server, by=by, now=now)
     return server, is_new
@@ -125,7 +126,7 @@ def list_embedders(*, ask: bool = True) -> list[str]:
 
 
 def check_issuer(issuer: str) -> str:
-    """The EHR's FHIR base address, as it is kept: without a slash at its end. Raises Invalid."""
+    """The EHR's FHIR base address, to the letter. Raises Invalid."""
     try:
         ehr.check_base_url(issuer)
     except ehr.EhrError as error:
@@ -134,7 +135,9 @@ def check_issuer(issuer: str) -> str:
         ) from error
     if len(issuer) > 300 or not issuer.isprintable() or " " in issuer:
         raise Invalid("an issuer is a URL of at most 300 characters")
-    return issuer.rstrip("/")
+    if issuer.endswith("//"):
+        raise Invalid("an issuer ends in one slash or none, as the EHR's launches name it")
+    return issuer
 
 
 def check_client_id(client_id: str) -> str:

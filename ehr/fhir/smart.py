@@ -72,12 +72,15 @@ class SmartApp(OpenIdClient):
             **found,
         )
 
-    def begin(self, configuration: SmartConfiguration, *, launch: str = "") -> tuple[str, Pending]:
+    def begin(
+        self, configuration: SmartConfiguration, *, launch: str = "", aud: str = ""
+    ) -> tuple[str, Pending]:
         """The address to send the browser to, and what to remember until it comes back.
 
         launch  the EHR's handle; "": standalone, the EHR lets the person choose a patient
+        aud     the server's FHIR address as it names itself, to the letter; "": `issuer`
         """
-        more = {"aud": self.issuer, **({"launch": launch} if launch else {})}
+        more = {"aud": aud or self.issuer, **({"launch": launch} if launch else {})}
         scope = scopes_for(configuration, standalone=not launch)
         return self._begin(configuration.authorization_endpoint, scope, more)
 

@@ -54,7 +54,7 @@ def unregistered_issuer(service: Service) -> None:
 def registered_issuer(service: Service) -> None:
     asked = _asked(service)
     assert asked["launch"] == "conformance"
-    assert asked["aud"].rstrip("/") == service.ehr.launches.rstrip("/")
+    assert asked["aud"] == service.ehr.launches, "aud is not the iss of the launch to the letter"
     assert {"openid", "fhirUser", "launch"} <= set(asked["scope"].split()), asked["scope"]
 
 

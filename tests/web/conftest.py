@@ -10,7 +10,7 @@ from django.core.cache import cache
 from django.test import Client
 from pytest_django import Settings
 
-from cds.launch import launching
+from cds.launch import discovering
 from cds.launch.models import SmartServer
 from tests.launching_ehr import LaunchingEhr, launching_ehr
 from tests.web import clinic, launches
@@ -42,7 +42,7 @@ def sign_in(ward: clinic.Clinic) -> Callable[[str], Client]:
 @pytest.fixture
 def server() -> Iterator[LaunchingEhr]:
     """An EHR that launches us, with two patients; nothing of it is remembered from before."""
-    launching.forget()
+    discovering.forget()
     cache.clear()
     with launching_ehr() as running:
         running.add("p1", "Sommer")

@@ -19,7 +19,7 @@ import ehr
 from cds import settings as project
 from cds import signing
 from cds.audit.models import AuditEvent
-from cds.launch import accounts, launching
+from cds.launch import accounts, discovering
 from cds.launch.models import HospitalIdentity
 from cds.patients import access
 from cds.patients.models import Unit
@@ -44,7 +44,7 @@ def provider(running: HospitalProvider, settings: Settings) -> HospitalProvider:
     settings.OIDC_CLIENT_AUTH, settings.OIDC_ALGORITHMS = "secret", ["ES256", "RS256"]
     settings.OIDC_ROLES = (("clinicians", "clinician"), ("admins", "admin"), ("approvers", "approver"))
     settings.OIDC_ROLE_CLAIM, settings.OIDC_UNIT_CLAIM, settings.OIDC_ORIGINS = "groups", "", []
-    launching.forget()
+    discovering.forget()
     return running
 
 
@@ -234,7 +234,7 @@ def test_signing_out_ends_the_session_there_too(client: Client, provider: Hospit
     assert asked["post_logout_redirect_uri"][0].endswith("/login")
     assert "_auth_user_id" not in client.session
     provider.discovery = {"end_session_endpoint": None}
-    launching.forget()
+    discovering.forget()
     sign_in(client)
     assert client.post("/logout")["Location"] == "/login"
 

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import orjson
 import pytest
+from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.models import Session
 from django.test import Client
 from django.urls import URLPattern
@@ -18,7 +19,7 @@ from django.utils import timezone
 from cds.audit import recording
 from cds.audit.models import AuditEvent
 from cds.errors import Invalid
-from cds.launch import ending, launching, registering, styling, tasks
+from cds.launch import discovering, ending, registering, styling, tasks
 from cds.launch.models import SmartIdentity, SmartServer
 from cds.patients import access
 from cds.patients.models import Encounter, Patient, PatientGrant
@@ -62,7 +63,7 @@ def test_the_person_is_a_clinician_for_this_patient_only(
     assert not access.visible_patients(user).exists()
     access.look_from(user, client.session.session_key)
     assert set(access.visible_patients(user)) == {Patient.objects.get(family="Sommer")}
-    PatientGrant.objects.update(until=timezone.now())
+    PatientGrant.objects.update(until=timezone.now() - timedelta(seconds=1))
     assert not access.visible_patients(user).exists()
 
 
@@ -147,7 +148,9 @@ def test_a_session_that_ran_out_leaves_nothing_granted(registered: SmartServer, 
     user = SmartIdentity.objects.get(fhir_user="Practitioner/7").user
     access.look_from(user, client.session.session_key)
     assert access.visible_patients(user).count() == 1
-    Session.objects.update(expire_date=timezone.now())  # fifteen minutes without a click
+    Session.objects.update(
+        expire_date=timezone.now() - timedelta(seconds=1)
+    )  # fifteen minutes without a click
     assert not access.visible_patients(user).exists()
 
 
@@ -200,22 +203,25 @@ def test_a_state_is_bound_to_its_browser_and_good_once(registered: SmartServer, 
 
 def test_the_session_of_before_is_not_carried_on(registered: SmartServer, server: LaunchingEhr) -> None:
     client = Client()
-    client.get("/launch", {"iss": server.fhir, "launch": "launch-p1"})
-    before = client.session.session_key
-    back = launches.begin(client, server)
-    client.get(back)
-    assert client.session.session_key != before
-    assert "launches" not in client.session
+    session = client.session
+    session["something"] = "of before"
+    session.save()
+    launches.launch(client, server)
+    assert client.session.session_key != session.session_key
+    assert "something" not in client.session
+    assert not client.cookies["launches"].value
 
 
-def test_what_is_under_way_leaves_a_row_for_ten_minutes_only(
+def test_what_is_under_way_leaves_nothing_here_and_a_cookie_for_ten_minutes(
     registered: SmartServer, server: LaunchingEhr
 ) -> None:
+    """Anybody may begin one, as often as they like."""
     now = timezone.now()
     client = Client()
     client.get("/launch", {"iss": server.fhir, "launch": "launch-p1"})
-    assert Session.objects.get().expire_date <= timezone.now() + timedelta(seconds=600)
-    assert client.cookies["sessionid"]["max-age"] == 600
+    assert not Session.objects.exists()
+    cookie = client.cookies["launches"]
+    assert (cookie["max-age"], cookie["httponly"], cookie["path"]) == (600, True, "/")
     back = launches.begin(client, server)
     assert client.get(back).status_code == 302  # a session like any other follows
     assert Session.objects.get().expire_date > now + timedelta(seconds=880)
@@ -238,8 +244,8 @@ def test_sessions_that_ran_out_are_deleted_with_what_was_granted(
     client = Client()
     launches.launch(client, server)
     for _ in range(5):
-        Client().get("/launch", {"iss": server.fhir})
-    Session.objects.update(expire_date=timezone.now())
+        SessionStore().save()
+    Session.objects.update(expire_date=timezone.now() - timedelta(seconds=1))
     kept = Client()
     there = launches.launch(kept, server)["Location"]
     tasks.end_sessions()
@@ -301,7 +307,7 @@ def test_an_ehr_that_does_not_answer_says_so(registered: SmartServer, server: La
     answer = launches.launch(Client(), server)
     assert answer.status_code == 400
     server.discovery, server.patients = {}, {"p9": {}}
-    launching.forget()
+    discovering.forget()
     gone = launches.launch(Client(), server)
     assert gone.status_code == 503
     assert "could not be read from the EHR" in gone.content.decode()
@@ -356,9 +362,9 @@ def test_keys_of_launches_are_not_those_of_the_hospitals_accounts(
     registered: SmartServer, server: LaunchingEhr
 ) -> None:
     """Even where both come from one issuer."""
-    launching.cached(server.fhir, "provider-keys", lambda: {"keys": []})
+    discovering.cached(server.fhir, "provider-keys", lambda: {"keys": []})
     assert launches.launch(Client(), server).status_code == 302
-    assert {what for _, what, _ in launching._held} == {
+    assert {what for _, what, _ in discovering._held} == {
         "provider-keys",
         "smart-configuration",
         "smart-keys",

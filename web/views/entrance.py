@@ -48,7 +48,6 @@ class SignIn(LoginView):
 
     def form_valid(self, form: AuthenticationForm) -> HttpResponse:
         response = super().form_valid(form)
-        self.request.session.set_expiry(None)  # not that of a launch this browser began before (under_way)
         _record(self.request, "session.begin")
         return response
 

@@ -1,6 +1,6 @@
 """Signing in with the hospital's own account: to the provider, and back to the page that was asked for.
 
-What is on its way is kept in the session of the browser it began in: a callback anywhere else, or the same
+What is on its way is kept in the browser it began in (`web.under_way`): a callback anywhere else, or the same
 one twice, is refused. The session that follows is a fresh one.
 """
 
@@ -23,6 +23,7 @@ from cds.launch import accounts
 from web import under_way
 
 SESSION, WAITING = "hospital", "hospital_waiting"
+LONGEST = 1000  # of the page to land on: it goes along in a cookie
 
 
 @require_safe
@@ -33,13 +34,18 @@ def begin(request: HttpRequest) -> HttpResponse:
         there, pending = accounts.begin(again=again)
     except ClinicError as error:
         return _refused(request, error)
-    under_way.keep(request, WAITING, pending, next=_page(request), again=again)
-    return redirect(there)
+    answer = redirect(there)
+    under_way.keep(request, answer, WAITING, pending, next=_page(request), again=again)
+    return answer
 
 
 @require_safe
 def callback(request: HttpRequest) -> HttpResponse:
     """Back from the provider. A state this browser did not take along is refused with 400."""
+    return under_way.drop(request, _complete(request), WAITING)
+
+
+def _complete(request: HttpRequest) -> HttpResponse:
     try:
         pending, kept = under_way.take(request, WAITING, what="sign-in", again="sign in again")
         code = under_way.code_in(request, whose="the hospital's", again="try again")
@@ -95,7 +101,7 @@ def _page(request: HttpRequest) -> str:
     is_ours = url_has_allowed_host_and_scheme(
         asked, allowed_hosts={request.get_host()}, require_https=request.is_secure()
     )
-    return asked if is_ours else settings.LOGIN_REDIRECT_URL
+    return asked if is_ours and len(asked) <= LONGEST else settings.LOGIN_REDIRECT_URL
 
 
 def _refused(request: HttpRequest, error: ClinicError) -> HttpResponse:

@@ -69,7 +69,7 @@ class Command(BaseCommand):
             by=BY,
             now=now,
         )
-        self.stdout.write(f"{'registered' if is_new else 'replaced'} {server.name}: {server.issuer}")
+        self.stdout.write(f"{'registered' if is_new else 'replaced'} {server.name}: {server.address}")
         if server.source.created_at == now:
             self.stdout.write(f"  new source made: {server.source.slug}")
         self.stdout.write(f"  launch URL    {settings.PUBLIC_URL}/launch")
@@ -81,7 +81,7 @@ class Command(BaseCommand):
         for server in registering.list_servers():
             kind = "confidential" if server.is_confidential else "public"
             self.stdout.write(
-                f"{server.name}  {server.issuer}  client {server.client_id} ({kind})  source "
+                f"{server.name}  {server.address}  client {server.client_id} ({kind})  source "
                 f"{server.source.slug}"
             )
 
