@@ -252,7 +252,7 @@ def remove_resources(
     tally = ResourceStates()
     for patient_id, theirs in whose.items():
         with transaction.atomic():
-            patient = Patient.objects.select_for_update().get(pk=patient_id)
+            patient = Patient.objects.select_for_update(no_key=True).get(pk=patient_id)
             remove_retracted(patient, sorted(theirs), tally)
             touch(patient, now)
             recording.record(
@@ -310,8 +310,12 @@ def keep_set_aside(source: Source, items: Iterable[ehr.SetAside], *, now: dateti
 
 
 def _locked_patient(source: Source, resource_id: str, now: datetime) -> tuple[Patient, bool]:
-    """The patient's row, locked: two imports about one patient go one after the other."""
-    patients = Patient.objects.select_for_update()
+    """The patient's row, locked: two imports about one patient go one after the other.
+
+    Whoever only refers to the patient does not wait for it (NO KEY): a card is kept under the lock of its
+    audit chain, which an import asks for last, so the two would wait for each other.
+    """
+    patients = Patient.objects.select_for_update(no_key=True)
     patient = patients.filter(source=source, resource_id=resource_id).first()
     if patient is not None:
         return patient, False

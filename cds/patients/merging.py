@@ -48,7 +48,7 @@ def follow(
     """
     changed: list[Patient] = []
     crossed: list[ehr.SetAside] = []
-    theirs = Patient.objects.select_for_update(of=("self",)).filter(source=patient.source_id)
+    theirs = Patient.objects.select_for_update(of=("self",), no_key=True).filter(source=patient.source_id)
 
     def bring(old: Patient, into: Patient) -> None:
         if old.merged_into_id == into.pk:

@@ -15,8 +15,9 @@ from typing import Any
 
 import orjson
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.db.backends.signals import connection_created
+from django.utils import timezone
 
 from cds.audit.models import AuditEvent
 from cds.celery import app
@@ -24,6 +25,7 @@ from cds.hooks import limiting, serving
 from cds.hooks.models import CardShown, HookClient
 from cds.jobs import outbox
 from cds.jobs.models import OutboxMessage
+from cds.patients import importing
 from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
 from tests.cds.hooks.conftest import SERVICE, hook_body, make_score
@@ -81,6 +83,30 @@ def test_a_lock_that_somebody_holds(server: serving.HookServer, settings: Any, t
     status, _, body = ask(server, SERVICE, orjson.dumps(hook_body()))
     assert status == 200, "the lock is gone"
     assert len(orjson.loads(body)["cards"]) == 1
+
+
+@only_postgres
+def test_an_import_under_way_keeps_no_card_from_being_kept(server: serving.HookServer) -> None:
+    """It asks for the audit chain last, under which a card is kept: they must not wait for each other."""
+    body = orjson.dumps(hook_body())
+    ask(server, SERVICE, body)
+    kept, source = CardShown.objects.count(), Patient.objects.get().source
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with transaction.atomic():
+            importing._locked_patient(source, "p1", timezone.now())
+            held.set()
+            done.wait(LONG_S)
+        connection.close()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(LONG_S)
+    status, _, _ = ask(server, SERVICE, body)
+    done.set()
+    thread.join()
+    assert (status, CardShown.objects.count()) == (200, kept + 1)
 
 
 @only_postgres
