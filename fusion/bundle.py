@@ -300,7 +300,9 @@ def _load_weights(model: FusionModel, weights: bytes) -> dict[str, Tensor]:
         raise BundleMismatch(f"{WEIGHTS} is not a safetensors file") from fault
     beside = {name: state.pop(name) for name in list(state) if name.startswith((SCOPE, SUMMARY))}
     own = model.state_dict()
-    state.setdefault("heard", own["heard"])  # bundles from before a fusion could leave a modality out
+    for name in own:  # bundles from before a fusion could leave a modality out, or components had own limits
+        if name == "heard" or name.endswith(".projection.limit"):
+            state.setdefault(name, own[name])
     if differ := sorted(own.keys() ^ state.keys()):
         raise BundleMismatch(f"tensors do not fit the config: {', '.join(differ[:3])}")
     for name, tensor in state.items():

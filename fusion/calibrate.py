@@ -147,9 +147,11 @@ def fit_calibration(
     fitted_on: str,
     real: int | None = None,
     curves: Curves = (),
+    groups: NDArray[np.int64] | None = None,
 ) -> Calibration:
     """fused [B, R], labels [B, R] (NaN = unknown), present [B, M] → Calibration.
 
+    groups  int [B] (see `choose_map`)
     real  how many of the rows, the first, are patients as they are (without it: all); the others are patients
           with modalities hidden, which only the patterns are fitted on
     """
@@ -167,7 +169,8 @@ def fit_calibration(
         rarer = float(min(events, rows.sum() - events))
         trust[r] = (rarer + 1) / (rarer + 2)
         if rows.sum() >= 10 and rarer > 0:
-            maps[r], scores[r] = choose_map(fused[rows, r], labels[rows, r], float(base[r]))
+            each = None if groups is None else groups[rows]
+            maps[r], scores[r] = choose_map(fused[rows, r], labels[rows, r], float(base[r]), each)
     patterns: dict[str, tuple[tuple[float, float], ...]] = {}
     for pattern in np.unique(present[usable], axis=0):
         here = (present == pattern).all(axis=1)

@@ -18,7 +18,10 @@ from torch import Tensor
 
 from fusion.balance import drawn_alike
 from fusion.batch import Batch, Tokens
+from fusion.choosing import MARGIN, standard_errors
 from fusion.config import FusionConfig, Imbalance
+from fusion.encoders import Encoder
+from fusion.encoders.linear import rescaled
 from fusion.finetune import Tuned
 from fusion.fitting import Fit, fit
 from fusion.image_tuning import ImageTuning
@@ -69,18 +72,13 @@ class Shared:
 
     rows, known  the fewest patients of any fold (see `Encoder.expect`)
     penalty      chosen in the first fold
-    helped       fold by fold, whether what was trained beyond `fit_first` helped
+    is_silent    what is trained beyond `fit_first` is not: without it, patients out of fold were told as well
     """
 
     rows: int
     known: Tensor
     penalty: Tensor | None = None
-    helped: list[bool] = field(default_factory=list)
-
-    @property
-    def is_silent(self) -> bool:
-        """Most folds were told better without what is trained beyond `fit_first`: so is the last fit."""
-        return 2 * sum(self.helped) < len(self.helped)
+    is_silent: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -88,6 +86,7 @@ class FirstStage:
     """What the encoders are trained on, and what they said of patients they had not seen.
 
     tuning  the pictures, where the image backbone is fine-tuned
+    groups  int [B]: of one patient group the same number
     folds   int [B]; of -1 is who is learned from in every fold and judged in none: synthetic pictures
     tuned   the backbone and head that were tuned on all training patients; None until then, and without
     """
@@ -96,6 +95,7 @@ class FirstStage:
     data: Data
     held: Data
     folds: NDArray[np.int64]
+    groups: NDArray[np.int64]
     config: FusionConfig
     teller: Teller
     saver: Saver
@@ -112,17 +112,39 @@ class FirstStage:
                 self.teller.done((int(self.folds.max()) + 2) * self.steps(modality))
                 continue
             self.shared[modality] = self._fewest(place)
+            first = torch.zeros(count, outcomes)
             for fold in range(int(self.folds.max()) + 1):
                 name = f"{modality.value}, fold {fold + 1} of {int(self.folds.max()) + 1}"
                 seen = torch.from_numpy(self.folds != fold)
                 scratch = FusionModel(self.config)
                 scratch.base_logit.copy_(self.model.base_logit)
-                said, _ = self._train(scratch, modality, seen, name, f"fold{fold}")
-                out_of_fold[~seen, place] = said[~seen]
+                said, simply, _ = self._train(scratch, modality, seen, name, f"fold{fold}")
+                out_of_fold[~seen, place], first[~seen] = said[~seen], simply[~seen]
+            if not self._is_better(place, first, out_of_fold[:, place]):
+                self.shared[modality].is_silent, out_of_fold[:, place] = True, first
             everyone = torch.ones(count, dtype=torch.bool)
-            _, tuned = self._train(self.model, modality, everyone, f"{modality.value}, all patients", "all")
+            _, _, tuned = self._train(
+                self.model, modality, everyone, f"{modality.value}, all patients", "all"
+            )
             self.tuned = tuned or self.tuned
         return out_of_fold
+
+    def _is_better(self, place: int, first: Tensor, said: Tensor) -> bool:
+        """Whether what was trained beyond `fit_first` tells patients out of fold clearly better: after one
+        slope and offset of each, by more than a standard error of the paired difference.
+
+        first, said  evidence out of fold float32 [B, R], without it and with it
+        """
+        here = self.data.batch.present[:, place].numpy() & (self.folds >= 0)
+        losses = np.zeros((2, len(here)))
+        for r in torch.nonzero(self.model.trained[place]).squeeze(1).tolist():
+            labels = self.data.labels[:, r].double().numpy()
+            rows = here & ~np.isnan(labels)
+            for way, logits in enumerate((first, said)):
+                shifts = logits[:, r].double().numpy()[rows]
+                losses[way, rows] += rescaled(shifts, labels[rows], float(self.model.base_logit[r]))[0]
+        margin = self.config.extra.get("voice_margin", MARGIN)
+        return standard_errors(losses[0, here], losses[1, here], self.groups[here]) > margin
 
     def _fewest(self, place: int) -> Shared:
         """How many patients the smallest fold leaves to the encoder at that place."""
@@ -141,9 +163,9 @@ class FirstStage:
 
     def _train(
         self, model: FusionModel, modality: Modality, seen: Tensor, name: str, mark: str
-    ) -> tuple[Tensor, Tuned | None]:
+    ) -> tuple[Tensor, Tensor, Tuned | None]:
         """One encoder on the `seen` patients: its evidence about the others, float32 [B, R], zero for those
-        seen; what was tuned for it."""
+        seen, and what it was before anything was trained beyond `fit_first`; what was tuned for it."""
         data, held, tuned = self.data, self.held, None
         if self.tuning is not None and modality == Modality.IMAGE:
             self.teller.step(f"{name}: fine-tuning")
@@ -164,7 +186,7 @@ class FirstStage:
             model.encoder(modality).get_buffer("head").copy_(tuned.head)
         self.teller.step(name)
         path = self.saver.place(modality.value, mark)
-        said = _fit_encoder(
+        said, first = _fit_encoder(
             model,
             modality,
             data,
@@ -175,10 +197,11 @@ class FirstStage:
             path,
             self.saver.course,
             self.folds,
+            self.groups,
             self.shared[modality],
         )
         self.teller.done()
-        return said, tuned
+        return said, first, tuned
 
 
 def class_weights(model: FusionModel, config: FusionConfig) -> Tensor:
@@ -206,9 +229,11 @@ def _fit_encoder(
     checkpoint: Path | None,
     course: str,
     folds: NDArray[np.int64],
+    groups: NDArray[np.int64],
     shared: Shared,
-) -> Tensor:
-    """Fit one encoder on the `seen` patients who have its modality; its evidence about the others, [B, R].
+) -> tuple[Tensor, Tensor]:
+    """Fit one encoder on the `seen` patients who have its modality; its evidence about the others, [B, R],
+    and what that was before the rest was trained.
 
     First what has an optimum (`Encoder.fit_first`), then the rest by `fit`, stopped early by patients it was
     not trained on: the tuning split, or a fold set aside. It is kept only where it helps them.
@@ -221,7 +246,14 @@ def _fit_encoder(
     tokens, labels = everyone.rows(rows), data.labels[rows]
     encoder.expect(shared.rows, shared.known)
     encoder.fit_first(
-        tokens, labels, model.base_logit, folds[rows.numpy()], seed=config.seed, penalty=shared.penalty
+        tokens,
+        labels,
+        model.base_logit,
+        folds[rows.numpy()],
+        seed=config.seed,
+        penalty=shared.penalty,
+        groups=groups[rows.numpy()],
+        margin=config.extra.get("voice_margin", MARGIN),
     )
     if shared.penalty is None:
         shared.penalty = encoder.trunk.penalty.clone()
@@ -235,6 +267,8 @@ def _fit_encoder(
             for part, known in ((tokens.rows(some), labels[some]), watched)
         ]
     teller.begin(losses[0] or 0.0, losses[1])
+    others = torch.nonzero(~seen).squeeze(1)
+    first = _said(encoder, everyone, others, len(seen))
     if encoder.is_trained and not (shared.is_silent and bool(seen.all())):
         kept = torch.ones(len(rows), dtype=torch.bool)
         if len(watch) < LEAST_TUNING:
@@ -242,14 +276,17 @@ def _fit_encoder(
             aside = torch.from_numpy(places == min(places[places >= 0], default=0))
             watched, kept = (tokens.rows(torch.nonzero(aside).squeeze(1)), labels[aside]), ~aside
         fitted = tokens.rows(torch.nonzero(kept).squeeze(1)), labels[kept]
-        helped = _train_rest(model, modality, fitted, watched, config, teller, checkpoint, course)
-        shared.helped.append(helped)
+        _train_rest(model, modality, fitted, watched, config, teller, checkpoint, course)
+    return _said(encoder, everyone, others, len(seen)), first
+
+
+def _said(encoder: Encoder, prepared: Tokens, rows: Tensor, count: int) -> Tensor:
+    """Evidence about those rows, float32 [count, R], zero elsewhere."""
     encoder.eval()
-    said = torch.zeros(len(seen), len(config.outcomes))
-    others = torch.nonzero(~seen).squeeze(1)
-    if len(others):
+    said = torch.zeros(count, encoder.trunk.linear.out_features)
+    if len(rows):
         with torch.no_grad():
-            said[others] = encoder(everyone.rows(others)).logits
+            said[rows] = encoder(prepared.rows(rows)).logits
     return said
 
 
@@ -262,9 +299,8 @@ def _train_rest(
     teller: Teller,
     checkpoint: Path | None,
     course: str,
-) -> bool:
-    """Train what `fit_first` left, on (prepared tokens, labels); undone where the watched are not helped.
-    Whether they were."""
+) -> None:
+    """Train what `fit_first` left, on (prepared tokens, labels); undone where the watched are not helped."""
     encoder = model.encoder(modality)
     tokens, labels = fitted
     log_odds = class_weights(model, config)
@@ -317,11 +353,10 @@ def _train_rest(
         checkpoint=checkpoint,
         belongs_to=course,
     )
-    is_helped = done.best_loss is not None and done.best_loss <= before - LEAST_GAIN
-    if not is_helped:
-        encoder.load_state_dict(kept)
-        encoder.end_training(helped=False)
-    return is_helped
+    if done.best_loss is not None and done.best_loss <= before - LEAST_GAIN:
+        return
+    encoder.load_state_dict(kept)
+    encoder.end_training(helped=False)
 
 
 def _thinned(tokens: Tokens, rate: float, generator: torch.Generator) -> Tokens:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusion.choosing import MARGIN, standard_errors
 from fusion.numbers import sigmoid
 
 Array = NDArray[np.float64]
@@ -66,8 +67,13 @@ class Map:
 PLAIN = Map("temperature")
 
 
-def choose_map(logits: Array, labels: Array, base: float) -> tuple[Map, dict[str, float]]:
+def choose_map(
+    logits: Array, labels: Array, base: float, groups: NDArray[np.int64] | None = None
+) -> tuple[Map, dict[str, float]]:
     """logits, labels float64 [B] → the map, and each tried map's cross-validated log loss.
+
+    groups  int [B], of one patient group the same number: on one side of the cross-validation, and as one
+            patient to the standard error; None: every row is one by itself
 
     Among maps that the number of events allows: the simplest that is not worse than the best by more than a
     standard error of the paired difference (Hastie, Tibshirani & Friedman 2009, 7.10). The same rows give the
@@ -78,7 +84,9 @@ def choose_map(logits: Array, labels: Array, base: float) -> tuple[Map, dict[str
     if rarer < 10:  # too few to choose: the two-number map, strongly shrunk
         kind = tried[-1]
         return KINDS[kind](logits, labels, base), {}
-    part = np.random.default_rng(len(logits)).permutation(len(logits)) % PARTS
+    _, member = np.unique(np.arange(len(logits)) if groups is None else groups, return_inverse=True)
+    count = int(member.max()) + 1
+    part = (np.random.default_rng(count).permutation(count) % PARTS)[member]
     losses = {kind: np.zeros(len(logits)) for kind in tried}
     for held in range(PARTS):
         seen, asked = part != held, part == held
@@ -87,8 +95,7 @@ def choose_map(logits: Array, labels: Array, base: float) -> tuple[Map, dict[str
             losses[kind][asked] = np.logaddexp(0, said) - labels[asked] * said
     best = min(tried, key=lambda kind: losses[kind].mean())
     for kind in tried:
-        gap = losses[kind] - losses[best]
-        if gap.mean() <= gap.std() / math.sqrt(len(gap)):
+        if standard_errors(losses[kind], losses[best], member) <= MARGIN:
             break
     return KINDS[kind](logits, labels, base), {kind: float(each.mean()) for kind, each in losses.items()}
 

@@ -90,7 +90,9 @@ def train(
         left_out = _mark_trained(model, data, config)
         folds = np.full(len(train), -1)
         folds[real.numpy()] = assign_folds([e.group for e in patients], labels, count, config.seed)
-        stage = FirstStage(model, data, held, folds, config, teller, saver)
+        numbers: dict[str, int] = {}
+        groups = np.array([numbers.setdefault(e.group, len(numbers)) for e in train])
+        stage = FirstStage(model, data, held, folds, groups, config, teller, saver)
         if tunes:
             stage.tuning = ImageTuning(
                 Split([e.inputs for e in train], data.labels),
@@ -110,11 +112,13 @@ def train(
         present = model.usable(data.batch.present)[real]
         told = (model.spoken(out_of_fold)[real], present, data.labels[real])
         tuning_evidence = None if tuned is None else (tuned.logits, tuned.present, held.labels)
-        fit_fusion(model, *told, tuning_evidence, config, teller.epoch)
+        fit_fusion(model, *told, tuning_evidence, config, teller.epoch, groups=groups[real.numpy()])
         teller.done()
         teller.step("calibration")
         subgroups = [e.attributes for e in patients], [e.attributes for e in tuning]
-        bundle = calibrate_bundle(model, config, embedder, told, tuning_evidence, subgroups=subgroups)
+        bundle = calibrate_bundle(
+            model, config, embedder, told, tuning_evidence, subgroups=subgroups, groups=groups[real.numpy()]
+        )
         bundle.metadata.update(
             describe(bundle, train=train, tuning=tuning, left_out=left_out, base=dict(_named(base, config)))
         )

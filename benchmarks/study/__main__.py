@@ -34,17 +34,20 @@ PARTS = {
         "severity": "benchmarks.study.severity",
         "shift": "benchmarks.study.shift",
         "simulated_chest": "benchmarks.study.simulated_chest",
+        "tried": "benchmarks.study.tried",
     },
     "brain_lgg": {
         "comparison": "benchmarks.study.comparison",
         "generalisation": "benchmarks.study.generalisation",
         "segmentation": "benchmarks.study.segmentation",
+        "tried": "benchmarks.study.tried",
         "volumes": "benchmarks.study.volumes",
     },
     "lung_ultrasound": {
         "comparison": "benchmarks.study.comparison",
         "cine": "benchmarks.study.cine",
         "simulated_echo": "benchmarks.study.simulated_echo",
+        "tried": "benchmarks.study.tried",
     },
     "icu_physionet2012": {
         "comparison": "benchmarks.study.comparison",

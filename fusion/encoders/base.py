@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusion.batch import Tokens
+from fusion.choosing import MARGIN
 from fusion.encoders.linear import fit_linear
 
 DROPOUT = 0.2
+SIMPLE_COMPONENTS = 32  # principal components that the simple stack keeps (`fusion.baselines`)
+OLD_LIMIT = 20.0  # of all principal components, in bundles from before each had its own
 CLIP = 5.0  # standard deviations beyond which a standardised value tells nothing more
 
 
@@ -68,6 +71,11 @@ class Encoder(nn.Module, ABC):
     def features(self, prepared: Tokens) -> Tensor:
         """What the trunk sees, float32 [B, P]."""
 
+    def simple_features(self) -> NDArray[np.int64] | None:
+        """Places of those features that the simple stack (`fusion.baselines`) has too; None where its recipe
+        is no regression."""
+        return np.arange(min(SIMPLE_COMPONENTS, self.trunk.linear.in_features))
+
     def end_training(self, *, helped: bool) -> None:
         """Called before what `fit_first` leaves is trained, and with `helped` False where it is put back."""
 
@@ -80,16 +88,28 @@ class Encoder(nn.Module, ABC):
         *,
         seed: int,
         penalty: Tensor | None = None,
+        groups: NDArray[np.int64] | None = None,
+        margin: float = MARGIN,
     ) -> None:
         """Whatever is fitted to its optimum before the rest is trained: here the trunk's linear part.
 
         prepared  of N patients who have the modality;  labels float32 [N, R], NaN = unknown
         base      float32 [R], logit of the event rate;  folds int [N], one group in one fold
+        groups, margin  see `encoders.linear.fit_linear`
         """
         self.eval()
         with torch.no_grad():
             features = self.features(prepared)
-        self.trunk.fit_linear(features, labels, base, folds, penalty)
+        self.trunk.fit_linear(
+            features,
+            labels,
+            base,
+            folds,
+            penalty=penalty,
+            simple=self.simple_features(),
+            groups=groups,
+            margin=margin,
+        )
 
 
 class Trunk(nn.Module):
@@ -117,10 +137,16 @@ class Trunk(nn.Module):
         labels: Tensor,
         base: Tensor,
         folds: NDArray[np.int64],
-        penalty: Tensor | None = None,
+        *,
+        penalty: Tensor | None,
+        simple: NDArray[np.int64] | None,
+        groups: NDArray[np.int64] | None,
+        margin: float,
     ) -> None:
         """Set the linear part (see `encoders.linear.fit_linear`); training leaves it as it is after that."""
-        weights, offsets, chosen = fit_linear(features, labels, base, folds, penalty=penalty)
+        weights, offsets, chosen = fit_linear(
+            features, labels, base, folds, penalty=penalty, simple=simple, groups=groups, margin=margin
+        )
         with torch.no_grad():
             self.linear.weight.copy_(weights)
             self.linear.bias.copy_(offsets)
@@ -133,23 +159,31 @@ class Trunk(nn.Module):
 
 
 class Projection(nn.Module):
-    """Embeddings [.., D] → principal components [.., P], fitted on training rows; fixed afterwards.
+    """Embeddings [.., D] → principal components [.., P], fitted on training patients; fixed afterwards.
 
-    Each of the D numbers is standardised first, so that no loud one drowns the others. The first component
-    has unit variance, a later one the square root of its share of the first one's: half-way between all alike
-    and as they come, so that the penalty weighs more on the lesser ones, and does not silence them.
+    Fit them on each patient's mean (`means`), which is what a linear part sees: of single tokens, they would
+    tell slices of one patient apart first. Each of the D numbers is standardised first, so that no loud one
+    drowns the others. The first component has unit variance, a later one the square root of its share of the
+    first one's: half-way between all alike and as they come, so that the penalty weighs more on the lesser
+    ones, and does not silence them.
+
+    limit  of each component's absolute value, `CLIP` standard deviations of training tokens: a number that
+           next to no training patient had is nearly constant there, so that in another it is huge
     """
 
     mean: Tensor
     components: Tensor
+    limit: Tensor
 
     def __init__(self, width: int, kept: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("components", torch.zeros(width, kept))
+        self.register_buffer("limit", torch.full((kept,), OLD_LIMIT))
 
-    def fit(self, rows: Tensor, *, most: int = 4000) -> None:
-        """rows float32 [N, D]; at most `most` of them, evenly taken, are used."""
+    def fit(self, rows: Tensor, tokens: Tensor | None = None, *, most: int = 4000) -> None:
+        """rows float32 [N, D]; at most `most` of them, evenly taken, are used. tokens float32 [T, D]: what
+        rows are the means of, where they are."""
         if len(rows) > most:
             rows = rows[torch.linspace(0, len(rows) - 1, most).long()]
         mean = rows.double().mean(0)
@@ -165,9 +199,11 @@ class Projection(nn.Module):
         self.components.zero_()
         if kept:
             self.components[:, :kept] = ((right / scale).T / spread.clamp(min=1e-6)).float()
+            seen = ((rows if tokens is None else tokens) - self.mean) @ self.components
+            self.limit.copy_(CLIP * seen.std(0, correction=0).clamp(min=1e-6))
 
     def forward(self, values: Tensor) -> Tensor:
-        return ((values - self.mean) @ self.components).clamp(-4 * CLIP, 4 * CLIP)
+        return torch.clamp((values - self.mean) @ self.components, -self.limit, self.limit)
 
 
 def _principal(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,6 +215,14 @@ def _principal(rows: Tensor) -> tuple[Tensor, Tensor]:
         return values, (left.flip(1).T @ rows) / values.clamp(min=least)[:, None]
     squares, columns = torch.linalg.eigh(rows.T @ rows)
     return squares.flip(0).clamp(min=0).sqrt(), columns.T.flip(0)
+
+
+def means(values: Tensor, known: Tensor) -> Tensor:
+    """Tokens float32 [N, L, D], known bool [N, L] → each row's mean float32 [N', D], without rows that have
+    no token."""
+    values, known = values[known.any(dim=1)], known[known.any(dim=1)]
+    total = torch.where(known[..., None], values, 0.0).sum(dim=1, dtype=torch.float64)
+    return (total / known.sum(dim=1, keepdim=True)).float()
 
 
 def attention_weights(scores: Tensor, known: Tensor) -> Tensor:

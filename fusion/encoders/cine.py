@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fusion.batch import Tokens
 from fusion.config import CinePooling
-from fusion.encoders.base import Encoded, Encoder, Projection, Trunk, attention_weights
+from fusion.encoders.base import Encoded, Encoder, Projection, Trunk, attention_weights, means
 
 COMPONENTS = 32
 HIDDEN = 16
@@ -73,7 +73,7 @@ class CineEncoder(Encoder):
         nn.init.zeros_(self.said.weight)
 
     def fit_statistics(self, tokens: Tokens) -> None:
-        self.projection.fit(tokens.values[tokens.known])
+        self.projection.fit(means(tokens.values, tokens.known), tokens.values[tokens.known])
 
     def prepare(self, tokens: Tokens) -> Tokens:
         projected = self.projection(tokens.values)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.batch import Tokens
-from fusion.encoders.base import CLIP, Encoded, Encoder, Projection, Trunk, attention_weights
+from fusion.encoders.base import CLIP, Encoded, Encoder, Projection, Trunk, attention_weights, means
 
 
 class ImageEncoder(Encoder):
@@ -49,7 +49,7 @@ class ImageEncoder(Encoder):
 
     def fit_statistics(self, tokens: Tokens) -> None:
         embeddings = tokens.values[tokens.known][:, : self._width_in]
-        self.projection.fit(embeddings)
+        self.projection.fit(means(tokens.values[..., : self._width_in], tokens.known), embeddings)
         if self._heads and len(embeddings):
             said = embeddings @ self.head
             self.head_mean.copy_(said.mean(0))

@@ -1,11 +1,19 @@
 """Penalised logistic regression, fitted to the optimum: what a trunk starts from.
 
-Convex, so that the same data give the same answer whatever the order of rows. The penalty is the one that
+Convex, so that the same data give the same answer whatever the order of rows.
+
+The simplest is the recipe of the simple stack (`fusion.baselines`): its features alone, each standardised,
+and a penalty of 1, scikit-learn's usual one. The other takes all features as they come, with the penalty that
 ranks groups left out best: of a grid, by the log loss of their logits after one slope and offset, for what
 comes later scales evidence anyhow. (By the plain log loss, few patients choose a penalty so strong that next
-to nothing is said.) A log-normal prior steadies the choice where patients are few. The weights are then
-multiplied by that slope, at most 1 and at least a half: coefficients fitted to few patients are too large
-(van Houwelingen & le Cessie 1990).
+to nothing is said.) A log-normal prior steadies that choice. The other takes the place of the simplest where
+groups left out are told better by it, after a slope and offset of each, by more than a standard error of the
+paired difference (`fusion.choosing`).
+
+How loud a voice is, is another question: coefficients fitted to few patients are too large (van Houwelingen &
+le Cessie 1990), and the simplest leaves that to fusion and calibration. The other is made as loud as the
+simplest would be, so that voices still add up as in the stack, whichever of them have changed. Where there is
+no simplest (series), weights are multiplied by the slope, at most 1 and at least a half.
 """
 
 from __future__ import annotations
@@ -16,6 +24,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
+from fusion.choosing import MARGIN, standard_errors
+
 Array = NDArray[np.float64]
 Rows = NDArray[np.float32]
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # of squared weights, in log-likelihood
@@ -24,22 +34,37 @@ STEPS, FEW_STEPS = 50, 25  # at the end, and while choosing
 WITHOUT = (30.0, 1.0)  # penalty and share kept where there is nothing to choose them by
 LEAST_KEPT = 0.5
 LIKELY, DECADES = 5.0, 0.5  # median and spread of the prior of the penalty
+SIMPLE = (0.0, 1.0)  # stands for the simplest recipe where a penalty and the factor would stand
+SIMPLE_PENALTY = 1.0  # of that recipe
 
 
 def fit_linear(
-    features: Tensor, labels: Tensor, base: Tensor, folds: NDArray[np.int64], *, penalty: Tensor | None = None
+    features: Tensor,
+    labels: Tensor,
+    base: Tensor,
+    folds: NDArray[np.int64],
+    *,
+    penalty: Tensor | None = None,
+    simple: NDArray[np.int64] | None = None,
+    groups: NDArray[np.int64] | None = None,
+    margin: float = MARGIN,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(weights [R, P], offsets [R], penalties [R, 2]) of logit = base + features @ weights + offset.
 
     features  float32 [N, P], standardised;  labels float32 [N, R], NaN = unknown
     base      float32 [R], logit of the event rate
     folds     int [N]: rows of one group stand in one fold; by these the penalty is chosen. -1: by none
-    penalty   float32 [R, 2], when it is already known: of squared weights, and the share of weights kept
+    penalty   float32 [R, 2], when it is already known: of squared weights, and what the weights are
+              multiplied with; or SIMPLE
+    simple    places of the features that the simple stack has; None: it has another recipe for these
+    groups    int [N], by which the standard error is reckoned; None: each row by itself
+    margin    standard errors by which another recipe must be better than the simplest
     An outcome with fewer than two of either kind gets zero weights.
     """
     rows = features.numpy()
     known = labels.double().numpy()
     count = known.shape[1]
+    everyone = np.arange(len(rows)) if groups is None else groups
     weights, offsets = np.zeros((count, rows.shape[1])), np.zeros(count)
     chosen = np.tile(WITHOUT, (count, 1))
     for r in range(count):
@@ -49,8 +74,16 @@ def fit_linear(
             continue
         x, y, fold = rows[here], known[here, r], folds[here]
         offset = float(base[r])
-        chosen[r] = penalty[r].numpy() if penalty is not None else _choose(x, y, offset, fold)
-        weights[r], offsets[r] = _solve(x, y, offset, *chosen[r])
+        if penalty is not None:
+            chosen[r] = penalty[r].numpy()
+        else:
+            chosen[r] = _choose(x, y, offset, fold, simple, everyone[here], margin)
+        if simple is not None and tuple(chosen[r]) == SIMPLE:
+            scale = _scale(x[:, simple])
+            at, offsets[r] = _solve(x[:, simple] * scale, y, offset, SIMPLE_PENALTY, 1.0)
+            weights[r, simple] = at * scale
+        else:
+            weights[r], offsets[r] = _solve(x, y, offset, *chosen[r])
     return (
         torch.from_numpy(weights).float(),
         torch.from_numpy(offsets).float(),
@@ -58,12 +91,25 @@ def fit_linear(
     )
 
 
-def _choose(x: Rows, y: Array, base: float, folds: NDArray[np.int64]) -> tuple[float, float]:
-    """Of what penalty the logits of left-out groups tell most, and what share of them to believe."""
+def _choose(
+    x: Rows,
+    y: Array,
+    base: float,
+    folds: NDArray[np.int64],
+    simple: NDArray[np.int64] | None,
+    groups: NDArray[np.int64],
+    margin: float,
+) -> tuple[float, float]:
+    """Of what penalty the logits of left-out groups tell most, and what to multiply them with; SIMPLE where
+    no penalty is better than the simplest recipe by more than `margin` standard errors."""
+    nothing = WITHOUT if simple is None else SIMPLE
+    if simple is not None and margin == np.inf:
+        return SIMPLE
     if len(x) > MOST_ROWS:
         kept = np.linspace(0, len(x) - 1, MOST_ROWS).astype(int)
-        x, y, folds = x[kept], y[kept], folds[kept]
+        x, y, folds, groups = x[kept], y[kept], folds[kept], groups[kept]
     said = np.full((len(PENALTIES), len(x)), np.nan)
+    simply = np.full(len(x), np.nan)
     for fold in np.unique(folds[folds >= 0] % INNER):
         out = (folds % INNER == fold) & (folds >= 0)
         if out.all() or min(y[~out].sum(), (~out).sum() - y[~out].sum()) < 2:
@@ -72,17 +118,33 @@ def _choose(x: Rows, y: Array, base: float, folds: NDArray[np.int64]) -> tuple[f
         for place in reversed(range(len(PENALTIES))):  # from the strongest on, each starting from the last
             start = _minimise(fitted, y[~out], base, PENALTIES[place], start, FEW_STEPS)
             said[place, out] = _logits(asked, start, 0.0)
+        if simple is not None:
+            scale = _scale(fitted[:, simple])
+            start = np.zeros(len(simple) + 1)
+            start = _minimise(fitted[:, simple] * scale, y[~out], base, SIMPLE_PENALTY, start, FEW_STEPS)
+            simply[out] = _logits(asked[:, simple] * scale, start, 0.0)
     seen = ~np.isnan(said[0])
     if not 0 < y[seen].sum() < seen.sum():
-        return WITHOUT
-    losses, slopes = zip(*(_rescaled(logits[seen], y[seen], base) for logits in said), strict=True)
+        return nothing
+    losses, slopes = zip(*(rescaled(logits[seen], y[seen], base) for logits in said), strict=True)
     prior = 0.5 * (np.log10(np.array(PENALTIES) / LIKELY) / DECADES) ** 2
-    best = int(np.argmin(seen.sum() * np.array(losses) + prior))
+    best = int(np.argmin(seen.sum() * np.mean(losses, axis=1) + prior))
+    if simple is not None:
+        simplest, _ = rescaled(simply[seen], y[seen], base)
+        if standard_errors(simplest, losses[best], groups[seen]) <= margin:
+            return SIMPLE
+        return PENALTIES[best], float(simply[seen].std() / max(said[best, seen].std(), 1e-6))
     return PENALTIES[best], float(np.clip(slopes[best], LEAST_KEPT, 1.0))
 
 
-def _rescaled(shifts: Array, y: Array, base: float) -> tuple[float, float]:
-    """(Log loss after the best slope, at least 0, and offset; that slope) of shifts of the base logit."""
+def _scale(x: Rows) -> Rows:
+    """What each column is multiplied with to have a standard deviation of 1; 0 where it never varies."""
+    spread = x.std(axis=0, dtype=np.float64)
+    return np.where(spread > 1e-6, 1 / np.maximum(spread, 1e-6), 0.0).astype(np.float32)
+
+
+def rescaled(shifts: Array, y: Array, base: float) -> tuple[Array, float]:
+    """(Log losses [N] after the best slope, at least 0, and offset; that slope), of shifts of the base."""
 
     def objective(at: Array) -> tuple[float, Array]:
         logits = base + at[0] * shifts / spread + at[1]
@@ -92,7 +154,8 @@ def _rescaled(shifts: Array, y: Array, base: float) -> tuple[float, float]:
     spread = max(float(shifts.std()), 1e-9)
     bounds = [(0.0, None), (None, None)]
     found = minimize(objective, np.array([spread, 0.0]), jac=True, method="L-BFGS-B", bounds=bounds)
-    return float(found.fun), float(found.x[0]) / spread
+    slope, offset = float(found.x[0]) / spread, float(found.x[1])
+    return _losses(base + slope * shifts + offset, y), slope
 
 
 def _solve(x: Rows, y: Array, base: float, penalty: float, kept: float) -> tuple[Array, float]:

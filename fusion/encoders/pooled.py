@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.batch import Tokens
-from fusion.encoders.base import Encoded, Encoder, Projection, Trunk, attention_weights
+from fusion.encoders.base import Encoded, Encoder, Projection, Trunk, attention_weights, means
 
 COMPONENTS = 32
 
@@ -25,7 +25,7 @@ class PooledEncoder(Encoder):
         self.trunk = Trunk(COMPONENTS, width, outcomes)
 
     def fit_statistics(self, tokens: Tokens) -> None:
-        self.projection.fit(tokens.values[tokens.known])
+        self.projection.fit(means(tokens.values, tokens.known), tokens.values[tokens.known])
 
     def prepare(self, tokens: Tokens) -> Tokens:
         projected = self.projection(tokens.values)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusion.batch import Tokens
+from fusion.choosing import MARGIN
 from fusion.encoders.base import CLIP, Encoded, Encoder, Trunk
 from fusion.encoders.trees import Trees
 
@@ -83,6 +84,13 @@ class RecordEncoder(Encoder):
         features = torch.cat([parts, flag[..., None]], dim=2).flatten(1)
         return features if features.shape[1] else features.new_zeros(len(prepared), 1)
 
+    def simple_features(self) -> NDArray[np.int64] | None:
+        """Each number as it is and whether the field is known; without the bins."""
+        fields, numbers = self.mean.shape
+        each = numbers * (1 + BINS) + 1
+        within = np.append(np.arange(numbers) * (1 + BINS), each - 1)
+        return (np.arange(fields)[:, None] * each + within).ravel() if fields else None
+
     def fit_first(
         self,
         prepared: Tokens,
@@ -92,8 +100,12 @@ class RecordEncoder(Encoder):
         *,
         seed: int,
         penalty: Tensor | None = None,
+        groups: NDArray[np.int64] | None = None,
+        margin: float = MARGIN,
     ) -> None:
-        super().fit_first(prepared, labels, base, folds, seed=seed, penalty=penalty)
+        super().fit_first(
+            prepared, labels, base, folds, seed=seed, penalty=penalty, groups=groups, margin=margin
+        )
         self.trees.fit(self._raw(prepared), labels, base, seed=seed)
 
     def forward(self, prepared: Tokens, fixed: Tensor | None = None) -> Encoded:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fusion.batch import Tokens
@@ -45,6 +47,9 @@ class SeriesEncoder(RecordEncoder):
         spread = ((((values - mean[:, None]) ** 2) * seen).sum(dim=(0, 2)) / count).sqrt()
         self.grid_mean.copy_(mean)
         self.grid_scale.copy_(torch.where(spread > 1e-6, spread, torch.full_like(spread, 1e6)))
+
+    def simple_features(self) -> NDArray[np.int64] | None:
+        return None  # the stack boosts a series
 
     def prepare(self, tokens: Tokens) -> Tokens:
         summaries = super().prepare(tokens)

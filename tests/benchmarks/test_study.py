@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from benchmarks.study import arms, comparing, comparison, generalisation, pages, summary
+from benchmarks.study import arms, comparing, comparison, generalisation, pages, summary, tried
 from benchmarks.study.__main__ import PARTS
-from benchmarks.study.folds import Rows, Said, listen
+from benchmarks.study.folds import Heard, Rows, Said, listen
 from benchmarks.study.keeping import Keeper
 from fusion import Example, Frames, Modality, PatientInputs, PixelInput
 from fusion.research import SIGNS, Collection, Task
@@ -216,3 +216,22 @@ def test_a_table_replaces_only_its_own_part(tmp_path: Path, monkeypatch: pytest.
     assert "again" in text
     assert "first" not in text
     assert "## Two" in text
+
+
+def test_within_folds_no_calibration_of_a_fold_matters() -> None:
+    rng = np.random.default_rng(2)
+    labels = (rng.random(100) < 0.4).astype(float)
+    risks, folds = rng.random(100) * 0.5 + 0.3 * labels, np.arange(100) % 5
+    groups = [f"g{i}" for i in range(100)]
+    calibrated = risks * (0.2 + 0.2 * folds) + 0.1 * folds
+    weights = comparing.draw(groups, 0, draws=20)
+    heard = Heard(labels, groups, {"plain": [risks], "by fold": [calibrated]})
+    plain, by_fold = (tried.within(heard, arm, weights, [folds]) for arm in ("plain", "by fold"))
+    assert plain.shape == (1, 21)
+    assert by_fold == pytest.approx(plain)
+    one = tried.within(heard, "plain", weights, [np.zeros(100, np.int64)])
+    assert one[0] == pytest.approx(comparing.auroc(risks, labels, weights)), "one fold is the whole"
+    pooled = [
+        comparing.scored(comparing.auroc, heard.risks[arm], labels, weights)[0, 0] for arm in heard.risks
+    ]
+    assert pooled[1] < pooled[0] - 0.05

@@ -181,6 +181,10 @@ def test_projection_is_principal_components() -> None:
     said = by_rows(wide).double()
     cosine = (said / said.norm(dim=0) * left).sum(0).abs()
     assert cosine.numpy() == pytest.approx(np.ones(5), abs=1e-4), "fewer rows than columns: the same"
+    alone = torch.zeros(1, 10)
+    alone[0, 3] = 1e4
+    bound = 5 * found.std(0, correction=0)
+    assert bool((projection(alone).abs()[0] <= bound + 1e-4).all()), "what nobody in training had is bounded"
     few = Projection(10, 8)
     few.fit(rows[:3])
     assert bool((few.components[:, 2:] == 0).all()), "three rows span two directions"

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import fusion
 from fusion.bundle import folder_digest
+from fusion.encoders.base import OLD_LIMIT
 from tests.fusion import simulated
 
 
@@ -70,6 +71,19 @@ def _weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) 
     save_file(state, path)
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
     _metadata(folder, lambda metadata: metadata.update(weights_sha256=sha))
+
+
+def test_a_bundle_from_before_components_had_limits_of_their_own_is_read(folder: Path) -> None:
+    def without_limits(state: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in state if name.endswith(".projection.limit")]:
+            del state[name]
+
+    _weights(folder, without_limits)
+    limits = [
+        b for n, b in fusion.Bundle.load(folder).model.named_buffers() if n.endswith("projection.limit")
+    ]
+    assert limits
+    assert all(bool((each == OLD_LIMIT).all()) for each in limits)
 
 
 def _flip_last_byte(folder: Path) -> None:

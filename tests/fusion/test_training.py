@@ -13,7 +13,6 @@ from fusion import Modality
 from fusion.batch import collate
 from fusion.encoders import trees
 from fusion.encoders.record import RecordEncoder
-from fusion.first_stage import Shared
 from fusion.metrics import auroc
 from fusion.patterns import sub_patterns
 from fusion.predict import risks
@@ -86,13 +85,6 @@ def test_voices_that_no_fold_had_patients_for_are_silent_at_the_bedside_too(
     encoder = bundle.model.encoder(Modality.TABULAR)
     assert isinstance(encoder, RecordEncoder)
     assert bool(encoder.trees.is_fitted[0]) == grown
-
-
-def test_what_helped_in_most_folds_only_is_trained_on_all() -> None:
-    none = torch.zeros(1, 2)
-    assert Shared(10, none, helped=[True, False, False]).is_silent
-    assert not Shared(10, none, helped=[True, False]).is_silent
-    assert not Shared(10, none).is_silent
 
 
 def test_progress_rises_to_one_and_false_stops() -> None:
