@@ -30,6 +30,7 @@ from cds.studies.models import Series, Study, StudyState
 from cds.taking import Progress, Tally, silent, take_record
 
 AWAITED_S = 3.0  # for connecting, and for each read, while somebody waits
+AWAITED_IN_ALL_S = 8.0  # and for all that is read
 OVERLAP = timedelta(minutes=5)  # asked for again: clocks differ, and indexes lag
 
 
@@ -103,6 +104,11 @@ def ingest_patients(
             changed = client.patients(since, tally=reading) if since is not None else ()
             for record in chain(records, changed):
                 take_record(record, source=source, by=by, now=now, tally=tally)
+            if client.is_out_of_time:
+                tally.interrupted = (
+                    f"the FHIR server did not give the whole record within {AWAITED_IN_ALL_S:.0f} seconds; "
+                    "what came in time is here"
+                )
     except ehr.EhrError as error:
         _break_off(tally, error, how)
     tally.ignored.update(reading.ignored)
@@ -156,13 +162,21 @@ def find_patients(
 def connect(where: str, *, token: str | ehr.SignIn = "", is_awaited: bool = False) -> ehr.FhirClient:
     """A client of a FHIR server we may call. Raises Invalid; EhrError for plain http to another machine.
 
-    is_awaited  at a browser, from a server whose address came with the request: one attempt of AWAITED_S, and
-                the address is looked at again at the moment of connecting (OPERATIONS 8)
+    is_awaited  at a browser, from a server whose address came with the request: one attempt of AWAITED_S,
+                nothing asked for after AWAITED_IN_ALL_S, and the address is looked at again at the moment of
+                connecting (OPERATIONS 8)
     """
     check_address(where)
     if is_awaited:
         connections = ehr.guarded_connections()
-        return ehr.FhirClient(where, token=token, timeout_s=AWAITED_S, attempts=1, transport=connections)
+        return ehr.FhirClient(
+            where,
+            token=token,
+            timeout_s=AWAITED_S,
+            within_s=AWAITED_IN_ALL_S,
+            attempts=1,
+            transport=connections,
+        )
     return ehr.FhirClient(where, token=token, allow_http=_is_registered(where))
 
 

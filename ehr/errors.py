@@ -7,6 +7,7 @@
         ├── BadUnit          a measured value whose unit is missing, unknown or of another kind
         ├── BadCodeMap       a site's table of local codes, with line and column (`ehr.code_map`)
         ├── BadInstance      a DICOM file that cannot be used, and why
+        ├── OutOfTime        the time for all calls of a client together is over
         ├── TooLarge         a limit of `ehr.dicom.guard` or of the HTTP client was exceeded
         └── Refused          the server answered 4xx, or an address is not allowed
             └── SignInRefused   it was the authorisation server: nothing was asked of the FHIR server
@@ -41,6 +42,10 @@ class BadUnit(Permanent):
 
 class BadInstance(Permanent):
     """A DICOM file that cannot be used."""
+
+
+class OutOfTime(Permanent):
+    """The time that a client may take for all its calls together is over; nothing more is asked."""
 
 
 class TooLarge(Permanent):

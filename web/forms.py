@@ -47,6 +47,7 @@ class EhrForm(forms.Form):
     )
     multi: tuple[str, ...] = ()  # names of fields with one address a line
     held: Any = None
+    registering: Any  # the module that keeps it
 
     def __init__(self, data: Mapping[str, Any] | None = None, *, held: Any = None) -> None:
         self.held = held
@@ -81,6 +82,11 @@ class EhrForm(forms.Form):
             Change(str(field.label), _text(before.get(name)), _text(self.cleaned_data[name]))
             for name, field in self.fields.items()
         ]
+
+    def warning(self) -> str:
+        """What to think of before it is confirmed: that another EHR of the kind has the same source."""
+        source = self.cleaned_data["source"]
+        return clients.shared(source, self.registering.beside(source, self.cleaned_data["issuer"]))
 
     def sources(self) -> list[str]:
         """Slugs to choose from."""
@@ -134,6 +140,7 @@ class ClientForm(EhrForm):
         max_length=120,
         help_text="The tenant its tokens must carry; empty where it has none. Each is registered by itself.",
     )
+    registering = clients
     multi = ("fhir_servers", "origins")
     field_order = ("name", "issuer", "source", "jwks_url", "jwks", "fhir_servers", "origins", "tenant")
 
@@ -222,6 +229,7 @@ class ServerForm(EhrForm):
         widget=forms.Textarea,
         help_text="https://host, one a line: these may show us in a frame.",
     )
+    registering = servers
     multi = ("origins", "embedders")
     field_order = ("name", "issuer", "source", "client_id", "is_confidential", "origins", "embedders")
 

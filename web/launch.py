@@ -144,7 +144,7 @@ def _land(request: HttpRequest, launched: launching.Launched) -> HttpResponse:
     if launched.problem:
         messages.warning(
             request,
-            f"The record could not be read anew from your EHR: {launched.problem}. It may lack the newest.",
+            f"The record could not be read whole from your EHR: {launched.problem}. It may lack the newest.",
         )
     there = reverse("panel", kwargs={"patient_id": launched.patient.pk})
     return redirect(f"{there}?{urlencode({'outcome': launched.outcome})}" if launched.outcome else there)

@@ -7,6 +7,7 @@ from datetime import datetime
 from uuid import UUID
 
 from cds.errors import NotFound
+from cds.hooks import registering
 from cds.hooks.models import HookClient
 from cds.patients import access
 
@@ -22,10 +23,14 @@ class KeyView:
 
 @dataclass(frozen=True, slots=True)
 class ClientView:
-    """An EHR that may call, or might."""
+    """An EHR that may call, or might.
+
+    shares  what to say where another EHR that calls has the same source; "" where none does
+    """
 
     client: HookClient
     keys: tuple[KeyView, ...]
+    shares: str = ""
 
 
 def list_clients(viewer: access.Viewer) -> list[ClientView]:
@@ -45,7 +50,9 @@ def get_client(viewer: access.Viewer, client_id: UUID) -> ClientView:
 
 
 def _view(client: HookClient) -> ClientView:
-    return ClientView(client, tuple(_key(client, key) for key in client.jwks.get("keys", [])))
+    keys = tuple(_key(client, key) for key in client.jwks.get("keys", []))
+    others = registering.beside(client.source, client.issuer) if client.is_active else []
+    return ClientView(client, keys, registering.shared(client.source.slug, others))
 
 
 def _key(client: HookClient, key: dict[str, str]) -> KeyView:

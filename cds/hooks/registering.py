@@ -129,6 +129,27 @@ def get_client(issuer: str, tenant: str | None = None) -> HookClient:
     return found[0]
 
 
+def beside(source: Source | str, issuer: str) -> list[str]:
+    """Other issuers that call with patients of that source, by name and issuer.
+
+    Patient 1 of one of them is patient 1 of the other here: right for one hospital with two issuers, and a
+    danger for two hospitals. (Tenants of one issuer are refused: `_check_own_source`.)
+    """
+    slug = source if isinstance(source, str) else source.slug
+    others = HookClient.objects.filter(source__slug=slug, is_active=True).exclude(issuer=issuer)
+    return [f"{one.name} ({one.issuer})" for one in others.order_by("name", "issuer")]
+
+
+def shared(source: str, others: Sequence[str]) -> str:
+    """What to say of a source that EHRs share; "" where none does."""
+    if not others:
+        return ""
+    return (
+        f"the source {source} is also that of {', '.join(others)}: patient 1 of one is patient 1 of the "
+        "other here. Right for one hospital with two addresses; two hospitals need a source each"
+    )
+
+
 def check_name(name: str) -> str:
     """What people call it. Raises Invalid."""
     if not name.strip() or len(name) > 120:

@@ -32,6 +32,8 @@ from cds.launch.models import SmartIdentity, SmartServer
 from cds.patients import access, merging
 from cds.patients.models import Patient
 from cds.risk.models import RiskAssessment
+from cds.subscriptions import gaps
+from cds.subscriptions.models import Subscription
 
 Pending = ehr.Pending  # what a session remembers of a launch under way
 CALLBACK = "/launch/callback"
@@ -229,7 +231,23 @@ def _refresh(server: SmartServer, said: ehr.LaunchContext, *, by: recording.Acto
     except ClinicError as error:
         return str(error)
     ingesting.request_scores(tally, by=by, now=now)
+    if tally.interrupted and _fetched_later(server, said.patient, now=now):
+        return f"{tally.interrupted}; the rest is being fetched"
     return tally.interrupted
+
+
+@transaction.atomic
+def _fetched_later(server: SmartServer, patient: str, *, now: datetime) -> bool:
+    """Have a worker read the whole patient, by the sign-in of a Subscription to the same server.
+
+    The launch's own token is for this moment only (INTEROP 9). Returns whether there is such a Subscription.
+    """
+    addresses = (server.issuer, f"{server.issuer}/")
+    held = Subscription.objects.filter(source=server.source, base_url__in=addresses).first()
+    if held is None:
+        return False
+    gaps.send(held, foci=[["Patient", patient, patient, False]], now=now)
+    return True
 
 
 def _patient(server: SmartServer, resource_id: str, problem: str) -> Patient:

@@ -8,16 +8,22 @@ from uuid import UUID
 from django.db.models import Count, QuerySet
 
 from cds.errors import NotFound
+from cds.hooks import registering as clients
+from cds.launch import registering
 from cds.launch.models import SmartServer
 from cds.patients import access
 
 
 @dataclass(frozen=True, slots=True)
 class ServerView:
-    """An EHR that may launch us, or might; `people` of it have come."""
+    """An EHR that may launch us, or might; `people` of it have come.
+
+    shares  what to say where another EHR that launches us has the same source; "" where none does
+    """
 
     server: SmartServer
     people: int
+    shares: str = ""
 
 
 def list_servers(viewer: access.Viewer) -> list[ServerView]:
@@ -41,4 +47,5 @@ def _counted() -> QuerySet[SmartServer]:
 
 def _view(server: SmartServer) -> ServerView:
     people: int = server.people  # type: ignore[attr-defined]
-    return ServerView(server, people)
+    others = registering.beside(server.source, server.issuer) if server.is_active else []
+    return ServerView(server, people, clients.shared(server.source.slug, others))

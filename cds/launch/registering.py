@@ -106,6 +106,18 @@ def list_servers() -> list[SmartServer]:
     return list(SmartServer.objects.select_related("source").filter(is_active=True).order_by("name"))
 
 
+def beside(source: Source | str, issuer: str) -> list[str]:
+    """Other EHRs that launch us with patients of that source, by name and address.
+
+    Patient 1 of one of them is patient 1 of the other here: right for one hospital with two addresses, and a
+    danger for two.
+    """
+    slug = source if isinstance(source, str) else source.slug
+    others = SmartServer.objects.filter(source__slug=slug, is_active=True)
+    others = others.exclude(issuer=issuer.removesuffix("/")).order_by("name", "issuer")
+    return [f"{one.name} ({one.address})" for one in others]
+
+
 def list_embedders(*, ask: bool = True) -> list[str]:
     """Web origins that may show us in a frame; read anew every few seconds.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 
-from ehr.errors import BadResource, Permanent, Refused
+from ehr.errors import BadResource, OutOfTime, Permanent, Refused
 from ehr.fhir.elements import Json, get_list
 from ehr.fhir.prefetch import outcome_text
 from ehr.fhir.reading import read_resources
@@ -139,13 +139,19 @@ class FhirClient(RestClient):
         resources: list[tuple[str, Json]] = [(f"Patient/{identity}", patient)]
         problems: list[SetAside] = []
         for resource_type, extra in SEARCHES.items():
+            if self.is_out_of_time:
+                left = list(SEARCHES)[list(SEARCHES).index(resource_type) :]
+                said = f"not asked for, as the time for the whole record was over: {', '.join(left)}"
+                problems.append(self._aside("Patient", said, identity))
+                break
             for resource in self._typed(resource_type, identity, extra, problems):
                 if resource.get("resourceType") == "OperationOutcome":
                     problems.extend(self._warnings(resource_type, resource))
                 else:
                     resources.append((f"{resource.get('resourceType')}/{resource.get('id')}", resource))
-        resources.extend(self._texts(resources, problems))
-        resources.extend(self._pointed_to(resources, problems))
+        if not self.is_out_of_time:
+            resources.extend(self._texts(resources, problems))
+            resources.extend(self._pointed_to(resources, problems))
         for record in read_resources(resources, tally=tally):
             if record.patient.resource_id not in (identity, ""):
                 continue  # a server that passes over `patient` answers with everybody's; they have their turn
@@ -181,6 +187,8 @@ class FhirClient(RestClient):
             except Permanent as error:
                 _check_authorised(error)
                 problems.append(self._aside(kind, str(error), identity))
+                if isinstance(error, OutOfTime):
+                    break
         return found
 
     def _pointed_to(
@@ -202,6 +210,9 @@ class FhirClient(RestClient):
                     self._known.clear()
                 try:
                     self._known[key] = self.read(kind, identity)
+                except OutOfTime as error:
+                    problems.append(self._aside(kind, str(error), identity))
+                    break
                 except Permanent as error:
                     _check_authorised(error)
                     self._known[key] = error

@@ -50,6 +50,7 @@ class RestClient(ServerClient):
     token           bearer token, "" for none; or where tokens come from (`ehr.fhir.sign_in`)
     max_page_bytes  cap on one response body, unpacked
     attempts        of a read whose server is busy or away
+    within_s        for all calls together: see `ServerClient`
     allow_http      plain http outside loopback, for a network that is trusted
     """
 
@@ -59,6 +60,7 @@ class RestClient(ServerClient):
         *,
         token: str | SignIn = "",
         timeout_s: float = 10,
+        within_s: float | None = None,
         transport: httpx.BaseTransport | None = None,
         max_page_bytes: int = MAX_PAGE_BYTES,
         allow_http: bool = False,
@@ -70,6 +72,7 @@ class RestClient(ServerClient):
             accept="application/fhir+json",
             token=token,
             timeout_s=timeout_s,
+            within_s=within_s,
             transport=transport,
             allow_http=allow_http,
         )

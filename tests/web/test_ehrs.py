@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
 
 import orjson
 import pytest
+from django.core.management import call_command
 from django.test import Client
 
 import ehr
@@ -215,3 +218,53 @@ def test_mistakes_of_a_smart_server(admin: Client, field: str, value: str, told:
     assert answer.status_code == 400
     assert told in " ".join(answer.context["form"].errors[field])
     assert not SmartServer.objects.exists()
+
+
+@pytest.mark.parametrize("kind", ["clients", "servers"])
+def test_two_ehrs_with_one_source_are_warned_of_and_not_refused(
+    ward: Clinic, admin: Client, kind: str
+) -> None:
+    """Patient 1 of one would be patient 1 of the other; one hospital may have two addresses."""
+    made = ehrs(ward)
+    form = {"clients": client_form, "servers": server_form}[kind]
+    where, marked = f"/ehrs/{kind}/new", 'data-testid="shared-source"'
+    slug = ward.patients[0].source.slug
+    review = admin.post(where, form(source=slug)).content.decode()
+    assert marked in review
+    assert "patient 1 of one is patient 1 of the other" in review
+    assert "Example Hospital EHR (https://" in review
+    assert marked not in admin.post(where, form()).content.decode()
+    page = admin.post(where, {**form(source=slug), "confirm": "1"}, follow=True).content.decode()
+    assert marked in page
+    held = f"/ehrs/{kind}/{made[kind.removesuffix('s')]}"
+    assert marked in admin.get(held).content.decode()
+    assert admin.get("/ehrs").content.decode().count("Shares its source") == 2
+    admin.post(f"{held}/withdraw")
+    assert "Shares its source" not in admin.get("/ehrs").content.decode()
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [("smart_server", ["--client-id", "x"]), ("hook_client", ["--jwks", "FILE"])],
+)
+def test_the_commands_warn_of_a_shared_source(
+    ward: Clinic, command: str, more: list[str], tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_bytes(orjson.dumps(KEYS))
+    more = [str(keys) if one == "FILE" else one for one in more]
+
+    def told(issuer: str, source: str) -> str:
+        out = StringIO()
+        call_command(command, "add", "Lake", "--issuer", issuer, "--source", source, *more, stdout=out)
+        return out.getvalue()
+
+    assert "warning" not in told("https://one.example/r4", "lake")
+    assert "warning" not in told("https://one.example/r4", "lake")  # itself, registered again
+    said = told("https://two.example/r4", "lake")
+    assert "warning: the source lake is also that of Lake (https://one.example/r4)" in said
+    assert "warning" not in told("https://two.example/r4", "other")
+    told("https://two.example/r4", "lake")
+    listed = StringIO()
+    call_command(command, "list", stdout=listed)
+    assert listed.getvalue().count("warning") == 2

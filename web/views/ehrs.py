@@ -184,7 +184,9 @@ def _edit(
     elif form.is_valid():
         changes = form.changes()
         if form.is_valid():
-            return render(request, "web/ehrs/review.html", {**context, "changes": changes})
+            return render(
+                request, "web/ehrs/review.html", {**context, "changes": changes, "warning": form.warning()}
+            )
     return render(request, "web/ehrs/form.html", context, status=400)
 
 

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from ehr import BadResource, FhirClient, Refused, Retriable, TooLarge
+from ehr.errors import OutOfTime
 from tests.ehr.fhir.resources_for_tests import coded, encounter, observation, patient, resource
 
 BASE = "https://ehr.example/fhir"
@@ -421,3 +422,54 @@ def test_what_is_not_implemented_is_not_asked_for_again() -> None:
 def test_a_refusal_says_what_to_change(status: int, advice: str) -> None:
     with pytest.raises(Refused, match=advice):
         ids(Server().on("Observation", httpx.Response(status)))
+
+
+def test_what_came_before_the_time_was_over_is_kept_and_nothing_more_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three seconds a call would be minutes for many pages: all calls together have a limit of their own."""
+    now = 0.0
+    monkeypatch.setattr("ehr.calling.monotonic", lambda: now)
+
+    def slow(answer: dict[str, Any]) -> Answer:
+        def answered(request: httpx.Request) -> httpx.Response:
+            nonlocal now
+            now += 3
+            return httpx.Response(200, json=answer)
+
+        return answered
+
+    server = Server(within_s=8).on("Patient/p1", patient()).on("Encounter", slow(page(encounter())))
+    server.on("Condition", page())
+    server.on(
+        "Observation?patient=p1&_count=200", slow(page(observation(id="a"), after="Observation?page=2"))
+    )
+    server.on("Observation?page=2", slow(page(observation(id="b"), after="Observation?page=3")))
+    (record,) = server.client.whole_patients(["p1"])
+    assert server.client.is_out_of_time
+    assert [found.resource_id for found in record.observations] == ["a", "b"]
+    assert len(record.encounters) == 1
+    said = {item.kind: item.reason for item in record.set_aside}
+    assert "the time for all of it is over" in said["Observation"]
+    assert "MedicationRequest, MedicationStatement" in said["Patient"]
+    assert server.asked[-1].url.query == b"page=2"
+    with pytest.raises(OutOfTime):
+        server.client.read("Patient", "p1")
+
+
+def test_an_answer_that_the_end_of_the_time_cuts_off_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("ehr.calling.monotonic", lambda: now)
+
+    def cut_off(request: httpx.Request) -> httpx.Response:
+        nonlocal now
+        assert request.extensions["timeout"]["read"] == 2.0  # no longer than what is left
+        now = 2
+        raise httpx.ReadTimeout("slow", request=request)
+
+    server = Server(within_s=2).on("Patient/p1", cut_off)
+    with pytest.raises(OutOfTime):
+        server.client.read("Patient", "p1")
+    assert len(server.asked) == 1

@@ -78,6 +78,7 @@ class Command(BaseCommand):
         self.stdout.write(f"{'registered' if is_new else 'replaced'} {client.name}: {client.issuer}")
         if client.source.created_at == now:
             self.stdout.write(f"  new source made: {client.source.slug}")
+        self._warn(client)
 
     def _list(self, options: dict[str, Any]) -> None:
         for client in HookClient.objects.select_related("source").order_by("name"):
@@ -93,6 +94,13 @@ class Command(BaseCommand):
                     f"  keys from {client.jwks_url}, read last {read:%Y-%m-%d %H:%M:%S %Z}"
                     + (f"; then: {client.keys_problem}" if client.keys_problem else "")
                 )
+            if client.is_active:
+                self._warn(client)
+
+    def _warn(self, client: HookClient) -> None:
+        said = registering.shared(client.source.slug, registering.beside(client.source, client.issuer))
+        if said:
+            self.stdout.write(self.style.WARNING(f"  warning: {said}"))
 
     def _read_keys(self, options: dict[str, Any]) -> None:
         client = registering.read_keys(options["issuer"], tenant=options["tenant"], by=BY, now=timezone.now())

@@ -12,7 +12,9 @@ from django.utils import timezone
 
 from cds.audit import recording
 from cds.errors import ClinicError
+from cds.hooks import registering as clients
 from cds.launch import launching, registering
+from cds.launch.models import SmartServer
 
 BY = recording.system("smart_server")
 
@@ -72,6 +74,7 @@ class Command(BaseCommand):
         self.stdout.write(f"{'registered' if is_new else 'replaced'} {server.name}: {server.address}")
         if server.source.created_at == now:
             self.stdout.write(f"  new source made: {server.source.slug}")
+        self._warn(server)
         self.stdout.write(f"  launch URL    {settings.PUBLIC_URL}/launch")
         self.stdout.write(f"  redirect URI  {settings.PUBLIC_URL}{launching.CALLBACK}")
         if server.is_confidential:
@@ -84,6 +87,12 @@ class Command(BaseCommand):
                 f"{server.name}  {server.address}  client {server.client_id} ({kind})  source "
                 f"{server.source.slug}"
             )
+            self._warn(server)
+
+    def _warn(self, server: SmartServer) -> None:
+        said = clients.shared(server.source.slug, registering.beside(server.source, server.issuer))
+        if said:
+            self.stdout.write(self.style.WARNING(f"  warning: {said}"))
 
     def _withdraw(self, options: dict[str, Any]) -> None:
         server = registering.withdraw(options["issuer"], by=BY, now=timezone.now())
