@@ -35,7 +35,13 @@ _JOINERS = "\u200c\u200d"  # invisible, and needed to write Persian, Hindi or an
 
 def plain(text: object) -> str:
     """Text of others on one line, without characters that are not seen or that turn the line around."""
-    line = " ".join(str(text).split())
+    said = str(text)
+    return _plain(said) if len(said) <= LONGEST else _plain.__wrapped__(said)
+
+
+@lru_cache(maxsize=4096)
+def _plain(text: str) -> str:
+    line = " ".join(text.split())
     if line.isascii() and line.isprintable():
         return line
     return "".join(one for one in line if one in _JOINERS or unicodedata.category(one) not in _UNSEEN)
