@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.study.folds import Heard
+
 Floats = NDArray[np.float64]
 DRAWS = 1000
 Score = Callable[[Floats, Floats, Floats], Floats]  # risks [N], labels [N], weights [K, N] → [K]
@@ -43,6 +45,33 @@ def draw(groups: Sequence[str], seed: int, draws: int = DRAWS) -> Floats:
 
 def auroc(risks: Floats, labels: Floats, weights: Floats) -> Floats:
     """Chance that an event is scored above another (ties count half), per draw; NaN with one class."""
+    won, pairs = _won(risks, labels, weights)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return won / pairs
+
+
+def auroc_within(risks: Floats, labels: Floats, weights: Floats, folds: NDArray[np.int64]) -> Floats:
+    """The same over pairs of one fold, who were scored by one model: pooled, models of different folds are
+    compared too, and one that learned from fewer events scores those whom it is asked about, who have more,
+    lower (Parker, Günter & Bedo 2007, stratification bias)."""
+    told = [
+        _won(risks[here], labels[here], weights[:, here])
+        for f in np.unique(folds)
+        if (here := folds == f).any()
+    ]
+    won, pairs = (np.sum(part, axis=0) for part in zip(*told, strict=True))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(won / pairs)
+
+
+def within_folds(heard: Heard, arm: str, weights: Floats) -> Floats:
+    """`auroc_within` of an arm, [repeats, 1 + draws]."""
+    asked = zip(heard.risks[arm], heard.folds, strict=False)  # an arm may have run in fewer repeats
+    return np.stack([auroc_within(risks, heard.labels, weights, folds) for risks, folds in asked])
+
+
+def _won(risks: Floats, labels: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Per draw: pairs of an event and another that are ranked rightly, and all such pairs."""
     order = np.argsort(risks, kind="stable")
     event, weight = labels[order] > 0.5, weights[:, order]
     _, first, back = np.unique(risks[order], return_index=True, return_inverse=True)
@@ -52,8 +81,7 @@ def auroc(risks: Floats, labels: Floats, weights: Floats) -> Floats:
     here = np.add.reduceat(others, first, axis=1)
     below = (before + here / 2)[:, back]
     events = np.where(event, weight, 0.0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((events * below).sum(axis=1) / (events.sum(axis=1) * others.sum(axis=1)))
+    return (events * below).sum(axis=1), events.sum(axis=1) * others.sum(axis=1)
 
 
 def auprc(risks: Floats, labels: Floats, weights: Floats) -> Floats:

@@ -41,6 +41,7 @@ class Heard:
     groups  split unit of each row
     risks   arm → one float64 [N] per repeat it ran in; every row judged by a model that never saw its group
     subgroups  arm → `Said.subgroups`, summed over the folds of the first repeat
+    folds   of each repeat: by which fold's model each row was judged
     """
 
     labels: Floats
@@ -49,6 +50,7 @@ class Heard:
     covered: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     subgroups: dict[str, dict[tuple[str, str], tuple[int, int]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    folds: list[Rows] = field(default_factory=list)
 
 
 def labels_of(examples: Sequence[Example], task: str) -> Floats:
@@ -74,6 +76,7 @@ def listen(
     heard = Heard(labels, groups)
     for repeat in range(max(repeats.values())):
         fold_of = assign_folds(groups, labels[:, None].astype(np.float32), folds, seed=seed + repeat)
+        heard.folds.append(np.asarray(fold_of, np.int64))
         for name, arm in arms.items():
             if repeat >= repeats[name]:
                 continue

@@ -21,10 +21,12 @@ BRACKETS = rf"{NUMBER} \[{NUMBER}, {NUMBER}\]"
 ROW = re.compile(  # as `comparison` writes it
     rf"\| (?P<task>[^|]+) \| (?P<counts>\d+ / \d+ / \d+) \| {NUMBER} \((?P<alone>[^|]+)\) \| {NUMBER} \| "
     rf"\*\*(?P<fused>{BRACKETS})\*\* \| (?P<stack>{BRACKETS}) \| (?P<best>{BRACKETS}) \|"
+    rf"(?: (?P<within>{BRACKETS}) \|)?"
 )
 HEAD = (
-    "| set | task | rows / groups / events | fused | fused − stack | | fused − best alone | | table of |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    "| set | task | rows / groups / events | fused | fused − stack | | within folds | | fused − best alone | "
+    "| table of |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
 )
 REPEATS = re.compile(r"cross-validation × (\d+)")
 DATE = re.compile(r"^\*(\d+ \w+ \d{4}), .*\*$", re.MULTILINE)
@@ -61,6 +63,7 @@ class Line:
     alone: str
     over_stack: Gap
     over_alone: Gap
+    within: Gap | None
     made: str
 
     def __str__(self) -> str:
@@ -89,6 +92,7 @@ def read(collection: str, table: str) -> list[Line]:
             row["alone"],
             Gap(row["stack"]),
             Gap(row["best"]),
+            Gap(row["within"]) if row["within"] else None,
             made,
         )
         for row in ROW.finditer(table)
@@ -110,7 +114,8 @@ def page(lines: Sequence[Line], *, without: Sequence[str] = ()) -> str:
             "paired 95 % interval excludes 0; above, below: it does not. *Best alone* is the best single "
             "modality of either recipe, picked on the same folds and so in its own favour. Nothing is "
             f"corrected for looking {len(lines)} times: of ties, one in twenty is called better or worse. "
-            "(× 3): repeats of the folds.",
+            "(× 3): repeats of the folds. *Within folds*: fused − stack over pairs of patients whom the same "
+            "models scored.",
             "",
             *HEAD,
             *map(_row, lines),
@@ -129,6 +134,8 @@ def _row(line: Line) -> str:
         line.fused,
         line.over_stack.said,
         _loud(line.over_stack),
+        line.within.said if line.within else "not reckoned",
+        _loud(line.within) if line.within else "",
         f"{line.over_alone.said} ({line.alone})",
         _loud(line.over_alone),
         line.made,
@@ -152,6 +159,12 @@ def _goals(lines: Sequence[Line]) -> list[str]:
         f"Better than the stack on {BETTER_GOAL} tasks or more: {_met(len(better) >= BETTER_GOAL)}. Better "
         f"on {_named(lines, over_stack, 'better')}.",
     ]
+    inside = [line for line in lines if line.within is not None]
+    if inside:
+        said.append(
+            f"The same within folds, on {len(inside)} tasks: worse on {_named(inside, _within, 'worse')}; "
+            f"below on {_named(inside, _within, 'below')}."
+        )
     said += [
         f"AUROC of {STAYS_GOAL} on the ICU stays: {_met(float(line.fused.split()[0]) >= STAYS_GOAL)}, "
         f"as a point; {line.fused}."
@@ -165,6 +178,10 @@ def _goals(lines: Sequence[Line]) -> list[str]:
         f"{_named(lines, over_alone, 'better')}."
     )
     return said
+
+
+def _within(line: Line) -> str:
+    return line.within.verdict if line.within is not None else ""
 
 
 def _met(is_met: bool) -> str:

@@ -20,7 +20,7 @@ import fusion
 from benchmarks.study import arms, comparing
 from benchmarks.study.comparing import Floats, Interval
 from benchmarks.study.comparison import FOLDS, FUSED, QUICK_FOLDS, STACK
-from benchmarks.study.folds import Arm, Heard, Rows, Said, labels_of, listen
+from benchmarks.study.folds import Arm, Heard, Rows, Said, listen
 from benchmarks.study.keeping import Keeper
 from fusion import Example, FusionConfig
 from fusion.batch import collate
@@ -29,7 +29,7 @@ from fusion.embedding import Embedder
 from fusion.metrics import calibration
 from fusion.predict import risks as predict_risks
 from fusion.research import Task, read_collection
-from fusion.train import assign_folds, settled
+from fusion.train import settled
 
 RAW = "fused, before its calibration"
 VARIANTS = {  # name → standard errors by which each choice must be better than the simple one
@@ -91,13 +91,11 @@ def measure(
     folds = QUICK_FOLDS if quick else FOLDS
     heard = listen(examples, task.name, each, repeats=dict.fromkeys(each, repeats), folds=folds, seed=seed)
     weights = comparing.draw(heard.groups, seed)
-    labels = labels_of(examples, task.name)[:, None].astype(np.float32)
-    fold_of = [assign_folds(heard.groups, labels, folds, seed=seed + r) for r in range(repeats)]
     names = [STACK, FUSED, RAW, *(name for name in VARIANTS if name != FUSED)]
     pooled = {
         arm: comparing.scored(comparing.auroc, heard.risks[arm], heard.labels, weights) for arm in names
     }
-    inside = {arm: within(heard, arm, weights, fold_of) for arm in names}
+    inside = {arm: comparing.within_folds(heard, arm, weights) for arm in names}
     return {
         arm: (
             _row(task, arm, heard, weights, pooled, inside),
@@ -123,21 +121,6 @@ def _variant(examples: Sequence[Example], config: FusionConfig, name: str, extra
         return found
 
     return arm
-
-
-def within(heard: Heard, arm: str, weights: Floats, fold_of: Sequence[Rows]) -> Floats:
-    """The chance that an event is scored above another of the same fold, [repeats, 1 + draws]."""
-    found = []
-    for risks, folds in zip(heard.risks[arm], fold_of, strict=True):
-        right, pairs = np.zeros(len(weights)), np.zeros(len(weights))
-        for fold in np.unique(folds):
-            here = folds == fold
-            weight, labels = weights[:, here], heard.labels[here]
-            count = (weight * labels).sum(1) * (weight * (1 - labels)).sum(1)
-            right += count * np.nan_to_num(comparing.auroc(risks[here], labels, weight))
-            pairs += count
-        found.append(right / pairs)
-    return np.stack(found)
 
 
 def _row(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from benchmarks.study import arms, comparing, comparison, generalisation, pages, summary, tried
+from benchmarks.study import arms, comparing, comparison, generalisation, pages, summary
 from benchmarks.study.__main__ import PARTS
 from benchmarks.study.folds import Heard, Rows, Said, listen
 from benchmarks.study.keeping import Keeper
@@ -225,12 +225,12 @@ def test_within_folds_no_calibration_of_a_fold_matters() -> None:
     groups = [f"g{i}" for i in range(100)]
     calibrated = risks * (0.2 + 0.2 * folds) + 0.1 * folds
     weights = comparing.draw(groups, 0, draws=20)
-    heard = Heard(labels, groups, {"plain": [risks], "by fold": [calibrated]})
-    plain, by_fold = (tried.within(heard, arm, weights, [folds]) for arm in ("plain", "by fold"))
+    heard = Heard(labels, groups, {"plain": [risks], "by fold": [calibrated]}, folds=[folds])
+    plain, by_fold = (comparing.within_folds(heard, arm, weights) for arm in ("plain", "by fold"))
     assert plain.shape == (1, 21)
     assert by_fold == pytest.approx(plain)
-    one = tried.within(heard, "plain", weights, [np.zeros(100, np.int64)])
-    assert one[0] == pytest.approx(comparing.auroc(risks, labels, weights)), "one fold is the whole"
+    one = comparing.auroc_within(risks, labels, weights, np.zeros(100, np.int64))
+    assert one == pytest.approx(comparing.auroc(risks, labels, weights)), "one fold is the whole"
     pooled = [
         comparing.scored(comparing.auroc, heard.risks[arm], labels, weights)[0, 0] for arm in heard.risks
     ]

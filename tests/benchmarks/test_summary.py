@@ -46,13 +46,19 @@ def test_a_row_and_its_goals_are_told(tmp_path: Path, monkeypatch: pytest.Monkey
     said = summary.run()
     assert (
         "| icu_physionet2012 | Death | 76 / 60 / 19 | 0.476 [0.342, 0.606] | -0.138 [-0.200, -0.076] | "
-        "**worse** | -0.040 [-0.085, +0.001] (stack: image) | below | 3 May 2026 (× 2) |"
+        "**worse** | not reckoned |  | -0.040 [-0.085, +0.001] (stack: image) | below | 3 May 2026 (× 2) |"
     ) in said
     assert "on every task: **missed**. Worse on 1 of 1 (icu_physionet2012: Death)" in said
     assert "Better than the stack on 3 tasks or more: **missed**" in said
     assert "AUROC of 0.85 on the ICU stays: **missed**" in said
     assert "Never significantly worse than the best modality: reached. Worse on none of 1" in said
     assert "- No table yet: cxr_covid." in said
+    assert "within folds, on" not in said
+    inside = "+0.004 [-0.020, +0.030] |"
+    pages.keep("icu_physionet2012_comparison", table.replace("+0.001] |", f"+0.001] | {inside}"))
+    said = summary.run()
+    assert "**worse** | +0.004 [-0.020, +0.030] | above | -0.040" in said
+    assert "The same within folds, on 1 tasks: worse on none of 1; below on none of 1." in said
 
 
 def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +82,7 @@ def test_a_kept_comparison_brings_the_summary_with_it(
     asked = ["study", "icu_physionet2012", str(tmp_path), "--part", "comparison"]
     monkeypatch.setattr(sys, "argv", asked)
     command.main()
-    assert "**better** | +0.001" in pages.PAGE.read_text()
+    assert "**better** | not reckoned |  | +0.001" in pages.PAGE.read_text()
     monkeypatch.setattr(sys, "argv", ["study", "summary"])
     command.main()
     assert "better on 1 of 1" in capsys.readouterr().out.lower()
