@@ -173,8 +173,7 @@ def _registered(issuer: str) -> SmartServer:
     )
     if server is None:
         raise NotThisLaunch(
-            "this EHR is not registered here: an operator adds its FHIR address with `manage.py "
-            "smart_server add`"
+            "this EHR is not registered here: an operator adds its FHIR address (manage.py smart_server add)"
         )
     return server
 
