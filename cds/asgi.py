@@ -1,5 +1,6 @@
 """The door for web servers: `gunicorn -k cds.web_worker.Worker cds.asgi:application`."""
 
+import gc
 import logging
 import os
 from typing import Any
@@ -14,6 +15,8 @@ from cds.logs import without_query  # noqa: E402
 
 logging.getLogger("uvicorn.access").addFilter(without_query)
 _hooks = HookServer()
+gc.collect()
+gc.freeze()  # what is loaded by now stays: no collection walks it again
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:

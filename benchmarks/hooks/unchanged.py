@@ -13,6 +13,7 @@ from benchmarks.hooks import bodies, calling, load, peers
 
 CONNECTIONS = (1, 8, 32)
 GOAL_RATE, GOAL_P95 = 450, 60.0
+GOAL_RUNS = 5  # for the rate of one run of some seconds differs from the next by a tenth
 SIGNED_PER_S = 1500  # tokens signed beforehand for each second of a run: more than are used
 COLUMNS = ("what", "body", "connections", "calls/s", "p50 ms", "p95 ms", "p99 ms", "worst ms", "goal", "met")
 Kinds = Mapping[str, Sequence[bytes]]
@@ -62,27 +63,33 @@ def measure_ours(
     seconds: int,
 ) -> None:
     """Ours: every patient has a stored score of this prefetch before the first call is timed."""
-    held, used, spent = [], [], ""
+    held, used, spent, rates = [], [], "", ""
     for kind, sent in found.items():
         calling.settle(key, url, sent)
         for connections in CONNECTIONS:
-            tokens = [bodies.token(key, url) for _ in range(seconds * SIGNED_PER_S)]
-            before = calling.processor_ms(clinic)
-            run = load.post(
-                url, sent, tokens, connections=connections, seconds=seconds, folder=folder / "ours"
-            )
             is_goal = connections == 8 and len(sent[0]) > 1000
-            if is_goal:
+            runs = []
+            for _ in range(GOAL_RUNS if is_goal else 1):
+                tokens = [bodies.token(key, url) for _ in range(seconds * SIGNED_PER_S)]
+                before = calling.processor_ms(clinic)
+                run = load.post(
+                    url, sent, tokens, connections=connections, seconds=seconds, folder=folder / "ours"
+                )
                 calls_made = run.per_second * seconds
-                spent = calling.per_call(before, calling.processor_ms(clinic), calls_made)
-                spent += f", wrk {run.cores * seconds * 1000 / calls_made:.2g} ms"
+                cost = calling.per_call(before, calling.processor_ms(clinic), calls_made)
+                runs.append((run, f"{cost}, wrk {run.cores * seconds * 1000 / calls_made:.2g} ms"))
+            runs.sort(key=lambda one: one[0].per_second)
+            run, cost = runs[len(runs) // 2]
+            if is_goal:
+                spent, rates = cost, ", ".join(f"{one.per_second:.0f}" for one, _ in runs)
             _row(calls, "ours: score stored", kind, connections, run, is_goal=is_goal)
             held.append(calling.memory(clinic))
             used.append(run.cores)
     calls.notes += [
         "Ours: ES384 verified, jti used up in Redis, cards kept, audited in its hash chain, PostgreSQL; "
         f"gunicorn, {peers.WORKERS} processes, their log written; {bodies.PATIENTS} simulated patients.",
-        f"Processor time of a call of ours in the row with the goal: {spent}.",
+        f"The row with the goal is the median of {GOAL_RUNS} runs: {rates} calls/s.",
+        f"Processor time of a call in it: {spent}.",
         f"Resident memory of the web processes after each of these runs: {', '.join(map(str, held))} MiB.",
         "Load from wrk on the same cores, tokens signed before; it used "
         f"{min(used):.2f} to {max(used):.2f} of a core beside ours.",
