@@ -36,7 +36,11 @@ class PictureView:
 
 @dataclass(frozen=True, slots=True)
 class MeasurementRow:
-    """A size measured in a picture, in words. outside: "above" or "below" the usual range, or ""."""
+    """A size measured in a picture, in words.
+
+    usual    the usual range; "" where none is known
+    outside  "above" or "below" it, or ""
+    """
 
     seen: MeasurementView
     value: str
@@ -61,7 +65,7 @@ def measurement(one: MeasurementView) -> MeasurementRow:
     """The size, its usual range, and its change since the earlier one."""
     unit = words.unit(one.unit)
     low, high = one.reference
-    usual, outside = "–", ""
+    usual, outside = "", ""
     if low is not None and high is not None:
         usual = f"{words.figure(low)} to {words.figure(high)}"
     elif high is not None:

@@ -72,8 +72,7 @@ def _measure(folder: Path, asked: argparse.Namespace) -> dict[str, measuring.Tab
         sent = calling.patients(clinic, key, url)
         kinds = unchanged.kinds(sent)
         if "unchanged" in asked.only:
-            unchanged.measure_others(calls, kinds, folder, asked)
-            unchanged.measure_ours(calls, kinds, clinic, key, url, folder=folder, seconds=asked.seconds)
+            unchanged.measure(calls, kinds, clinic, key, url, folder=folder, asked=asked)
             tables["hooks"] = calls
         if "stages" in asked.only:
             large = list(kinds.values())[-1]

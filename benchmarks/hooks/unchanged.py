@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from joserfc.jwk import ECKey
@@ -13,6 +15,8 @@ from benchmarks.hooks import bodies, calling, load, peers
 
 CONNECTIONS = (1, 8, 32)
 GOAL_RATE, GOAL_P95 = 450, 60.0
+LIMIT = "limit: bare Django view that parses"
+REST_S = 5
 GOAL_RUNS = 5  # for the rate of one run of some seconds differs from the next by a tenth
 SIGNED_PER_S = 1500  # tokens signed beforehand for each second of a run: more than are used
 COLUMNS = ("what", "body", "connections", "calls/s", "p50 ms", "p95 ms", "p99 ms", "worst ms", "goal", "met")
@@ -30,29 +34,7 @@ def table() -> measuring.Table:
     return measuring.Table("Hook calls, unchanged prefetch", COLUMNS)
 
 
-def measure_others(calls: measuring.Table, found: Kinds, folder: Path, asked: Namespace) -> None:
-    """The bare view, then the other service."""
-    with peers.bare(folder) as url:
-        for kind, sent, connections in _runs(found):
-            run = load.post(
-                url, sent, [], connections=connections, seconds=asked.seconds, folder=folder / "bare"
-            )
-            _row(calls, "limit: bare Django view that parses", kind, connections, run)
-    if asked.no_peer:
-        return
-    first = next(iter(found.values()))[0]
-    with peers.healthchain(folder, first, asked.peer) as other:
-        if other is None:
-            calls.notes.append(f"{peers.PEER} could not be installed or started here.")
-            return
-        for kind, sent, connections in _runs(found):
-            run = load.post(
-                other, sent, [], connections=connections, seconds=asked.seconds, folder=folder / "peer"
-            )
-            _row(calls, f"{peers.PEER}: one static card", kind, connections, run)
-
-
-def measure_ours(
+def measure(
     calls: measuring.Table,
     found: Kinds,
     clinic: scratch.Clinic,
@@ -60,24 +42,33 @@ def measure_ours(
     url: str,
     *,
     folder: Path,
-    seconds: int,
+    asked: Namespace,
 ) -> None:
-    """Ours: every patient has a stored score of this prefetch before the first call is timed."""
-    held, used, spent, rates = [], [], "", ""
-    for kind, sent in found.items():
-        calling.settle(key, url, sent)
-        for connections in CONNECTIONS:
+    """The limit, the other service and ours, one after the other for each kind of call.
+
+    Every run begins after a rest: a machine that was just busy may be slower than it was a minute before, and
+    no column is to have that to itself. Of ours, every patient has a stored score before the first call.
+    """
+    others = peers.healthchain(folder, next(iter(found.values()))[0], asked.peer)
+    with peers.bare(folder) as limit, nullcontext() if asked.no_peer else others as peer:
+        if peer is None and not asked.no_peer:
+            calls.notes.append(f"{peers.PEER} could not be installed or started here.")
+        held, used, spent, rates = [], [], "", ""
+        for kind, sent, connections in _runs(found):
+            to_others = ((LIMIT, limit), (f"{peers.PEER}: one static card", peer))
+            for what, where in ((what, where) for what, where in to_others if where is not None):
+                run = _post(where, sent, [], connections, folder / "others", asked.seconds)
+                _row(calls, what, kind, connections, run)
+            calling.settle(key, url, sent)
             is_goal = connections == 8 and len(sent[0]) > 1000
             runs = []
             for _ in range(GOAL_RUNS if is_goal else 1):
-                tokens = [bodies.token(key, url) for _ in range(seconds * SIGNED_PER_S)]
+                tokens = [bodies.token(key, url) for _ in range(asked.seconds * SIGNED_PER_S)]
                 before = calling.processor_ms(clinic)
-                run = load.post(
-                    url, sent, tokens, connections=connections, seconds=seconds, folder=folder / "ours"
-                )
-                calls_made = run.per_second * seconds
+                run = _post(url, sent, tokens, connections, folder / "ours", asked.seconds)
+                calls_made = run.per_second * asked.seconds
                 cost = calling.per_call(before, calling.processor_ms(clinic), calls_made)
-                runs.append((run, f"{cost}, wrk {run.cores * seconds * 1000 / calls_made:.2g} ms"))
+                runs.append((run, f"{cost}, wrk {run.cores * asked.seconds * 1000 / calls_made:.2g} ms"))
             runs.sort(key=lambda one: one[0].per_second)
             run, cost = runs[len(runs) // 2]
             if is_goal:
@@ -92,8 +83,15 @@ def measure_ours(
         f"Processor time of a call in it: {spent}.",
         f"Resident memory of the web processes after each of these runs: {', '.join(map(str, held))} MiB.",
         "Load from wrk on the same cores, tokens signed before; it used "
-        f"{min(used):.2f} to {max(used):.2f} of a core beside ours.",
+        f"{min(used):.2f} to {max(used):.2f} of a core beside ours. {REST_S} s of rest before each run.",
     ]
+
+
+def _post(
+    url: str, sent: Sequence[bytes], tokens: Sequence[str], connections: int, folder: Path, seconds: int
+) -> load.Run:
+    time.sleep(REST_S)
+    return load.post(url, sent, tokens, connections=connections, seconds=seconds, folder=folder)
 
 
 def _runs(found: Kinds) -> list[tuple[str, Sequence[bytes], int]]:

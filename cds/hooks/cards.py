@@ -98,7 +98,7 @@ def number_of(standing: Standing, outcome: str) -> RiskPrediction | None:
         return None
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=1024)
 def _number(assessment_id: UUID, outcome: str) -> RiskPrediction:
     """A prediction is never edited once it is made, so it is read once."""
     found = RiskPrediction.objects.get(assessment_id=assessment_id, outcome=outcome)

@@ -172,7 +172,7 @@ class _NotEnded(Exception):
     """The assessment is still being computed, or has failed and may be tried again."""
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=1024)
 def _ended(pk: UUID) -> RiskAssessment:
     """An assessment that has ended with an answer: from then on it is never changed. Raises _NotEnded."""
     found = RiskAssessment.objects.only(*_LIGHT).filter(pk=pk, work_state=WorkState.DONE).first()
@@ -196,7 +196,7 @@ def recall(patient: Patient, version: ModelVersion, newest: UUID, *, now: dateti
     return standing_of(version, done, done, revision=patient.revision, now=now)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _stays_at(patient_id: UUID, revision: int) -> tuple[Stay, ...]:
     """`stays_of` a patient: whatever changes a stay raises the revision, so they are read once for each."""
     return tuple(stays_of(Patient(pk=patient_id, revision=revision)))
