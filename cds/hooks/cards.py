@@ -100,9 +100,10 @@ def number_of(standing: Standing, outcome: str) -> RiskPrediction | None:
 
 @lru_cache(maxsize=1024)
 def _number(assessment_id: UUID, outcome: str) -> RiskPrediction:
-    """A prediction is never edited once it is made, so it is read once."""
+    """A prediction is never edited once it is made, so it is read once; of its drivers those a card names are
+    kept, for there are dozens."""
     found = RiskPrediction.objects.get(assessment_id=assessment_id, outcome=outcome)
-    found.explanation = {"drivers": found.explanation.get("drivers", [])}
+    found.explanation = {"drivers": wording.strongest_drivers(found.explanation)}
     return found
 
 

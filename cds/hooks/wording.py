@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from datetime import datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import Any
@@ -117,10 +118,15 @@ def freshness(standing: Standing, now: datetime) -> str:
     return said + ("; looking back at a finished stay" if assessment.retrospective else "")
 
 
+def strongest_drivers(explanation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those that a card names."""
+    every: list[dict[str, Any]] = explanation.get("drivers", [])
+    return sorted(every, key=lambda one: -abs(one["points"]))[:DRIVERS_SHOWN]
+
+
 def drivers(prediction: RiskPrediction) -> str:
     """What moved the estimate most, up and down."""
-    all_of_them: list[dict[str, Any]] = prediction.explanation.get("drivers", [])
-    strongest = sorted(all_of_them, key=lambda one: -abs(one["points"]))[:DRIVERS_SHOWN]
+    strongest = strongest_drivers(prediction.explanation)
     raising = [_driver(one) for one in strongest if one["points"] > 0]
     lowering = [_driver(one) for one in strongest if one["points"] < 0]
     said = []
