@@ -195,7 +195,7 @@ SCHEMAS: Json = {
         ),
     ),
     "ModelCard": _object(
-        ("schema", "basis", "model", "attributes"),
+        ("schema", "basis", "model", "site_policy", "attributes"),
         closed=True,
         schema=FILLED,
         basis=FILLED,
@@ -210,10 +210,21 @@ SCHEMAS: Json = {
             created=MOMENT,
             simulated=FLAG,
         ),
+        site_policy={"type": "object", "additionalProperties": ref("SitePolicy")},  # by outcome
         attributes={
             "type": "object",
             "additionalProperties": {"type": "object", "additionalProperties": ref("ModelCardLine")},
         },
+    ),
+    "SitePolicy": _object(
+        ("moderate", "high", "very-high", "texts", "link"),
+        closed=True,
+        **{
+            category: {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+            for category in ("moderate", "high", "very-high")
+        },
+        texts=_object((), closed=True, moderate=FILLED, high=FILLED, **{"very-high": FILLED}),
+        link=TEXT,
     ),
     "ModelCardLine": _object(
         ("clause", "title", "text", "origin", "revision", "written"),
