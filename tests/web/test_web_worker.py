@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import pytest
@@ -27,6 +29,7 @@ async def application(scope, receive, send):
     await send({"type": "http.response.body", "body": str(os.getpid()).encode()})
 """
 WORKERS, CONNECTIONS = 2, 8
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -56,6 +59,12 @@ def _await_workers(url: str) -> None:
             time.sleep(0.1)
 
 
+def _elsewhere(run: Callable[[], T]) -> T:
+    """In a thread of its own: after browser tests an event loop is running in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).result()
+
+
 def test_connections_that_come_at_once_are_shared_out(served: tuple[str, subprocess.Popen[bytes]]) -> None:
     """Otherwise whichever process wakes first holds them all, and the other cores have nothing to do."""
     url, _ = served
@@ -66,7 +75,7 @@ def test_connections_that_come_at_once_are_shared_out(served: tuple[str, subproc
             answers = await asyncio.gather(*(http.get(url) for _ in range(CONNECTIONS)))
             return Counter(answer.text for answer in answers)
 
-    held = asyncio.run(hold())
+    held = _elsewhere(lambda: asyncio.run(hold()))
     assert len(held) == WORKERS
     assert min(held.values()) >= CONNECTIONS // 4, held
 
@@ -95,7 +104,7 @@ def test_the_socket_stays_open_for_others_once_one_takes_no_more() -> None:
         await server.wait_closed()
         client.close()
 
-    loop.run_until_complete(take_and_stop())
+    _elsewhere(lambda: loop.run_until_complete(take_and_stop()))
     later = socket.create_connection(listener.getsockname())
     assert listener.accept()[1] == later.getsockname()
     loop.close()
@@ -109,5 +118,5 @@ def test_servers_of_another_kind_are_as_ever() -> None:
         assert server.is_serving()
         server.close()
 
-    loop.run_until_complete(start())
+    _elsewhere(lambda: loop.run_until_complete(start()))
     loop.close()
