@@ -81,8 +81,15 @@ def taken_series(patient: Patient, *, as_of: datetime) -> list[Series]:
 
 
 def usable_series(taken: Iterable[Series], modality: Modality) -> list[Series]:
-    """The images, cines or volumes among a patient's Series, newest first."""
-    return [series for series in taken if is_usable(series, modality)][:MAX_PIXELS]
+    """The images, cines or volumes among a patient's Series, newest first.
+
+    Images are the views of one Study, the newest with a usable radiograph: a model pools views, and an older
+    picture is no view of how the patient is now. Nor does it stand in while the newest waits for its encoder.
+    """
+    usable = [series for series in taken if is_usable(series, modality)]
+    if modality == Modality.IMAGE:
+        usable = [series for series in usable if series.study_id == usable[0].study_id]
+    return usable[:MAX_PIXELS]
 
 
 def read_frames(series: Series) -> Frames:

@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from cds.jobs.models import WorkState
 from cds.patients.models import Note
 from cds.registry import bundles, cohorts, outcomes, policies, queries, runs
 from cds.registry.models import Cohort, TrainingRun
+from cds.studies.models import Series
 from fusion import Example, FusionConfig, Modality, OutcomeSpec
 
 logger = logging.getLogger(__name__)
@@ -176,6 +178,9 @@ def encode_missing(
     keys = encoder_keys(config)
     members = list(cohort.members.select_related("patient").order_by("patient_id", "-as_of"))
     newest = {member.patient_id: member for member in reversed(members)}  # one, the latest moment, a patient
+    moments: dict[UUID, list[datetime]] = {}
+    for member in members:
+        moments.setdefault(member.patient_id, []).append(member.as_of)
     sizes = {
         Modality.IMAGE: config.image_size,
         Modality.CINE: config.cine_size,
@@ -189,7 +194,7 @@ def encode_missing(
             name = encoding.split_pixel_key(keys[modality.value])[0].rpartition(":")[0]
             is_volume = modality == Modality.VOLUME
             backbone = encoding.get_volume_backbone(name) if is_volume else encoding.get_backbone(name)
-            for series in encoding.usable_series(taken, modality):
+            for series in _read_at(taken, modality, moments[member.patient_id]):
                 encoding.encode_series(series, backbone, size=size, now=timezone.now())
                 progress.step("encoding images and notes", low + (high - low) * done / len(newest))
         if Modality.TEXT.value in keys:
@@ -198,6 +203,15 @@ def encode_missing(
                 encoding.encode_note(note.text, note.text_digest, reader, now=timezone.now())
         progress.step("encoding images and notes", low + (high - low) * (done + 1) / len(newest))
     return keys
+
+
+def _read_at(taken: Sequence[Series], modality: Modality, moments: Sequence[datetime]) -> list[Series]:
+    """The Series among those `taken` that a model reads at any of these moments, each once."""
+    read: dict[UUID, Series] = {}
+    for as_of in moments:
+        known = [one for one in taken if one.study.started_at is not None and one.study.started_at <= as_of]
+        read.update({series.pk: series for series in encoding.usable_series(known, modality)})
+    return list(read.values())
 
 
 def encode_tuned(

@@ -17,7 +17,7 @@ from cds.features.fields import CHANNELS, FIELDS, GENOMICS
 from cds.jobs.models import WorkState
 from cds.patients.models import Patient
 from cds.studies import queries as studies_queries
-from cds.studies.models import Encoding
+from cds.studies.models import Encoding, Series
 from ehr import canonical_unit
 from fusion import Modality, PatientInputs
 from tests.cds.registry.rows import make_series
@@ -312,16 +312,40 @@ class TestPixelsAndNotes:
         assert encoding.is_usable(series, Modality.CINE) is as_cine
         assert encoding.is_usable(series, Modality.VOLUME) is as_volume
 
-    def test_newest_images_first_and_pixels_read_only_when_asked(self, settings: Any, tmp_path: Any) -> None:
+    def test_views_are_those_of_the_newest_study_and_pixels_read_only_when_asked(
+        self, settings: Any, tmp_path: Any
+    ) -> None:
         settings.STUDY_STORE = tmp_path
         patient = make_patient()
         old = make_series(patient, NOW - DAY)
-        new = make_series(patient, NOW - HOUR, pixels=np.full((1, 8, 8), 0.5, np.float32))
-        for series in (old, new):
+        frontal = make_series(patient, NOW - HOUR, pixels=np.full((1, 8, 8), 0.5, np.float32))
+        side = make_series(patient, None, view="LL")  # of the same Study
+        Series.objects.filter(pk=side.pk).update(study=frontal.study)
+        for series in (old, frontal, side):
             studies_queries.put_embedding(series.pixels_digest, IMAGE, np.ones((1, 4), np.float32), now=NOW)
-        first, second = inputs(patient).images
-        assert (first.key, second.key) == (new.pixels_digest, old.pixels_digest)
-        np.testing.assert_allclose(first.read().values, 0.5, atol=1e-4)
+        seen = built(patient)
+        views = {image.key: image for image in seen.inputs.images}
+        assert views.keys() == {frontal.pixels_digest, side.pixels_digest}
+        assert {one["id"] for one in seen.basis if one["type"] == "ImagingStudy"} == {frontal.study.study_uid}
+        np.testing.assert_allclose(views[frontal.pixels_digest].read().values, 0.5, atol=1e-4)
+        [before] = inputs(patient, NOW - 2 * HOUR).images
+        assert before.key == old.pixels_digest
+
+    def test_an_older_radiograph_does_not_stand_in_while_the_newest_waits(self) -> None:
+        patient = make_patient()
+        old = make_series(patient, NOW - DAY)
+        make_series(patient, NOW - HOUR)
+        studies_queries.put_embedding(old.pixels_digest, IMAGE, np.ones((1, 4), np.float32), now=NOW)
+        seen = inputs(patient)
+        assert seen.images == ()
+        assert seen.pending == {Modality.IMAGE}
+
+    def test_a_newer_cine_leaves_the_radiograph_in(self) -> None:
+        patient = make_patient()
+        chest = make_series(patient, NOW - DAY)
+        make_series(patient, NOW - HOUR, modality="US", frames=8, frame_ms=40.0)
+        studies_queries.put_embedding(chest.pixels_digest, IMAGE, np.ones((1, 4), np.float32), now=NOW)
+        assert [image.key for image in inputs(patient).images] == [chest.pixels_digest]
 
     def test_encoding_twice_computes_once(self, settings: Any, tmp_path: Any) -> None:
         settings.STUDY_STORE = tmp_path

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from django.utils import timezone
 
@@ -13,10 +15,12 @@ import fusion
 from cds.features import building, encoding
 from cds.jobs import leases
 from cds.jobs.models import LiveEvent, WorkState
-from cds.registry import bundles, queries, runs, training
+from cds.patients.models import Patient
+from cds.registry import bundles, cohorts, queries, runs, training
 from cds.registry.models import ModelVersion, TrainingRun
 from tests.cds.registry import ward
-from tests.factories import TESTS
+from tests.cds.registry.rows import make_series
+from tests.factories import NOW, TESTS
 
 pytestmark = pytest.mark.django_db
 
@@ -58,6 +62,21 @@ def test_a_run_makes_one_candidate_with_its_report_and_files(monkeypatch: pytest
     json.dumps(version.metadata)
     assert any(point["train_loss"] is not None for point in run.history)
     assert LiveEvent.objects.filter(kind="run", subject=str(run.pk)).count() > 3
+
+
+def test_every_moment_learns_from_its_own_newest_radiograph() -> None:
+    ward.fill(10)
+    for number in range(10):
+        patient = Patient.objects.get(resource_id=f"ward{number}")
+        make_series(patient, NOW - ward.DAY / 2, pixels=np.full((1, 32, 32), 0.1, np.float32))
+    cohort = cohorts.freeze(cohorts.draw(outcomes=["icu-admission"], now=timezone.now()), now=timezone.now())
+    config = training.build_config(["icu-admission"], ward.TINY)
+    still = training.Progress(TrainingRun(), threading.Event())
+    still.step = lambda *_, **__: None  # type: ignore[method-assign]
+    encoders = training.encode_missing(cohort, config, still, low=0, high=1)
+    told = training.build_examples(cohort, config, encoders, still, low=0, high=1)
+    shown = sorted([image.hours_before for image in e.inputs.images] for part in told.values() for e in part)
+    assert shown == [[0.0]] * 20 + [[11.0]] * 5  # the five moments of a cine have the picture before it
 
 
 def test_too_few_events_end_the_run_in_words() -> None:
