@@ -139,7 +139,14 @@ class Environment(BaseSettings):
         1, ge=1, description="Threads of one encoding; more than one pays only on an idle machine."
     )
     text_backbone: str = Field(
-        "minilm", description="Text encoder used for notes that arrive before any model is active."
+        "minilm",
+        description="Text encoder (minilm, hashing or a folder) of notes that arrive before any model is "
+        "active.",
+    )
+    text_store: Path | None = Field(
+        None,
+        description="Folder of other text encoders, one folder each; empty: <data dir>/text. "
+        "Read by workers.",
     )
     oidc_issuer: str = Field(
         "", description="Issuer of the hospital's own accounts (OpenID Connect); empty: local accounts only."
@@ -581,6 +588,7 @@ FAIRNESS_CALIBRATION_GAP = ENV.fairness_calibration_gap
 IMAGE_BACKBONE = ENV.image_backbone
 IMAGE_WEIGHTS = ENV.image_weights.resolve() if ENV.image_weights else None
 TEXT_BACKBONE = ENV.text_backbone
+TEXT_STORE = (ENV.text_store or DATA_DIR / "text").resolve()
 ENCODER_RUNTIME = ENV.encoder_runtime
 ENCODER_THREADS = ENV.encoder_threads
 ENCODER_STORE = DATA_DIR / "encoders"  # ONNX copies, made by the worker that first needs one

@@ -14,6 +14,7 @@ if _find_spec("torch") is not None:  # without it, on a small machine, `fusion.e
         image_backbone_names,
         load_backbone,
         load_text_backbone,
+        same_text,
         split_sentences,
         text_backbone_names,
     )
@@ -105,6 +106,7 @@ __all__ = [
     "load_backbone",
     "load_text_backbone",
     "predict",
+    "same_text",
     "serve",
     "split_sentences",
     "text_backbone_names",

@@ -19,7 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from fusion.backbones import ImageBackbone, tuned_backbone
+from fusion.backbones import ImageBackbone, same_text, tuned_backbone
 from fusion.calibrate import Calibration
 from fusion.config import FusionConfig, OutcomeSpec
 from fusion.config_json import config_from_json, config_to_json, declared_inputs, declared_outputs
@@ -30,6 +30,7 @@ from fusion.inputs import Modality
 from fusion.model import FusionModel
 from fusion.scope import Scope
 from fusion.shift import Summary
+from fusion.widths import WIDTHS, folder_name
 
 if TYPE_CHECKING:
     from fusion.examples import Example
@@ -138,12 +139,21 @@ class Bundle:
         }
 
     @classmethod
-    def load(cls, folder: Path, *, digest: str | None = None, image_weights: Path | None = None) -> Bundle:
+    def load(
+        cls,
+        folder: Path,
+        *,
+        digest: str | None = None,
+        image_weights: Path | None = None,
+        text_backbone: Path | None = None,
+    ) -> Bundle:
         """Read and check a folder. Raises BundleMismatch, saying what differs.
 
         digest         what `save` returned, as kept elsewhere: any change to any file is refused
         image_weights  where the image backbone's weights lie here, for a model that was trained with
                        `FusionConfig.image_weights`; its version tells whether they are the same
+        text_backbone  where the folder of its text encoder lies here, for a model trained with one;
+                       without, it is looked for beside the bundle's files
         """
         for name in (WEIGHTS, METADATA):
             if not (folder / name).is_file():
@@ -155,7 +165,7 @@ class Bundle:
         if hashlib.sha256(weights).hexdigest() != metadata["weights_sha256"]:
             raise BundleMismatch(f"{WEIGHTS} is not the file that {METADATA} describes (SHA-256 differs)")
         try:
-            config = config_from_json(metadata["config"])
+            config = _with_text(config_from_json(metadata["config"]), folder, text_backbone)
             calibration = Calibration.from_json(metadata["calibration"])
             intervals = tuple(Interval.from_json(part) for part in metadata["intervals"])
             versions = {Modality(name): str(version) for name, version in metadata["encoders"].items()}
@@ -276,6 +286,26 @@ def _with_weights(config: FusionConfig, folder: Path, given: Path | None, *, is_
     return replace(config, image_weights=str(here))
 
 
+def _with_text(config: FusionConfig, folder: Path, given: Path | None) -> FusionConfig:
+    """The config with the place of the text encoder's folder on this machine, where the model needs one.
+
+    Bundles from before hold the whole path of where they were trained: there it is looked for last.
+    """
+    kept = config.text_backbone
+    if Modality.TEXT not in config.modalities or kept in WIDTHS:
+        return config
+    name = folder_name(kept)
+    places = [given] if given else [folder / name, Path(kept)]
+    here = next((place for place in places if (place / "config.json").is_file()), None)
+    if here is None or folder_name(str(here)) != name:
+        raise BundleMismatch(
+            f"the bundle was trained with the text encoder in a folder called {name!r}, which is not at "
+            f"{places[0]}: copy that folder and name it (TEXT_BACKBONE or TEXT_STORE in the settings, "
+            "text_backbone= in Bundle.load, --text-backbone of the commands)"
+        )
+    return replace(config, text_backbone=str(here))
+
+
 def _check_versions(
     config: FusionConfig, declared: Mapping[Modality, str], tuned: ImageBackbone | None
 ) -> None:
@@ -284,11 +314,12 @@ def _check_versions(
     except (UnknownEncoder, BadInput) as fault:
         raise BundleMismatch(f"an encoder of the bundle is not available here: {fault}") from fault
     for modality in sorted(here.keys() | declared.keys()):
-        if here.get(modality) != declared.get(modality):
+        found, wanted = here.get(modality, ""), declared.get(modality, "")
+        if found != wanted and not (modality == Modality.TEXT and same_text(found, wanted)):
             other = f"; {config.image_weights} holds other weights" if config.image_weights else ""
             raise BundleMismatch(
-                f"{modality.value} encoder: the bundle declares {declared.get(modality)}, "
-                f"here is {here.get(modality)}{other}"
+                f"{modality.value} encoder: the bundle declares {wanted or None}, "
+                f"here is {found or None}{other}"
             )
 
 

@@ -19,7 +19,7 @@ from fusion.config import (
 )
 from fusion.inputs import Modality
 from fusion.rows import GRID, SUMMARY
-from fusion.widths import volume_width, width_of
+from fusion.widths import folder_name, volume_width, width_of
 
 
 def config_to_json(config: FusionConfig) -> dict[str, Any]:
@@ -31,6 +31,7 @@ def config_to_json(config: FusionConfig) -> dict[str, Any]:
     data["volume_kind"] = config.volume_kind.value
     data["imbalance"] = config.imbalance.value
     data["image_weights"] = Path(config.image_weights).name  # where it lies is the machine's affair
+    data["text_backbone"] = folder_name(config.text_backbone)  # the same
     for name in ("outcomes", "fields", "genomics", "channels"):
         data[name] = [dict(spec) for spec in data[name]]
     for name in ("fields", "genomics", "channels"):

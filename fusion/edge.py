@@ -49,14 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--export", action="store_true", help="turn the bundle into an edge folder")
     parser.add_argument("--json", action="store_true", help="numbers for programs instead of sentences")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--text-backbone", type=Path, metavar="FOLDER", help="where a bundle's text encoder lies here"
+    )
     asked = parser.parse_args(arguments)
     try:
         if asked.export:
-            return _export(asked.model, asked.files)
+            return _export(asked.model, asked.files, asked.text_backbone)
         if not asked.files:
             raise BadInput("no file to look at: name a record, a picture or a cine")
         inputs = read_inputs(asked.files)
-        with _edge_folder(asked.model) as folder:
+        with _edge_folder(asked.model, asked.text_backbone) as folder:
             answer = EdgeModel(folder, threads=asked.threads).predict(inputs)
     except FusionError as fault:
         print(fault, file=sys.stderr)
@@ -65,19 +68,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _export(bundle: Path, files: Sequence[Path]) -> int:
+def _export(bundle: Path, files: Sequence[Path], text_backbone: Path | None) -> int:
     if len(files) != 1:
         raise BadInput("--export takes a bundle and the folder to write")
     from fusion.bundle import Bundle
     from fusion.edge_export import export_bundle
 
-    for name, difference in export_bundle(Bundle.load(bundle), files[0]).items():
+    whole = Bundle.load(bundle, text_backbone=text_backbone)
+    for name, difference in export_bundle(whole, files[0]).items():
         print(f"{name}: largest difference from the original {difference:.1e}")
     return 0
 
 
 @contextmanager
-def _edge_folder(model: Path) -> Iterator[Path]:
+def _edge_folder(model: Path, text_backbone: Path | None) -> Iterator[Path]:
     if (model / DESCRIPTION).exists() or not (model / "metadata.json").exists():
         yield model
         return
@@ -87,7 +91,7 @@ def _edge_folder(model: Path) -> Iterator[Path]:
     except ImportError as fault:
         raise BadInput("this is a bundle; export it first where torch is installed (--export)") from fault
     with tempfile.TemporaryDirectory() as scratch:
-        export_bundle(Bundle.load(model), Path(scratch))
+        export_bundle(Bundle.load(model, text_backbone=text_backbone), Path(scratch))
         yield Path(scratch)
 
 

@@ -92,7 +92,7 @@ def _export_text(backbone: TextBackbone, folder: Path, differences: dict[str, fl
     if backbone.name == HashingText.name:
         return {"version": backbone.version}
     differences["text.onnx"], about = export_text(backbone, folder)
-    return {"version": backbone.version, "file": "text.onnx", **about}
+    return {"version": backbone.version, "width": backbone.width, "file": "text.onnx", **about}
 
 
 def _trial(bundle: Bundle) -> Batch:

@@ -178,7 +178,8 @@ class _Embeddings:
 
     @property
     def text_width(self) -> int:
-        return width_of(self._model.config.text_backbone)
+        about = self._model.about["backbones"].get(Modality.TEXT.value, {})
+        return int(about.get("width") or width_of(self._model.config.text_backbone))
 
     @property
     def volume_width(self) -> int:

@@ -14,6 +14,7 @@ from fusion.backbones import (
     image_version,
     load_backbone,
     load_text_backbone,
+    same_text,
     text_version,
     volume_name,
 )
@@ -99,7 +100,8 @@ class Embedder:
     def text_backbone(self) -> TextBackbone:
         """The text backbone itself; loaded at the first use."""
         backbone = load_text_backbone(self._config.text_backbone)
-        _check_version(backbone.version, self.versions[Modality.TEXT])
+        if not same_text(backbone.version, self.versions[Modality.TEXT]):
+            _check_version(backbone.version, self.versions[Modality.TEXT])
         return backbone
 
     def image(self, pixels: PixelInput) -> FloatArray:

@@ -22,6 +22,11 @@ WIDTHS = {
 }
 
 
+def folder_name(backbone: str) -> str:
+    """What a backbone is called wherever it lies: the last part of a folder's path, any other name itself."""
+    return Path(backbone).absolute().name if backbone else ""
+
+
 def width_of(backbone: str) -> int:
     """D of the embeddings that the backbone of that name makes."""
     base = backbone.removesuffix("+harmonised")

@@ -19,10 +19,13 @@ from fusion import (
     ImageBackbone,
     Modality,
     TextBackbone,
+    UnknownEncoder,
     VolumeBackbone,
     load_backbone,
     load_text_backbone,
+    same_text,
     serve,
+    text_backbone_names,
 )
 
 RADIOGRAPHS = frozenset({"CR", "DX", "DR", "RG"})  # DICOM Modality (0008,0060) of still images
@@ -126,7 +129,44 @@ def get_volume_backbone(name: str) -> VolumeBackbone:
 @lru_cache(maxsize=2)
 def get_text_backbone(name: str) -> TextBackbone:
     """The text backbone of that name, loaded once per process."""
-    return load_text_backbone(name)
+    return load_text_backbone(text_folder(name))
+
+
+def text_backbone_of(version: str) -> TextBackbone:
+    """The text backbone of that very version. Raises UnknownEncoder where there is none, or another."""
+    backbone = get_text_backbone(version.rpartition(":")[0])
+    if not same_text(backbone.version, version):
+        raise UnknownEncoder(
+            f"asked for {version}, and here is {backbone.version}: let TEXT_BACKBONE name the folder the "
+            "model was trained with, or put it into TEXT_STORE"
+        )
+    return backbone
+
+
+def find_text_folder(name: str) -> Path | None:
+    """Where a text encoder lies here; None for those of packages, and where it is not found."""
+    try:
+        return None if name in ("", *text_backbone_names()) else Path(text_folder(name))
+    except UnknownEncoder:
+        return None
+
+
+def text_folder(name: str) -> str:
+    """Where a text encoder lies here: TEXT_BACKBONE if it is called so, or its folder in TEXT_STORE.
+
+    name  as versions and runs name it; of a path only the last part counts
+    Raises UnknownEncoder.
+    """
+    if name in text_backbone_names():
+        return name
+    called = Path(name).name
+    for place in (Path(settings.TEXT_BACKBONE), Path(settings.TEXT_STORE) / called):
+        if place.name == called and (place / "config.json").is_file():
+            return str(place)
+    raise UnknownEncoder(
+        f"no text encoder {called!r} here: let TEXT_BACKBONE name its folder, or put that folder into "
+        f"TEXT_STORE ({settings.TEXT_STORE})"
+    )
 
 
 def encode_series(
@@ -146,9 +186,13 @@ def encode_series(
     return True
 
 
-def encode_note(text: str, digest: str, backbone: TextBackbone, *, now: datetime) -> bool:
-    """Store one row a sentence; False when it is already there."""
-    if studies_queries.embeddings([digest], backbone.version):
+def encode_note(text: str, digest: str, backbone: TextBackbone, *, now: datetime, key: str = "") -> bool:
+    """Store one row a sentence; False when it is already there.
+
+    key  what it is kept under; without, the backbone's version (model versions from before hold a whole path)
+    """
+    key = key or backbone.version
+    if studies_queries.embeddings([digest], key):
         return False
-    studies_queries.put_embedding(digest, backbone.version, backbone.embed(text), now=now)
+    studies_queries.put_embedding(digest, key, backbone.embed(text), now=now)
     return True

@@ -136,6 +136,7 @@ def build_config(names: Sequence[str], overrides: Mapping[str, Any]) -> FusionCo
         "most_calibration_gap": settings.FAIRNESS_CALIBRATION_GAP,
         **runs.check_overrides(overrides),
     }
+    settled["text_backbone"] = encoding.text_folder(settled["text_backbone"])
     settled["image_weights"] = str(encoding.image_weights(settled["image_backbone"]) or "")
     if "modalities" in settled:
         settled["modalities"] = tuple(Modality(name) for name in settled["modalities"])

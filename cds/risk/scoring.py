@@ -165,9 +165,11 @@ def _embed_notes(patient: Patient) -> bool:
     for modality, version in encoders_in_use():
         if modality != Modality.TEXT:
             continue
-        backbone = encoding.get_text_backbone(version.partition(":")[0])
+        backbone = encoding.text_backbone_of(version)
         for note in Note.objects.filter(patient=patient, available_at__isnull=False):
-            made |= encoding.encode_note(note.text, note.text_digest, backbone, now=timezone.now())
+            made |= encoding.encode_note(
+                note.text, note.text_digest, backbone, now=timezone.now(), key=version
+            )
     return made
 
 
@@ -286,12 +288,14 @@ def _ms(start: float, end: float) -> float:
 
 def get_bundle(version: ModelVersion) -> fusion.Bundle:
     """The model of a version, loaded once per process; its digest is checked at every load."""
-    return _load_bundle(str(registry_queries.bundle_folder(version)), version.digest, settings.IMAGE_WEIGHTS)
+    text = str(version.metadata.get("config", {}).get("text_backbone", ""))
+    folder = str(registry_queries.bundle_folder(version))
+    return _load_bundle(folder, version.digest, settings.IMAGE_WEIGHTS, encoding.find_text_folder(text))
 
 
 @lru_cache(maxsize=4)
-def _load_bundle(folder: str, digest: str, image_weights: Path | None) -> fusion.Bundle:
-    return fusion.Bundle.load(Path(folder), digest=digest, image_weights=image_weights)
+def _load_bundle(folder: str, digest: str, weights: Path | None, text: Path | None) -> fusion.Bundle:
+    return fusion.Bundle.load(Path(folder), digest=digest, image_weights=weights, text_backbone=text)
 
 
 def warm_up() -> int:

@@ -10,6 +10,7 @@ from fusion.backbones.image import (
 from fusion.backbones.text import (
     TextBackbone,
     load_text_backbone,
+    same_text,
     split_sentences,
     text_backbone_names,
     text_version,
@@ -27,6 +28,7 @@ __all__ = [
     "kept_slices",
     "load_backbone",
     "load_text_backbone",
+    "same_text",
     "split_sentences",
     "text_backbone_names",
     "text_version",

@@ -16,13 +16,14 @@ from fusion.errors import BadInput, UnknownEncoder
 from fusion.inputs import FloatArray
 from fusion.numerics import without_denormals
 from fusion.sentences import BREAK, HashingText, split_sentences
-from fusion.widths import width_of
+from fusion.widths import WIDTHS, folder_name, width_of
 
 __all__ = [
     "MAX_TOKENS",
     "TextBackbone",
     "TransformersText",
     "load_text_backbone",
+    "same_text",
     "split_sentences",
     "text_backbone_names",
     "text_version",
@@ -51,7 +52,8 @@ class TransformersText:
     """Any transformers encoder in a local folder: mean over tokens, unit length.
 
     name     as in `FusionConfig.text_backbone`: "minilm", or the folder's path
-    version  name + ":" + 8 hex digits over weights, tokenizer and preparation
+    version  the name (of a folder its last part: where it lies is the machine's affair) + ":" + 8 hex digits
+             over weights, tokenizer and preparation
     """
 
     def __init__(self, name: str, folder: Path) -> None:
@@ -137,7 +139,13 @@ def text_version(name: str) -> str:
                 f"{folder.name} has no {file}; save model and tokenizer with save_pretrained"
             )
         found.update((folder / file).read_bytes())
-    return f"{name}:{found.hexdigest()[:8]}"
+    return f"{folder_name(name)}:{found.hexdigest()[:8]}"
+
+
+def same_text(one: str, other: str) -> bool:
+    """Whether two versions are of one backbone. Bundles from before named a folder by its whole path."""
+    (name, _, digest), (name2, _, digest2) = one.rpartition(":"), other.rpartition(":")
+    return digest == digest2 and folder_name(name) == folder_name(name2)
 
 
 def _folder_of(name: str) -> Path:
@@ -146,6 +154,10 @@ def _folder_of(name: str) -> Path:
             raise UnknownEncoder(
                 f"no text backbone {name!r}; known: {', '.join(text_backbone_names())}, or the path of a "
                 "folder with config.json, model.safetensors and tokenizer.json"
+            )
+        if folder_name(name) in WIDTHS:
+            raise UnknownEncoder(
+                f"a folder called {folder_name(name)!r} is taken for the package's; rename it"
             )
         return Path(name)
     try:

@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--layout", default="", help="of which collection DIR is, where its files do not tell"
     )
+    parser.add_argument(
+        "--text-backbone", type=Path, metavar="FOLDER", help="where its text encoder lies here, if it has one"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything found, as JSON")
     asked = parser.parse_args(arguments)
     for path in (asked.bundle, asked.collection):
@@ -41,7 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{path}: no such folder", file=sys.stderr)
             return 2
     try:
-        found = score_folder(asked.bundle, asked.collection, tasks=asked.task or (), name=asked.layout)
+        found = score_folder(
+            asked.bundle,
+            asked.collection,
+            tasks=asked.task or (),
+            name=asked.layout,
+            text_backbone=asked.text_backbone,
+        )
     except FusionError as fault:
         print(f"{type(fault).__name__}: {fault}", file=sys.stderr)
         return 2

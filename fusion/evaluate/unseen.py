@@ -59,12 +59,20 @@ class Scored:
         }
 
 
-def score_folder(bundles: Path, folder: Path, *, tasks: Sequence[str] = (), name: str = "") -> list[Scored]:
+def score_folder(
+    bundles: Path,
+    folder: Path,
+    *,
+    tasks: Sequence[str] = (),
+    name: str = "",
+    text_backbone: Path | None = None,
+) -> list[Scored]:
     """Every bundle on its task of the collection in `folder`.
 
     bundles  a bundle, or a folder whose folders are bundles
     tasks    only these; without, every bundle that is found
     name     of the collection, only where the folder's files do not tell
+    text_backbone  as of `Bundle.load`
     Raises BadInput (unknown layout, no such task, patients it was trained on) and BundleMismatch.
     """
     found = {task: path for path in _bundles(bundles) for task in _outcomes(path)}
@@ -79,7 +87,10 @@ def score_folder(bundles: Path, folder: Path, *, tasks: Sequence[str] = (), name
                 f"{collection.name} has no task {task!r}, which the bundle predicts; "
                 f"it has {', '.join(collection.tasks)}"
             )
-    return [score(Bundle.load(found[task]), collection, collection.tasks[task]) for task in wanted]
+    return [
+        score(Bundle.load(found[task], text_backbone=text_backbone), collection, collection.tasks[task])
+        for task in wanted
+    ]
 
 
 def score(bundle: Bundle, collection: Collection, task: Task) -> Scored:

@@ -28,7 +28,7 @@ def save_encoder(folder: Path, *, seed: int = 0, width: int = 16) -> Path:
     """A tiny BERT with a word tokenizer, as `save_pretrained` leaves them."""
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    folder.mkdir()
+    folder.mkdir(parents=True)
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     BertTokenizerFast(vocab={w: i for i, w in enumerate(vocabulary.read_text().split())}).save_pretrained(
@@ -102,6 +102,92 @@ def test_only_safetensors_are_read(folder: Path, tmp_path: Path) -> None:
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     with pytest.raises(fusion.UnknownEncoder, match=r"model\.safetensors"):
         fusion.load_text_backbone(str(pickled))
+
+
+@pytest.fixture(scope="module")
+def bundle(folder: Path) -> fusion.Bundle:
+    """A small model on that encoder."""
+    config = simulated.make_config(
+        outcomes=simulated.OUTCOMES[:1],
+        modalities=(Modality.TEXT,),
+        text_backbone=str(folder),
+        epochs=1,
+        folds=2,
+    )
+    examples = [
+        fusion.Example(
+            PatientInputs(key=str(n), notes=(NoteInput(f"n{n % 2}", WORDS_OF[n % 2]),)),
+            {"icu": n % 2},
+            str(n),
+        )
+        for n in range(40)
+    ]
+    return fusion.train(examples, [], config)
+
+
+WORDS_OF = ("Patient is well. No fever.", "Short of breath. No fever.")
+PATIENT = PatientInputs(key="x", notes=(NoteInput("new", WORDS_OF[1]),))
+
+
+def risk(bundle: fusion.Bundle) -> float:
+    return fusion.predict(bundle, [PATIENT])[0].outcomes[0].risk
+
+
+def test_a_bundle_goes_where_its_encoder_lies_elsewhere(
+    bundle: fusion.Bundle, folder: Path, tmp_path: Path
+) -> None:
+    """Folder name and digest tell the encoder; the place is an argument, or beside the bundle's files."""
+    bundle.save(tmp_path / "bundle")
+    assert str(folder) not in (tmp_path / "bundle" / "metadata.json").read_text()
+    with pytest.raises(fusion.BundleMismatch, match=r"folder called 'clinical'.*TEXT_BACKBONE"):
+        fusion.Bundle.load(tmp_path / "bundle")
+    elsewhere = tmp_path / "other machine" / "clinical"
+    shutil.copytree(folder, elsewhere)
+    held = fusion.Bundle.load(tmp_path / "bundle", text_backbone=elsewhere)
+    assert held.versions == bundle.versions == {Modality.TEXT: text_version(str(folder))}
+    assert risk(held) == pytest.approx(risk(bundle), abs=1e-6)
+    shutil.copytree(folder, tmp_path / "bundle" / "clinical")
+    assert risk(fusion.Bundle.load(tmp_path / "bundle")) == pytest.approx(risk(bundle), abs=1e-6)
+    other = save_encoder(tmp_path / "weights" / "clinical", seed=1)
+    with pytest.raises(fusion.BundleMismatch, match="text encoder: the bundle declares clinical:"):
+        fusion.Bundle.load(tmp_path / "bundle", text_backbone=other)
+
+
+def test_bundles_that_name_the_whole_path_still_load(
+    bundle: fusion.Bundle, folder: Path, tmp_path: Path
+) -> None:
+    bundle.save(tmp_path)
+    told = (tmp_path / "metadata.json").read_text()
+    whole = told.replace('"text_backbone": "clinical"', f'"text_backbone": "{folder}"')
+    whole = whole.replace('"clinical:', f'"{folder}:')
+    assert whole.count(str(folder)) == 3  # config, encoders, declared inputs
+    (tmp_path / "metadata.json").write_text(whole)
+    assert risk(fusion.Bundle.load(tmp_path)) == pytest.approx(risk(bundle), abs=1e-6)  # where it was trained
+    gone = whole.replace(str(folder), "/a/machine/that/is/gone/clinical")
+    (tmp_path / "metadata.json").write_text(gone)
+    held = fusion.Bundle.load(tmp_path, text_backbone=folder)
+    assert risk(held) == pytest.approx(risk(bundle), abs=1e-6)
+
+
+def test_a_small_machine_needs_no_folder_of_the_encoder(
+    bundle: fusion.Bundle, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fusion.edge import main
+    from fusion.edge_model import EdgeModel
+
+    bundle.save(tmp_path / "bundle")
+    asked = ["--export", str(tmp_path / "bundle"), str(tmp_path / "edge"), "--text-backbone"]
+    assert main([*asked, str(tmp_path)]) == 2
+    assert main([*asked, str(folder)]) == 0
+    monkeypatch.chdir(tmp_path)
+    (got,) = EdgeModel(tmp_path / "edge").predict(PATIENT).risks
+    assert got.risk == pytest.approx(risk(bundle), abs=1e-4)
+
+
+def test_a_folder_that_is_called_like_a_package_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "minilm")
+    with pytest.raises(fusion.UnknownEncoder, match="rename"):
+        fusion.load_text_backbone(str(tmp_path / "minilm"))
 
 
 def test_a_model_on_it_weighs_sentences_and_names_them(folder: Path) -> None:
