@@ -92,21 +92,38 @@ def take(body: bytes, *, service: Service, caller: Caller, budget: Budget, now: 
     if not resources:
         raise Unobtainable(_nothing(asked, reasons))
     parts = ehr.prefetch_parts(resources, salt=code_map.site_map().digest)
-    unread = parts.unread(_parts_read(asked.context.patient_id, caller))
-    record = ehr.read_prefetch(resources, patient_id=asked.context.patient_id, unread=unread)
     missing = tuple(key for key in asked.prefetch.missing(tuple(wanted)) if key not in fetched)
-    with transaction.atomic():
-        imported = importing.import_record(
-            record, source=caller.source, by=caller.actor, now=now, may_recur=not unread
-        )
-        if imported.merged:
-            receiving.follow_mergers(imported.merged, now=now, by=caller.actor)
-        patient = imported.patient
-        patient.source = caller.source
-        if glance is not None and not is_asked:
-            is_last = next(reversed(sent)) == "prefetch"
-            _remember(glance, body, patient, service, missing, parts, is_last=is_last)
+    before, revision = _parts_read(asked.context.patient_id, caller)
+
+    def bring(unread: frozenset[int], only_at: int | None = None) -> Patient:
+        record = ehr.read_prefetch(resources, patient_id=asked.context.patient_id, unread=unread)
+        with transaction.atomic():
+            patient = _import(record, caller=caller, now=now, may_recur=not unread, only_at=only_at)
+            if glance is not None and not is_asked:
+                is_last = next(reversed(sent)) == "prefetch"
+                _remember(glance, body, patient, service, missing, parts, is_last=is_last)
+        return patient
+
+    unread = parts.unread(before)
+    try:
+        patient = bring(unread, only_at=revision if unread else None)
+    except importing.ChangedMeanwhile:  # what was left out may be other than it was read
+        patient = bring(frozenset())
     return Taken(asked, patient, missing)
+
+
+def _import(
+    record: ehr.PatientRecord, *, caller: Caller, now: datetime, may_recur: bool, only_at: int | None
+) -> Patient:
+    """See `importing.import_record`."""
+    imported = importing.import_record(
+        record, source=caller.source, by=caller.actor, now=now, may_recur=may_recur, only_at=only_at
+    )
+    if imported.merged:
+        receiving.follow_mergers(imported.merged, now=now, by=caller.actor)
+    patient = imported.patient
+    patient.source = caller.source
+    return patient
 
 
 def _as_held(body: bytes, service: Service, caller: Caller) -> Taken:
@@ -178,13 +195,15 @@ def _read_before(glance: Outline, service: Service, caller: Caller) -> Taken | N
 _parts = Statement(
     lambda source, patient: PrefetchRead.objects.filter(
         patient__source=source, patient__resource_id=patient, revision=F("patient__revision")
-    ).values_list("parts")
+    ).values_list("parts", "revision")
 )
 
 
-def _parts_read(patient_id: str, caller: Caller) -> bytes:
-    """`ehr.Parts.packed` of what any service read of this patient and nobody has changed since."""
-    return b"".join(bytes(parts) for (parts,) in _parts.rows(source=caller.source.pk, patient=patient_id))
+def _parts_read(patient_id: str, caller: Caller) -> tuple[bytes, int | None]:
+    """`ehr.Parts.packed` of what any service read of this patient and nobody has changed since, and the
+    revision of the record that says all of it; None where nothing was read."""
+    rows = _parts.rows(source=caller.source.pk, patient=patient_id)
+    return b"".join(bytes(parts) for parts, _ in rows), rows[0][1] if rows else None
 
 
 def _digest_of(glance: Outline, length: int) -> str:

@@ -19,7 +19,7 @@ from django.db.models import F
 
 import ehr
 from cds.audit import recording
-from cds.errors import Invalid
+from cds.errors import Conflict, Invalid
 from cds.jobs import Job, outbox
 from cds.patients import code_map, importing_facts, merging, remembering, rows
 from cds.patients.importing_facts import (
@@ -69,6 +69,10 @@ class Imported:
     merged: tuple[Patient, ...] = ()
 
 
+class ChangedMeanwhile(Conflict):
+    """Somebody has changed the patient since it was decided what of a record need not be read."""
+
+
 def check_slug(slug: str) -> str:
     """The name of a source in commands and addresses. Raises Invalid."""
     if not SLUG.fullmatch(slug):
@@ -99,13 +103,17 @@ def import_record(
     by: recording.Actor,
     now: datetime,
     may_recur: bool = True,
+    only_at: int | None = None,
 ) -> Imported:
     """Take one patient's record, whole or in part; facts it does not mention stay as they are.
 
     Local codes are mapped by the site's table. An unchanged record costs one look-up; otherwise one query per
     kind of fact, and one bulk write each.
     may_recur  whether this very record may come again, so that it is worth knowing it then
+    only_at  import it only where the patient, once locked, is still at this revision: for a record from which
+             was left out what the patient was known to say then
     raises  Invalid when the record names no patient; Unavailable when CODE_MAP cannot be used
+            ChangedMeanwhile when the patient has left `only_at`; nothing is imported then
     """
     record = code_map.site_map().apply(record)
     identity = record.patient
@@ -122,7 +130,9 @@ def import_record(
     known = remembering.find_unchanged(source, identity.resource_id, digest) if may_recur else None
     if known is None:
         digest = digest if may_recur else ""
-        return _write_record(record, facts, refused, identity_digest, digest, source=source, by=by, now=now)
+        return _write_record(
+            record, facts, refused, identity_digest, digest, source=source, by=by, now=now, only_at=only_at
+        )
     tally = ResourceStates()
     for resource_type, resource_id in resources_of(facts, identity):
         tally.add(resource_type, resource_id, UNCHANGED)
@@ -140,11 +150,14 @@ def _write_record(
     source: Source,
     by: recording.Actor,
     now: datetime,
+    only_at: int | None,
 ) -> Imported:
     """The transaction of `import_record`: `facts` as built from `record`, one mapping per kind; `digest` by
     which it is known again, if it is to be."""
     identity, tally = record.patient, ResourceStates()
     patient, created = _locked_patient(source, identity.resource_id, now)
+    if only_at is not None and patient.revision != only_at:
+        raise ChangedMeanwhile(f"the record is at revision {patient.revision}, no longer at {only_at}")
     columns: set[str] = set()  # of the patient, to be written at the end
     merged: list[Patient] = []
     crossed: tuple[ehr.SetAside, ...] = ()
