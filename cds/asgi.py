@@ -17,6 +17,7 @@ logging.getLogger("uvicorn.access").addFilter(without_query)
 _hooks = HookServer()
 gc.collect()
 gc.freeze()  # what is loaded by now stays: no collection walks it again
+gc.set_threshold(10_000, 20, 10)  # a call makes a few thousand objects, and hardly one of them is in a cycle
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:

@@ -16,7 +16,9 @@ class AuditChain(models.Model):
 class AuditEvent(models.Model):
     """One act. Rows are never changed or deleted: the database refuses it (triggers, see the migrations)."""
 
-    chain = models.ForeignKey(AuditChain, on_delete=models.PROTECT, related_name="events")
+    chain = models.ForeignKey(  # no index of its own: that of (chain, sequence) begins with it
+        AuditChain, on_delete=models.PROTECT, related_name="events", db_index=False
+    )
     sequence = models.PositiveBigIntegerField()  # 1, 2, 3 … within the chain
     at = models.DateTimeField()
     actor = models.CharField(max_length=150)  # "user:<id>", "client:<id>", "system:<process>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from cds import catalogue
@@ -69,8 +70,8 @@ def _service_request(
         "resourceType": "ServiceRequest",
         "status": "draft",
         "intent": "order",
-        "category": [{"coding": [category.to_json()], "text": category.display}],
-        "code": {"coding": [code.to_json()], "text": code.display},
+        "category": [_concept(category)],
+        "code": _concept(code),
         # as the EHR names them in this call: it may still know them by an id that was merged into another
         "subject": {"reference": f"Patient/{context.patient_id}"},
         "authoredOn": now.isoformat(timespec="seconds"),
@@ -81,6 +82,12 @@ def _service_request(
     if context.role in ("Practitioner", "PractitionerRole"):
         request["requester"] = {"reference": context.user}
     return request
+
+
+@lru_cache(maxsize=256)
+def _concept(code: Coding) -> dict[str, Any]:
+    """A CodeableConcept, the same in every order of it; nobody changes it."""
+    return {"coding": [code.to_json()], "text": code.display}
 
 
 def _codes_of(concept: Any) -> set[str]:

@@ -28,7 +28,6 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.core import signals
 from django.core.handlers.asgi import ASGIRequest
 from django.core.handlers.base import BaseHandler
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
@@ -70,7 +69,6 @@ class HookHandler(BaseHandler):
 
     def _answer(self, scope: Scope, body: bytes, until: float) -> HttpResponseBase:
         set_script_prefix("")
-        signals.request_started.send(sender=self.__class__, scope=scope)
         request = ASGIRequest(scope, io.BytesIO(body))
         request.META[budget.META_KEY] = until
         response = self.get_response(request)
