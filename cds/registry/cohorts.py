@@ -150,7 +150,7 @@ def _collect(
 ) -> tuple[list[Moment], dict[str, Counter[str]]]:
     """Every labelled moment up to `cutoff`, and per outcome the reasons why others have no label."""
     patients = (
-        Patient.objects.filter(merged_into=None, studies__started_at__lte=cutoff)
+        Patient.objects.filter(known_outcomes.patients_of(names), merged_into=None)
         .select_related("source")
         .distinct()
         .order_by("pk")
@@ -160,11 +160,12 @@ def _collect(
     moments: list[Moment] = []
     excluded: dict[str, Counter[str]] = {name: Counter() for name in names}
     for patient in patients.iterator(500):
+        asked = known_outcomes.moments_of(names, patient, until=cutoff)
+        if not asked:
+            continue
         history = known_outcomes.read_history(patient, cutoff=cutoff)
-        for as_of in known_outcomes.index_moments(patient):
-            if as_of > cutoff:
-                continue
-            found = known_outcomes.label_all(names, history, as_of=as_of)
+        for as_of, some in asked.items():
+            found = known_outcomes.label_all(some, history, as_of=as_of)
             for name, labelled in found.items():
                 if labelled.value is None:
                     excluded[name][labelled.reason] += 1

@@ -130,8 +130,9 @@ def _criteria(version: ModelVersion) -> str:
     sources = ", ".join(version.run.cohort.sources if version.run else ()) or "all sources"
     moments = f" at {counts['moments']} moments" if "moments" in counts else ""
     said = [
-        f"Included: {counts.get('patients', 'the')} patients of {sources}{moments}; a moment is the time an "
-        "imaging study with pixels was taken."
+        f"Included: {counts.get('patients', 'the')} patients of {sources}{moments}"
+        + "".join(f"; a moment is {words}" for words in _moments(version))
+        + "."
     ]
     for name, found in sorted(_mapping(counts.get("outcomes")).items()):
         excluded = "; ".join(
@@ -142,6 +143,17 @@ def _criteria(version: ModelVersion) -> str:
             f"{found.get('events', 0)} events" + (f"; excluded: {excluded}." if excluded else ".")
         )
     return " ".join(said)
+
+
+def _moments(version: ModelVersion) -> list[str]:
+    """What the moments of its outcomes are, each once; of several kinds, whose each is."""
+    by_words: dict[str, list[str]] = {}
+    for name in version.outcomes:
+        if name in OUTCOMES:
+            by_words.setdefault(OUTCOMES[name].moments.words, []).append(_label(name))
+    if len(by_words) < 2:
+        return list(by_words)
+    return [f"{words} ({', '.join(whose)})" for words, whose in by_words.items()]
 
 
 @_writes("development.variables")

@@ -12,12 +12,14 @@ out would leave out the sickest).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import reduce
+from operator import or_
 from typing import NamedTuple
 
-from django.db.models import Max
+from django.db.models import Max, Q
 
 from cds.errors import Invalid
 from cds.patients.models import Encounter, Patient
@@ -27,34 +29,6 @@ from cds.studies.models import Study
 INTENSIVE_CARE = "intensive-care"
 NOT_AT_RISK = "already in intensive care in this stay"
 STAYS = ("inpatient", "emergency", INTENSIVE_CARE)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """phrase completes "23 in 100 patients like this …"; act_at is the risk from which the policy that
-    is shipped asks somebody to act (`policies`)."""
-
-    name: str
-    label: str
-    phrase: str
-    horizon: timedelta
-    act_at: float = 0.25
-
-    @property
-    def horizon_hours(self) -> float:
-        """The horizon as fusion counts it."""
-        return self.horizon.total_seconds() / 3600
-
-
-OUTCOMES: dict[str, Outcome] = {
-    "icu-admission": Outcome(
-        "icu-admission",
-        "Admission to intensive care within 14 days",
-        "are admitted to intensive care within 14 days",
-        timedelta(days=14),
-    ),
-    "death": Outcome("death", "Death within 30 days", "die within 30 days", timedelta(days=30), act_at=0.15),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +72,43 @@ class History:
     known_until: datetime | None  # newest dated data
 
 
+Rule = Callable[["Outcome", History, datetime], Label]
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """When predictions of an outcome are learned from.
+
+    words     what such a moment is, for model cards
+    patients  who can have one: others are not read
+    of        a patient's, oldest first
+    """
+
+    words: str
+    patients: Q
+    of: Callable[[Patient], list[datetime]]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """phrase completes "23 in 100 patients like this …"; rule says what the record tells of it after a moment
+    (nobody who had died by then is asked about); act_at is the risk from which the policy that is shipped
+    asks somebody to act (`policies`)."""
+
+    name: str
+    label: str
+    phrase: str
+    horizon: timedelta
+    rule: Rule
+    moments: Moments
+    act_at: float = 0.25
+
+    @property
+    def horizon_hours(self) -> float:
+        """The horizon as fusion counts it."""
+        return self.horizon.total_seconds() / 3600
+
+
 def get_outcome(name: str) -> Outcome:
     """The outcome of that name; Invalid names those there are."""
     if name not in OUTCOMES:
@@ -133,9 +144,7 @@ def label(outcome: Outcome, history: History, *, as_of: datetime) -> Label:
     """Whether `outcome` happened within its horizon after `as_of`."""
     if history.deceased_at is not None and history.deceased_at <= as_of:
         return Label(None, "died before the prediction")
-    if outcome.name == "death":
-        return _death(outcome, history, as_of)
-    return _intensive_care(outcome, history, as_of)
+    return outcome.rule(outcome, history, as_of)
 
 
 def _death(outcome: Outcome, history: History, as_of: datetime) -> Label:
@@ -194,6 +203,48 @@ def _covers(stay: Stay, moment: datetime) -> bool:
 def _finished_around(stay: Stay, as_of: datetime) -> bool:
     """The hospital stay in which the prediction falls, and it has ended."""
     return stay.start is not None and stay.end is not None and stay.start <= as_of <= stay.end
+
+
+IMAGE_STUDIES = Moments(
+    "the time an imaging study with pixels was taken",
+    Q(studies__started_at__isnull=False, studies__series__clip_path__gt=""),
+    index_moments,
+)
+OUTCOMES: dict[str, Outcome] = {
+    "icu-admission": Outcome(
+        "icu-admission",
+        "Admission to intensive care within 14 days",
+        "are admitted to intensive care within 14 days",
+        timedelta(days=14),
+        rule=_intensive_care,
+        moments=IMAGE_STUDIES,
+    ),
+    "death": Outcome(
+        "death",
+        "Death within 30 days",
+        "die within 30 days",
+        timedelta(days=30),
+        rule=_death,
+        moments=IMAGE_STUDIES,
+        act_at=0.15,
+    ),
+}
+
+
+def moments_of(names: Sequence[str], patient: Patient, *, until: datetime) -> dict[datetime, list[str]]:
+    """Moment → the named outcomes that are learned from it, oldest first; none after `until`."""
+    asked: dict[datetime, list[str]] = {}
+    found = {moments: moments.of(patient) for moments in {get_outcome(name).moments for name in names}}
+    for name in names:
+        for as_of in found[get_outcome(name).moments]:
+            if as_of <= until:
+                asked.setdefault(as_of, []).append(name)
+    return dict(sorted(asked.items()))
+
+
+def patients_of(names: Sequence[str]) -> Q:
+    """Who can have a moment of one of the named outcomes."""
+    return reduce(or_, (get_outcome(name).moments.patients for name in names))
 
 
 def label_all(names: Sequence[str], history: History, *, as_of: datetime) -> dict[str, Label]:
