@@ -299,6 +299,19 @@ def _update(version: ModelVersion) -> str:
     )
 
 
+def privacy(version: ModelVersion) -> str:
+    """What a private training promises, and to whom it does not; "" for an ordinary one."""
+    said = _mapping(_mapping(version.metadata).get("privacy"))
+    if said.get("epsilon") is None:
+        return ""
+    return (
+        f"\u03b5 = {said['epsilon']:.3g} at \u03b4 = {said['delta']:.3g}, for each {said['unit']}. "
+        f"{said['mechanism']}: noise {said['noise_multiplier']:.3g} times the clip of {said['clip']:.3g}, "
+        f"{said['steps']} steps, {said['patients']} patients. It covers {said['covers']}. It does not cover "
+        f"{'; '.join(said['does_not_cover'])}."
+    )
+
+
 def _label(name: str) -> str:
     return OUTCOMES[name].label if name in OUTCOMES else name
 

@@ -188,6 +188,7 @@ def to_json(card: ModelCard) -> Mapping[str, Any]:
             "created": version.created_at.isoformat(),
             "simulated": version.simulated,
         },
+        "privacy": (version.metadata or {}).get("privacy") or None,
         "site_policy": {
             name: policies.policy_of(name).model_dump(by_alias=True) for name in version.outcomes
         },

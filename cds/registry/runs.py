@@ -21,6 +21,7 @@ from cds.patients import access
 from cds.registry import cohorts, model_card
 from cds.registry.models import ModelVersion, TrainingRun
 
+PRIVATE = {"fusion": "late", "finetune": "none"}  # what DP-SGD needs (`fusion.privacy`)
 KEEP_HISTORY = 600  # entries of the loss curve
 
 
@@ -34,6 +35,10 @@ class Override:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+
+    @property
+    def is_fraction(self) -> bool:
+        return self.kind is float
 
 
 OVERRIDES: dict[str, Override] = {
@@ -84,6 +89,9 @@ OVERRIDES: dict[str, Override] = {
         Override("finetune_epochs", "Epochs of that at most", int, 1, 200),
         Override("finetune_rate", "Learning rate of that", float, 1e-6, 1),
         Override("interval_level", "Stated coverage of the interval", float, 0.5, 0.99),
+        Override("dp_noise", "Privacy noise (0: none)", float, 0, 1000),
+        Override("dp_clip", "Privacy: largest gradient of one patient", float, 1e-3, 1000),
+        Override("dp_delta", "Privacy: delta", float, 1e-12, 0.01),
         Override("seed", "Seed", int, 0, 2**31 - 1),
     )
 }
@@ -138,7 +146,19 @@ def check_overrides(config: Mapping[str, Any]) -> dict[str, Any]:
         if override is None:
             raise Invalid(f"{name!r} is not a setting of a run; there are: {', '.join(sorted(OVERRIDES))}")
         checked[name] = _read(override, given)
+    _check_private(checked)
     return checked
+
+
+def _check_private(checked: Mapping[str, Any]) -> None:
+    """Raises Invalid for settings that a private training cannot have, or that only it has."""
+    if not checked.get("dp_noise"):
+        if named := sorted({"dp_clip", "dp_delta"} & checked.keys()):
+            raise Invalid(f"{' and '.join(named)} say how a private training goes: set dp_noise above 0 too")
+        return
+    for name, needed in PRIVATE.items():
+        if checked.get(name, needed) != needed:
+            raise Invalid(f"with dp_noise (a private training) {name} must be {needed}, not {checked[name]}")
 
 
 def _read(override: Override, given: Any) -> Any:

@@ -103,8 +103,7 @@ def _train(run: TrainingRun, progress: Progress) -> None:
         encoders={name: key for name, key in encoders.items() if name not in unused},
         metadata={
             **bundle.metadata,
-            "cohort_digest": cohort.digest,
-            "cohort_counts": cohort.counts,
+            **_told_of(cohort, is_private=bool(bundle.metadata.get("privacy"))),
             "files": bundles.file_digests(settings.BUNDLE_STORE / path),
         },
         report=report.to_json(),
@@ -136,6 +135,8 @@ def build_config(names: Sequence[str], overrides: Mapping[str, Any]) -> FusionCo
         "most_calibration_gap": settings.FAIRNESS_CALIBRATION_GAP,
         **runs.check_overrides(overrides),
     }
+    if settled.get("dp_noise"):  # these keep statistics of training patients, to which no noise is added
+        settled |= {"scope_pictures": 0, "scope_fields": (), "summarise": False}
     settled["text_backbone"] = encoding.text_folder(settled["text_backbone"])
     settled["image_weights"] = str(encoding.image_weights(settled["image_backbone"]) or "")
     if "modalities" in settled:
@@ -266,6 +267,15 @@ def build_examples(
         )
         progress.step("reading records", low + (high - low) * (done + 1) / len(members))
     return examples
+
+
+def _told_of(cohort: Cohort, *, is_private: bool) -> dict[str, Any]:
+    """What a version tells of its cohort. Of a private one neither how many had events nor who they were, of
+    which the guarantee covers nothing; the cohort itself, which stays here, holds both."""
+    if not is_private:
+        return {"cohort_digest": cohort.digest, "cohort_counts": cohort.counts}
+    counts = {name: cohort.counts[name] for name in ("patients", "moments")}
+    return {"cohort_digest": "", "cohort_counts": counts}
 
 
 def _save(bundle: fusion.Bundle, path: str) -> str:

@@ -79,3 +79,23 @@ def test_the_sites_own_policy_is_on_model_card_and_panel(
     panel = sign_in("clinician").get(f"/patients/{ward.patients[0].pk}/risk").content.decode()
     assert "Call the registrar." in panel
     assert 'href="https://policy.example"' in panel
+
+
+def test_the_card_states_epsilon_and_delta_or_that_there_is_none(
+    ward: Clinic, sign_in: Callable[[str], Client]
+) -> None:
+    client, place = sign_in("approver"), f"/models/{ward.version.pk}/card"
+    assert "No differential privacy" in client.get(place).content.decode()
+    assert client.get(f"{place}.json").json()["privacy"] is None
+    promised = {
+        "mechanism": "DP-SGD", "epsilon": 2.9876, "delta": 1e-05, "unit": "patient: one row of each",
+        "patients": 412, "noise_multiplier": 2.7, "clip": 1.0, "sample_rate": 0.125, "steps": 480,
+        "accountant": "Rényi", "covers": "weights", "does_not_cover": ["tuning patients", "the report"],
+    }  # fmt: skip
+    ward.version.metadata["privacy"] = promised
+    ward.version.save()
+    page = client.get(place).content.decode()
+    assert "ε = 2.99 at δ = 1e-05, for each patient" in page
+    assert "does not cover tuning patients; the report." in page
+    assert "No differential privacy" not in page
+    assert client.get(f"{place}.json").json()["privacy"] == promised

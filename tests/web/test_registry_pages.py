@@ -119,6 +119,20 @@ def test_a_run_is_checked_before_it_starts(ward: Clinic, sign_in: Callable[[str]
     assert "Waiting for a worker" in page
 
 
+def test_a_private_run_is_asked_for_in_the_form(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    client = sign_in("admin")
+    asked = {"outcomes": ["icu-admission"], "dp_noise": "2.75", "dp_delta": "1e-6"}
+    page = client.get("/models/runs/new", {**asked, "check": "1"}).content.decode()
+    assert page.count('name="dp_noise"') == 2  # to be seen, and kept for the start
+    assert page.count('value="2.75"') == 2
+    bad = client.post("/models/runs/new", {**asked, "fusion": "gated"})
+    assert (bad.status_code, "fusion must be late" in bad.content.decode()) == (400, True)
+    client.post("/models/runs/new", asked)
+    run = TrainingRun.objects.get(work_state=WorkState.QUEUED)
+    assert run.config == {"dp_noise": 2.75, "dp_delta": 1e-6}
+    assert "Privacy noise" in client.get(f"/models/runs/{run.pk}").content.decode()
+
+
 def test_a_run_at_work_shows_where_it_is(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
     run = clinic.training_run(ward.now, by=ward.people["admin"], state=WorkState.RUNNING, fraction=0.4)
     client = sign_in("admin")

@@ -11,7 +11,7 @@ from django.views.decorators.http import require_http_methods, require_safe
 
 from cds.errors import Conflict, Invalid
 from cds.patients import access
-from cds.registry import model_card, queries
+from cds.registry import describing, model_card, queries
 from web import launch, presenters
 from web.people import actor_of, user_of
 
@@ -29,6 +29,7 @@ def card(request: HttpRequest, version_id: object) -> HttpResponse:
         {
             "version": version,
             "card": model_card.get_card(version),
+            "privacy": describing.privacy(version),
             "policies": [presenters.site_policy(outcome) for outcome in version.outcomes],
             "can_edit": not is_launched and access.can_edit_cards(request.user),
             "can_view_models": not is_launched and access.can_view_models(request.user),

@@ -22,7 +22,8 @@ from cds.registry.models import TrainingRun
 from web import charts, words
 from web.people import actor_of, user_of
 
-OFFERED = ("fusion", "epochs", "seed")  # besides modalities; the rest is set from the command line
+# besides modalities; the rest is set from the command line
+OFFERED = ("fusion", "epochs", "seed", "dp_noise", "dp_clip", "dp_delta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def new(request: HttpRequest) -> HttpResponse:
             "outcomes": outcomes.OUTCOMES.values(),
             "sources": Source.objects.order_by("title"),
             "modalities": [(name, words.modality(name)) for name in runs.OVERRIDES["modalities"].choices],
-            "settings": [runs.OVERRIDES[name] for name in OFFERED],
+            "settings": [(runs.OVERRIDES[name], form[name]) for name in OFFERED],
             "error": error,
             "preview": preview,
             "busy": queries.running_run(),

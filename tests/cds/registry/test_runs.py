@@ -45,11 +45,20 @@ def test_only_admins_start_runs() -> None:
         ({"fusion": "magic"}, "fusion takes one of"),
         ({"modalities": "smell"}, "modalities takes some of"),
         ({"fields": "x"}, "not a setting of a run"),
+        ({"dp_noise": "-1"}, "dp_noise must lie in 0 to 1000"),
+        ({"dp_noise": 2, "fusion": "gated"}, "fusion must be late, not gated"),
+        ({"dp_noise": 2, "finetune": "head"}, "finetune must be none, not head"),
+        ({"dp_delta": 1e-6, "dp_noise": 0}, "set dp_noise above 0 too"),
     ],
 )
 def test_a_wrong_setting_is_named(config: dict[str, object], message: str) -> None:
     with pytest.raises(Invalid, match=message):
         runs.check_overrides(config)
+
+
+def test_a_private_training_can_be_asked_for() -> None:
+    run = _start(dp_noise="2.7", dp_clip="0.5", dp_delta="1e-6", fusion="late")
+    assert run.config == {"dp_noise": 2.7, "dp_clip": 0.5, "dp_delta": 1e-6, "fusion": "late"}
 
 
 def test_every_setting_is_one_of_fusion() -> None:

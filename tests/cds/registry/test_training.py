@@ -16,7 +16,7 @@ from cds.features import building, encoding
 from cds.jobs import leases
 from cds.jobs.models import LiveEvent, WorkState
 from cds.patients.models import Patient
-from cds.registry import bundles, cohorts, queries, runs, training
+from cds.registry import bundles, cohorts, describing, model_card, queries, runs, training
 from cds.registry.models import ModelVersion, TrainingRun
 from tests.cds.registry import ward
 from tests.cds.registry.rows import make_series
@@ -77,6 +77,29 @@ def test_every_moment_learns_from_its_own_newest_radiograph() -> None:
     told = training.build_examples(cohort, config, encoders, still, low=0, high=1)
     shown = sorted([image.hours_before for image in e.inputs.images] for part in told.values() for e in part)
     assert shown == [[0.0]] * 20 + [[11.0]] * 5  # the five moments of a cine have the picture before it
+
+
+def test_a_private_run_states_what_it_promises() -> None:
+    pytest.importorskip("opacus")
+    ward.fill(75)
+    run = ward.retrain(dp_noise=3.0, dp_delta=1e-4, modalities=["tabular", "series"])
+    assert (run.work_state, run.failure) == (WorkState.DONE, "")
+    version = run.version
+    promised = version.metadata["privacy"]
+    assert promised["epsilon"] > 0
+    assert promised["delta"] == 1e-4
+    card = model_card.get_card(version)
+    assert model_card.to_json(card)["privacy"] == promised
+    assert "at δ = 0.0001, for each patient" in describing.privacy(version)
+    assert version.metadata["cohort_counts"].keys() == {"patients", "moments"}
+    assert (version.metadata["cohort_digest"], version.metadata["cohort"]["events"]) == ("", {})
+
+
+def test_a_private_run_keeps_no_statistics_of_its_patients() -> None:
+    usual, private = (training.build_config(["death"], config) for config in ({}, {"dp_noise": 2.0}))
+    assert (usual.scope_pictures > 0, usual.scope_fields, usual.summarise) == (True, ("age",), True)
+    assert (private.scope_pictures, private.scope_fields, private.summarise) == (0, (), False)
+    assert private.dp_noise == 2.0
 
 
 def test_too_few_events_end_the_run_in_words() -> None:
