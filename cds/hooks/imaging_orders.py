@@ -7,15 +7,19 @@ What decides, in this order:
    a measurement, CPT 8xxxx and 99xxx, RxNorm) settles that it is none.
 2. the category, by system and code: laboratory and what else is not imaging settles that it is none, whatever
    the words say; imaging settles that it is one, of the kind that the words name.
-3. the words the order is written in. Long ones ("ultrasound") speak for themselves. Those of two and three
-   letters (CT, MR, US, XR, PET, ...) are other things as often (a cycle threshold, Chlamydia trachomatis,
-   Mister, pets, us), so they count only beside a part of the body, a technique or another imaging word.
+3. the words the order is written in. Long ones ("ultrasound") speak for themselves, and so do short names
+   that are nothing else in an order (MRI, TTE, CTPA, echo). Others of two and three letters (CT, MR, US, XR,
+   PET, ...) are other things as often (a cycle threshold, Chlamydia trachomatis, Mister, pets, us), so they
+   count only beside a part of the body, a technique or another imaging word.
+
+The words are the caller's: every pattern here takes time that grows no faster than they do, and of one call
+no more than MOST_IN_ALL are read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +42,8 @@ SYSTEMS = {  # how each is spelled
     "http://hl7.org/fhir/observation-category": OBSERVATION_CATEGORY,
 }  # fmt: skip
 ORDER_TYPES = frozenset({"ServiceRequest", "ProcedureRequest"})
-MOST_WORDS = 1000  # characters of an order's words that are looked at
+MOST_WORDS = 1000  # characters of an order's words that are looked at: of its code, and of its categories
+MOST_IN_ALL = 20_000  # of those of all orders of one call; each has an equal share
 Code = tuple[str, str]  # system as in SYSTEMS, code
 
 
@@ -76,9 +81,11 @@ _TECHNIQUE = (
     r"scans?|imaging|angio\w*|contrast|doppler|duplex|perfusion|views?|portable|guided|guidance|enterography"
     r"|urogra\w+|colonogra\w+|cholangio\w+|myelogra\w+|arthrogra\w+|venogra\w+"
 )
+# Words that may stand between. None is made of others of these and a gap, and none is a region or technique,
+# where a pattern begins too: else what is read once would be read in many ways ("w/wo": w, /, wo).
 _BETWEEN = (
     r"of|the|left|right|bilateral|both|upper|lower|low[ -]dose|high[ -]resolution|limited|complete"
-    r"|portable|non|wo|w|w/o|w/wo|with|without|and|iv|screening|follow[ -]up|retroperitoneal"
+    r"|non|wo|w|w/o|with|without|and|iv|screening|follow[ -]up|retroperitoneal"
     r"|transabdominal|transvaginal|\d+"
 )
 _GAP = r"[\s,:;/()&+-]+"
@@ -113,17 +120,28 @@ def _words(*patterns: str) -> tuple[re.Pattern[str], ...]:
     return tuple(re.compile(one, re.IGNORECASE) for one in patterns)
 
 
-_CHEST = r"\b(?:chest(?! (?:pain|tube|drain))|thora[xc]|lung)"
+# names that are nothing else in an order; in capitals where a word is written like them (Dexa, a tee shirt)
+_ECHO = (
+    r"\becho\b(?![ -]?(?:virus|program|project|clinic))|(?-i:\bTTE\b)|(?-i:\bTEE\b)(?! shirt)"  # by the heart
+)
+_CTPA = r"\bctpa\b|\bct pulmonary angio"
+_ALONE = (
+    rf"{_ECHO}|{_CTPA}|\bmri\b(?! (?:safety|compatib|clearance|consent|question))"
+    r"|\b(?:mrcp|ldct|cbct|mammo)\b"
+    r"|(?-i:\bDE?XA\b)(?!\W{0,3}(?:suppress|inj|\d))|(?-i:\bKUB\b)"
+    r"|\b(?:v[/-]?q|ventilation[ /-](?:and )?perfusion|hida|muga|bone|dexa|gallium|thallium) scan"
+)
+_CHEST = rf"\b(?:chest(?! (?:pain|tube|drain))|thora[xc]|lung)|{_CTPA}"
 _X_RAY = rf"x-? ?rays?\b|radiogra(?:ph|m)|{_short('XR', 'CR', 'DX')}"
-_CT = rf"computed tomogra|\bcat scan|\b(?:angio|pet)[ -]ct\b|{_short('CT', 'CTA', 'HRCT')}"
+_CT = rf"computed tomogra|\bcat scan|\b(?:angio|pet)[ -]ct\b|{_short('CT', 'CTA', 'HRCT')}|{_CTPA}|\bldct\b"
 _LONG = (
     r"x-? ?rays?\b|radiogra(?:ph|m)|tomogra|magnetic resonance|ultraso|sonogra(?:m|ph)|echocardio|angiogra"
     r"|scintigra|mammogra|fluorosc|positron emission|\bpet[/ -]ct\b|\bcxr\b|densitometry|cat scan"
     r"|cystourethrogra|bone density"
 )
 ANY_IMAGING = re.compile(
-    f"{_LONG}|{_short('XR', 'CT', 'CTA', 'CTV', 'HRCT', 'MR', 'MRI', 'MRA', 'MRV', 'PET')}"
-    f"|{_short('US', 'DXA', 'DEXA', 'NM', 'SPECT', 'MG', 'RF', 'TTE', 'TEE')}",
+    f"{_LONG}|{_ALONE}|{_short('XR', 'CT', 'CTA', 'CTV', 'HRCT', 'MR', 'MRA', 'MRV', 'PET')}"
+    f"|{_short('US', 'NM', 'SPECT', 'MG', 'RF')}",
     re.IGNORECASE,
 )
 
@@ -145,7 +163,7 @@ KINDS: tuple[Imaging, ...] = (
         _codes(SNOMED, "40701008", "433236007", "252418006")
         | _codes(CPT, "93303", "93304", "93306", "93307", "93308")
         | _codes(LOINC, "42148-7"),
-        _words(rf"echocardio|(?:cardiac|heart) ultraso|ultraso\w+ of (?:the )?heart|{_short('TTE')}"),
+        _words(rf"echocardio|{_ECHO}|(?:cardiac|heart) ultraso|ultraso\w{{1,20}} of (?:the )?heart"),
         ("US",),
         Coding("40701008", SNOMED, "Echocardiography"),
     ),
@@ -206,14 +224,29 @@ _CATEGORY_NONE = re.compile(
 
 # -- deciding ----------------------------------------------------------------------------------------------
 def imaging_ordered(orders: Sequence[Mapping[str, Any]]) -> list[Imaging]:
-    """The imaging studies among draft orders, each kind once."""
-    found = [recognise(order) for order in orders if order.get("resourceType") in ORDER_TYPES]
+    """The imaging studies that draft orders ask for, each kind once."""
+    return imaging_named([order for order in orders if not _is_not_to_be(order)])
+
+
+def imaging_named(orders: Sequence[Mapping[str, Any]]) -> list[Imaging]:
+    """Those that draft orders are about, whether they ask for them or forbid them."""
+    about = [order for order in orders if order.get("resourceType") in ORDER_TYPES]
+    share = min(MOST_WORDS, MOST_IN_ALL // max(len(about), 1))
+    found = [recognise(order, most=share) for order in about]
     return list(dict.fromkeys(one for one in found if one is not None))
 
 
-def recognise(order: Mapping[str, Any]) -> Imaging | None:
-    """What an order asks for; None when it is no imaging."""
-    codes, written = _said(order.get("code"))
+def _is_not_to_be(order: Mapping[str, Any]) -> bool:
+    """Whether an order says that something must not be done, or no longer holds."""
+    return order.get("doNotPerform") is True or order.get("status") in ("revoked", "entered-in-error")
+
+
+def recognise(order: Mapping[str, Any], *, most: int = MOST_WORDS) -> Imaging | None:
+    """What an order is about; None when it is no imaging.
+
+    most  characters that are read of the words of its code, and as many of those of its categories
+    """
+    codes, written = _said(order.get("code"), most)
     written = _CALL_US.sub(" ", written)
     for kind in KINDS:
         if codes & kind.codes:
@@ -221,9 +254,7 @@ def recognise(order: Mapping[str, Any]) -> Imaging | None:
     by_code = _verdict(_of_code(*code) for code in codes)
     if by_code is False:
         return None
-    categories = order.get("category")
-    concepts = [_said(one) for one in (categories if isinstance(categories, list) else [])]
-    by_category = _verdict(_of_category(*one) for one in concepts)
+    by_category = _verdict(_of_category(*one) for one in _categories(order.get("category"), most))
     if by_category is False and by_code is None:
         return None
     is_laboratory = _LABORATORY.search(written) is not None
@@ -269,15 +300,23 @@ def _of_category(codes: set[Code], written: str) -> bool | None:
     return False if _CATEGORY_NONE.search(written) else None
 
 
-def _said(concept: Any) -> tuple[set[Code], str]:
-    """The codes of a CodeableConcept in systems that we know, and its words."""
+def _categories(sent: Any, most: int) -> Iterator[tuple[set[Code], str]]:
+    """What each category says; of their words together as many characters as `most`."""
+    for concept in sent if isinstance(sent, list) else []:
+        codes, written = _said(concept, most)
+        most -= len(written)
+        yield codes, written
+
+
+def _said(concept: Any, most: int) -> tuple[set[Code], str]:
+    """The codes of a CodeableConcept in systems that we know, and `most` characters of its words."""
     if not isinstance(concept, Mapping):
         return set(), ""
     codings = concept.get("coding")
     held = [one for one in (codings if isinstance(codings, list) else []) if isinstance(one, Mapping)]
     words = [concept.get("text"), *(one.get("display") for one in held)]
     codes = {(_system(one.get("system")), one["code"]) for one in held if isinstance(one.get("code"), str)}
-    written = " ; ".join(word[:MOST_WORDS] for word in words if isinstance(word, str))[:MOST_WORDS]
+    written = " ; ".join(word[:most] for word in words if isinstance(word, str))[:most]
     return {one for one in codes if one[0]}, written
 
 

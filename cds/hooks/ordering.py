@@ -10,14 +10,14 @@ from typing import Any
 
 from cds import catalogue
 from cds.hooks.contexts import Context
-from cds.hooks.imaging_orders import KINDS, Imaging, imaging_ordered
+from cds.hooks.imaging_orders import KINDS, Imaging, imaging_named, imaging_ordered
 from cds.hooks.replies import Action, Coding, Suggestion
 from cds.hooks.templates import VITAL_SIGNS
 
 IMAGING = Coding("363679005", catalogue.SNOMED, "Imaging")
 LABORATORY = Coding("108252007", catalogue.SNOMED, "Laboratory procedure")
 MAX_SUGGESTIONS = 3
-__all__ = ["KINDS", "Imaging", "imaging_ordered", "suggest"]
+__all__ = ["KINDS", "Imaging", "imaging_named", "imaging_ordered", "suggest"]
 
 
 def suggest(
@@ -28,11 +28,12 @@ def suggest(
     because: str,
     now: datetime,
 ) -> tuple[Suggestion, ...]:
-    """Orders for what a score did without: imaging first, then laboratory results; not what is being ordered.
+    """Orders for what a score did without: imaging first, then laboratory results; not what is being
+    ordered already, and not what an order forbids.
 
     Vital signs are measured, not ordered; CT is left to people.
     """
-    drafted = {one.modality for one in imaging_ordered(context.drafts)}
+    drafted = {one.modality for one in imaging_named(context.drafts)}
     codes = {code for order in context.drafts for code in _codes_of(order.get("code"))}
     wanted: list[tuple[str, Coding, Coding]] = [
         (kind.label, kind.order, IMAGING)

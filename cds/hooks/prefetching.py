@@ -41,7 +41,8 @@ from cds.statements import Statement
 from cds.studies import receiving
 
 logger = logging.getLogger(__name__)
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)  # whole texts, and what opens or closes
+# Whole texts, and what opens or closes. Possessive: a text of megabytes must not be kept by its letters.
+_STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]]', re.DOTALL)
 MOST_PARTS = 5000  # of a prefetch, kept for the next one
 SHARE = 0.5  # of the time left that reading from the FHIR server may take, so that a score can be waited for
 ALL_BUT = 0.9  # the same where nothing usable was sent: there is no score to wait for without what is read

@@ -71,7 +71,40 @@ def recognised(code: Any, *category: Any) -> Imaging | None:
         ("MRI scan", OTHER),
         ("NM bone scan", OTHER),
         ("Venous duplex ultrasonography", OTHER),
+        ("CT w/wo contrast", OTHER),
+        ("MRI brain w/wo contrast", OTHER),
+        ("Portable chest XR", CHEST),
+        ("CT portable", OTHER),
+        # short names that are nothing else in an order
+        ("TTE", ECHO),
+        ("TEE", ECHO),
+        ("Echo", ECHO),
+        ("2D echo complete", ECHO),
+        ("ECHO LIMITED", ECHO),
+        ("MRI", OTHER),
+        ("Stat MRI, please", OTHER),
+        ("CTPA", CHEST_CT),
+        ("CT pulmonary angiogram", CHEST_CT),
+        ("LDCT chest", CHEST_CT),
+        ("DEXA", OTHER),
+        ("DXA hip", OTHER),
+        ("VQ scan", OTHER),
+        ("V/Q scan", OTHER),
+        ("Ventilation perfusion scan", OTHER),
+        ("Bone scan", OTHER),
+        ("MRCP", OTHER),
+        ("KUB", OTHER),
         # what looks like imaging and is not
+        ("tte", None),
+        ("Echovirus PCR", None),
+        ("Echo virus antibodies", None),
+        ("Echo program referral", None),
+        ("TEE shirt", None),
+        ("MRI safety questionnaire", None),
+        ("Dexa 4 mg IV", None),
+        ("DEXA suppression test", None),
+        ("DEXA 4 mg", None),
+        ("Bladder scan", None),
         ("CT/GC NAAT, urine", None),
         ("CT values, SARS-CoV-2 PCR", None),
         ("Ct value", None),
@@ -97,7 +130,6 @@ def recognised(code: Any, *category: Any) -> Imaging | None:
         ("Physiotherapy", None),
         ("Contact precautions", None),
         ("Lactate", None),
-        ("TTE", None),
         ("RF, serum", None),
         ("NM, consult", None),
         ("Tee shirt, hospital", None),
@@ -198,6 +230,17 @@ def test_by_its_category_by_system_and_code(category: Any, study: Imaging | None
 def test_what_is_laboratory_or_other_by_its_category_is_none_whatever_the_words(category: Any) -> None:
     assert recognised({"text": "CT chest, x-ray film badge, ultrasound gel"}, category) is None
     assert recognised(concept(CPT, "71046"), category) is CHEST  # but the code is the narrower claim
+
+
+@pytest.mark.parametrize(
+    "said", [{"doNotPerform": True}, {"status": "revoked"}, {"status": "entered-in-error"}]
+)
+def test_an_order_that_something_must_not_be_done_asks_for_nothing(said: dict[str, Any]) -> None:
+    order = {"resourceType": "ServiceRequest", "status": "draft", "code": {"text": "CT chest"}}
+    assert imaging_orders.imaging_ordered([order]) == [CHEST_CT]
+    assert imaging_orders.imaging_ordered([{**order, "doNotPerform": False}]) == [CHEST_CT]
+    assert imaging_orders.imaging_ordered([order | said]) == []
+    assert imaging_orders.imaging_named([order | said]) == [CHEST_CT]  # so it is not suggested either
 
 
 def test_the_words_tell_the_kind_of_what_category_or_code_call_imaging() -> None:
