@@ -26,6 +26,8 @@ from cds.hooks.fields import BadRequest
 MAX_BODY_BYTES = 5 * 1024 * 1024
 _PREFETCH = re.compile(rb'"prefetch"\s*:\s*(?=\{)')
 _PATIENT = re.compile(rb'"patientId"\s*:\s*"([A-Za-z0-9\-.]{1,64})"')
+# A NUL in JSON: \u0000 after no backslash or an even number of them, which are then letters themselves
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*+\\u0000")
 _LEFT_OUT = "tessera: read before"
 
 
@@ -112,7 +114,7 @@ def outline(body: bytes) -> Outline | None:
 
 def parse_json(body: bytes) -> dict[str, Any]:
     """The body as a JSON object. Raises BadRequest, never quoting the body: it may name a patient."""
-    if b"\\u0000" in body:  # no FHIR string may hold it, and PostgreSQL cannot keep it
+    if b"\\u0000" in body and _NUL.search(body):  # no FHIR string may hold it, and PostgreSQL cannot keep it
         raise BadRequest("the body holds a NUL character", code="structure")
     try:
         found = orjson.loads(body)

@@ -310,6 +310,7 @@ def test_a_token_for_the_fhir_server_is_kept_nowhere(
         ({"raw": b"[]"}, 400),
         ({"raw": b" "}, 400),
         ({"raw": b'{"hook": "\\u0000"}'}, 400),
+        ({"raw": b'{"hook": "\\\\\\u0000"}'}, 400),
         ({"raw": b"{}", "content_type": "text/plain"}, 415),
         ({"raw": b"{}", "content_type": "application/x-www-form-urlencoded"}, 415),
         ({"raw": b" " * (5 * 1024 * 1024 + 1)}, 413),

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cds.hooks import fields, wire
+from cds.hooks.fields import BadRequest
 from cds.registry.models import ModelVersion
 from tests.cds.hooks.conftest import SERVICE, Call, hook_body
 
@@ -83,3 +84,23 @@ def test_only_bad_request_escapes_the_parser(raw: bytes) -> None:
         wire.parse_request(wire.parse_json(raw), hook="patient-view")
     except fields.BadRequest:
         pass
+
+
+@pytest.mark.parametrize(
+    ("written", "is_nul"),
+    [
+        (rb'"\u0000"', True),
+        (rb'"C:\\\u0000dir"', True),  # an escaped backslash, then a NUL
+        (rb'"C:\\u0000dir"', False),  # an escaped backslash, then letters
+        (rb'"C:\\\\u0000dir"', False),
+        (rb'"C:\\u0000 \u0000"', True),
+    ],
+)
+def test_a_nul_is_refused_and_what_only_looks_like_one_is_not(written: bytes, is_nul: bool) -> None:
+    body = b'{"a": ' + written + b"}"
+    assert ("\0" in orjson.loads(body)["a"]) is is_nul
+    if is_nul:
+        with pytest.raises(BadRequest, match="NUL"):
+            wire.parse_json(body)
+    else:
+        assert wire.parse_json(body) == orjson.loads(body)
