@@ -10,7 +10,7 @@ appointment-book                     userId, patientId, encounterId?, appointmen
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,10 @@ from cds.hooks.fields import BadRequest
 
 FHIR_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 USER = re.compile(r"(Practitioner|PractitionerRole|Patient|RelatedPerson)/[A-Za-z0-9\-.]{1,64}")
-MAX_ORDERS = 200
+# Patient/[id], absolute or relative, with a version or without (FHIR R4 §2.3)
+_PATIENT = re.compile(r"(?:.*/)?Patient/([^/\s?#]+)(?:/_history/[^/\s?#]+)?", re.DOTALL)
+MAX_ORDERS = 200  # or appointments
+NOUNS = {"draftOrders": "an order", "appointments": "an appointment"}
 
 HOOKS: dict[str, str] = {
     "patient-view": "when a chart is opened",
@@ -81,28 +84,47 @@ def parse_context(sent: Mapping[str, Any], *, hook: str) -> Context:
         drafts = _about(sent, "draftOrders", patient_id)
         orders = _selected(sent, drafts) if hook == "order-select" else drafts
     elif hook == "appointment-book":
-        fields.bundle(sent, "appointments", within="context")
+        _about(sent, "appointments", patient_id)
     return Context(sent["userId"], patient_id, sent.get("encounterId") or "", tuple(orders), tuple(drafts))
 
 
 def _about(sent: Mapping[str, Any], name: str, patient_id: str) -> list[dict[str, Any]]:
-    """The resources of a Bundle of orders; one about another patient is refused."""
+    """The resources of a Bundle of orders or appointments; one about another patient is refused."""
     resources = fields.bundle(sent, name, within="context")
     if len(resources) > MAX_ORDERS:
-        raise BadRequest(f"at most {MAX_ORDERS} orders", expression=f"context.{name}", code="too-long")
+        raise BadRequest(f"at most {MAX_ORDERS} entries", expression=f"context.{name}", code="too-long")
     for place, resource in enumerate(resources):
-        for role in ("subject", "patient"):
-            subject = resource.get(role)
-            reference = subject.get("reference") if isinstance(subject, dict) else None
-            if isinstance(reference, str) and reference.rpartition("Patient/")[1:] not in (
-                ("Patient/", patient_id),
-                ("", reference),
-            ):
+        for role, references in _patients_of(resource):
+            if references and not any(_is_of(one, patient_id) for one in references):
                 raise BadRequest(
-                    "an order about another patient than context.patientId",
+                    f"{NOUNS[name]} about another patient than context.patientId",
                     expression=f"context.{name}.entry[{place}].resource.{role}",
                 )
     return resources
+
+
+def _patients_of(resource: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """The elements that say whom a resource is about, and the Patients they name; one of them must be ours.
+
+    An appointment may be of several patients, as a mother's and her child's; an order is of one.
+    """
+    for role in ("subject", "patient"):
+        yield role, _named(resource.get(role))
+    if resource["resourceType"] == "Appointment":
+        held = resource.get("participant")
+        taking_part = [one for one in (held if isinstance(held, list) else []) if isinstance(one, dict)]
+        yield "participant", [name for one in taking_part for name in _named(one.get("actor"))]
+
+
+def _named(reference: Any) -> list[str]:
+    """What a Reference says, when that names a Patient."""
+    said = reference.get("reference") if isinstance(reference, dict) else None
+    return [said] if isinstance(said, str) and "Patient/" in said else []
+
+
+def _is_of(reference: str, patient_id: str) -> bool:
+    found = _PATIENT.fullmatch(reference)
+    return found is not None and found[1] == patient_id
 
 
 def _selected(sent: Mapping[str, Any], drafts: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -48,7 +48,14 @@ def changed(hook: str, **changes: Any) -> dict[str, Any]:
 
 
 def drafts(**changes: Any) -> dict[str, Any]:
-    return {"resourceType": "Bundle", "entry": [{"resource": {**ORDER, **changes}}]}
+    order = {name: value for name, value in {**ORDER, **changes}.items() if value is not ...}
+    return {"resourceType": "Bundle", "entry": [{"resource": order}]}
+
+
+def booked(*actors: Any) -> dict[str, Any]:
+    participants = [{"actor": actor, "status": "accepted"} for actor in actors]
+    appointment = {"resourceType": "Appointment", "status": "proposed", "participant": participants}
+    return {"resourceType": "Bundle", "entry": [{"resource": appointment}]}
 
 
 @pytest.mark.parametrize(
@@ -83,6 +90,21 @@ def drafts(**changes: Any) -> dict[str, Any]:
             {"draftOrders": drafts(subject={"reference": "https://ehr.example.org/fhir/Patient/p2"})},
             "context.draftOrders.entry[0].resource.subject",
         ),
+        (
+            "order-sign",
+            {"draftOrders": drafts(subject={"reference": "Patient/p2/_history/1"})},
+            "context.draftOrders.entry[0].resource.subject",
+        ),
+        (
+            "order-sign",
+            {"draftOrders": drafts(subject=..., patient={"reference": "Patient/"})},
+            "context.draftOrders.entry[0].resource.patient",
+        ),
+        (
+            "appointment-book",
+            {"appointments": booked({"reference": "Location/1"}, {"reference": "Patient/p2"})},
+            "context.appointments.entry[0].resource.participant",
+        ),
         ("appointment-book", {"appointments": ...}, "context.appointments"),
         ("appointment-book", {"appointments": []}, "context.appointments"),
     ],
@@ -94,8 +116,35 @@ def test_what_is_wrong_is_named(hook: str, changes: dict[str, Any], field: str) 
 
 
 @pytest.mark.parametrize(
-    "reference", ["Patient/p1", "https://ehr.example.org/fhir/Patient/p1", "#contained", "urn:uuid:1"]
+    "reference",
+    [
+        "Patient/p1",
+        "Patient/p1/_history/2",
+        "https://ehr.example.org/fhir/Patient/p1",
+        "https://ehr.example.org/fhir/Patient/p1/_history/2",
+        "#contained",
+        "urn:uuid:1",
+    ],
 )
 def test_an_order_about_this_patient_or_about_nobody_nameable_is_taken(reference: str) -> None:
     context = changed("order-sign", draftOrders=drafts(subject={"reference": reference}))
     assert len(parse_context(context, hook="order-sign").orders) == 1
+
+
+@pytest.mark.parametrize(
+    "appointments",
+    [
+        booked({"reference": "Patient/p1"}),
+        booked({"reference": "https://ehr.example.org/fhir/Patient/p1"}, {"reference": "Practitioner/1"}),
+        booked({"reference": "Patient/child"}, {"reference": "Patient/p1"}),
+        booked({"reference": "Location/1"}),
+        booked({"display": "somebody"}, None, 5),
+        {
+            "resourceType": "Bundle",
+            "entry": [{"resource": {"resourceType": "Appointment", "participant": 5}}],
+        },
+    ],
+)
+def test_an_appointment_of_this_patient_or_of_nobody_nameable_is_taken(appointments: Any) -> None:
+    context = changed("appointment-book", appointments=appointments)
+    assert parse_context(context, hook="appointment-book").patient_id == "p1"
