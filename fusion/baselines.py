@@ -6,7 +6,8 @@ logistic regression,  on one row of everything: each pixel or text modality's me
 gradient boosting     principal components of the training rows), fields, genomic findings, series summaries
 
 Missing values stay NaN for boosting; for a regression they are the training mean with an indicator beside
-them. A modality that a patient lacks adds nothing to the stack.
+them. A modality that a patient lacks adds nothing to the stack. A field that also stands in the series is
+left to the series (`counted_once`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sklearn.preprocessing import StandardScaler
 
 from fusion.batch import SUMMARY, Batch, Tokens
 from fusion.calibrate import sigmoid
+from fusion.config import FusionConfig
 from fusion.inputs import Modality
 
 Array = NDArray[np.float64]
@@ -36,18 +38,14 @@ LEAST = 3  # events, and others, without which a modality says nothing
 
 
 def compare(
-    train: Batch, labels: Array, held_out: Batch, modalities: Sequence[Modality], *, seed: int
+    train: Batch, labels: Array, held_out: Batch, config: FusionConfig, *, seed: int
 ) -> list[dict[str, Array]]:
     """Of each outcome: baseline name → risks float64 [B] of the held-out patients.
 
     labels  float64 [N, R] of the training patients, NaN = unknown; each outcome needs both classes
     """
-    pairs = {
-        m: _reduced(m, rows, asked, seed)
-        for (m, rows), asked in zip(
-            blocks(train, modalities).items(), blocks(held_out, modalities).values(), strict=True
-        )
-    }
+    seen, told = (counted_once(blocks(batch, config.modalities), config) for batch in (train, held_out))
+    pairs = {m: _reduced(m, rows, told[m], seed) for m, rows in seen.items()}
     fitted, asked = ({m: pair[side] for m, pair in pairs.items()} for side in (0, 1))
     found = []
     for known in labels.T:
@@ -67,13 +65,34 @@ def blocks(batch: Batch, modalities: Sequence[Modality]) -> dict[Modality, Array
     }
 
 
+def counted_once(rows: Blocks, config: FusionConfig) -> Blocks:
+    """The blocks without fields that are channels of the series too: a sum of logits would count them twice,
+    and be a worse bar than the series alone. Without any field left there is no tabular block."""
+    channels = {spec.name for spec in config.channels} if Modality.SERIES in rows else set()
+    kept = [place for place, spec in enumerate(config.fields) if spec.name not in channels]
+    if Modality.TABULAR not in rows or len(kept) == len(config.fields):
+        return rows
+    return {
+        modality: block[:, kept] if modality == Modality.TABULAR else block
+        for modality, block in rows.items()
+        if modality != Modality.TABULAR or kept
+    }
+
+
 def stacked(
-    train: Blocks, labels: Array, held_out: Blocks, *, seed: int, is_reduced: bool = False
+    train: Blocks,
+    labels: Array,
+    held_out: Blocks,
+    *,
+    seed: int,
+    is_reduced: bool = False,
+    components: int = COMPONENTS,
 ) -> dict[str, Array]:
     """Risks of each modality by itself (by its name) and of the "sum of logits".
 
     The sum counts the event rate once: base logit plus what each modality adds to it.
     is_reduced  whether embeddings are principal components already
+    components  of an embedding that are kept
     """
     known = ~np.isnan(labels)
     rate = np.clip(labels[known].mean(), 1e-4, 1 - 1e-4)
@@ -81,7 +100,8 @@ def stacked(
     total = np.full(len(next(iter(held_out.values()))), base)
     found: dict[str, Array] = {}
     for modality, rows in train.items():
-        shift = _shift(modality, rows[known], labels[known], held_out[modality], base, seed, is_reduced)
+        kept = None if is_reduced else components
+        shift = _shift(modality, rows[known], labels[known], held_out[modality], base, seed, kept)
         total += shift
         found[modality.value] = sigmoid(base + shift)
     return {**found, "sum of logits": sigmoid(total)}
@@ -110,17 +130,20 @@ def _shift(
     asked: Array,
     base: float,
     seed: int,
-    is_reduced: bool,
+    components: int | None,
 ) -> Array:
-    """What one modality adds to the base logit, float64 [B]; 0 for patients who lack it."""
+    """What one modality adds to the base logit, float64 [B]; 0 for patients who lack it.
+
+    components  of an embedding that are kept; None: they are components already
+    """
     have, are_asked = ~np.isnan(rows).all(axis=1), ~np.isnan(asked).all(axis=1)
     events, others = int((labels[have] == 1).sum()), int((labels[have] == 0).sum())
     shift = np.zeros(len(asked))
     if min(events, others) < LEAST or not are_asked.any():
         return shift
     fitted, seen = rows[have], asked[are_asked]
-    if not is_reduced:
-        fitted, seen = _reduced(modality, fitted, seen, seed)
+    if components is not None:
+        fitted, seen = _reduced(modality, fitted, seen, seed, components)
     model = _boosting(seed) if modality == Modality.SERIES else _regression(1.0)
     measured = ~np.isnan(fitted).all(axis=0)
     risks = np.clip(_fit(model, fitted[:, measured], labels[have], seen[:, measured]), 1e-6, 1 - 1e-6)
@@ -128,15 +151,17 @@ def _shift(
     return shift
 
 
-def _reduced(modality: Modality, rows: Array, asked: Array, seed: int) -> tuple[Array, Array]:
+def _reduced(
+    modality: Modality, rows: Array, asked: Array, seed: int, components: int = COMPONENTS
+) -> tuple[Array, Array]:
     """Embeddings as principal components of the training rows that have them; other blocks as they are."""
     have = ~np.isnan(rows).any(axis=1)
     if modality in RECORD or not have.any():
         return rows, asked
     scaler = StandardScaler().fit(rows[have])
-    count = min(COMPONENTS, rows.shape[1], max(1, int(have.sum()) - 1))
-    components = PCA(count, random_state=seed).fit(scaler.transform(rows[have]))
-    return _components(scaler, components, rows), _components(scaler, components, asked)
+    count = min(components, rows.shape[1], max(1, int(have.sum()) - 1))
+    found = PCA(count, random_state=seed).fit(scaler.transform(rows[have]))
+    return _components(scaler, found, rows), _components(scaler, found, asked)
 
 
 def _components(scaler: StandardScaler, components: PCA, rows: Array) -> Array:

@@ -86,6 +86,12 @@ def assign_folds(
     return np.asarray(fold_of[members])
 
 
+def number_groups(examples: Sequence[Example]) -> NDArray[np.int64]:
+    """int [B]: of one patient group the same number, in the order of their first rows."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(e.group, len(numbers)) for e in examples], np.int64)
+
+
 def is_synthetic(example: Example) -> bool:
     """Whether a picture of it was made by `fusion.imaging.synthesise`."""
     shown = (*example.inputs.images, *example.inputs.cines)

@@ -19,6 +19,7 @@ from fusion.choosing import MARGIN, standard_errors
 from fusion.config import FusionConfig, FusionKind
 from fusion.conformal import Attributes, fit_interval
 from fusion.embedding import Embedder
+from fusion.examples import assign_folds
 from fusion.fitting import Fit, fit
 from fusion.fuse import Fusion, LateFusion, build_fusion
 from fusion.losses import masked_bce
@@ -54,9 +55,10 @@ def fit_fusion(
 ) -> None:
     """Fit the fusion on out-of-fold evidence over every sub-pattern of what patients have; guard it.
 
-    The kinds that are convex stop by themselves, and learn from the tuning patients as well. Of late fusion
-    the plain sum stays, outcome by outcome, where what was learned is not clearly better (see
-    `fusion.plain_sum`).
+    The kinds that are convex stop by themselves, and learn from the tuning patients as well. The bent ones
+    are stopped, and guarded, by the tuning patients; without enough of these by a part of the others, from
+    whom they then do not learn. Of late fusion the plain sum stays, outcome by outcome, where what was
+    learned is not clearly better (see `fusion.plain_sum`).
 
     groups  int [B], of one patient group the same number; None: every row is a patient by itself
     """
@@ -66,12 +68,19 @@ def fit_fusion(
     if is_convex and tuning is not None and len(tuning[0]):
         evidence, present, labels = _joined((evidence, present, labels), tuning)
         groups = np.append(groups, groups.max(initial=-1) + 1 + np.arange(len(tuning[0])))
+    watched_groups = None
+    if not is_convex and (tuning is None or len(tuning[0]) < LEAST_TUNING):
+        watched = _watched(groups, labels, config.seed)
+        tuning = (evidence[watched], present[watched], labels[watched]) if bool(watched.any()) else None
+        watched_groups = groups[watched.numpy()]
+        evidence, present, labels = evidence[~watched], present[~watched], labels[~watched]
+        groups = groups[~watched.numpy()]
     patients, masks, weights = sub_patterns(present, config.modality_dropout, seed=config.seed)
     rows = evidence[patients], masks, labels[patients], weights
     margin = config.extra.get("fusion_margin", MARGIN)
 
     def tuning_loss() -> float | None:
-        if is_convex or tuning is None or len(tuning[0]) < LEAST_TUNING:
+        if is_convex or tuning is None:
             return None
         return float(masked_bce(model.fuse(tuning[0], tuning[1]), tuning[2]))
 
@@ -89,10 +98,18 @@ def fit_fusion(
         stays = is_plain(rows, patients, groups, model.base_logit, learn, margin=margin, seed=config.seed)
         make_plain(model.fusion, stays)
     model.eval()
-    if not is_convex and tuning is not None and len(tuning[0]):
-        evidence, present, labels = tuning  # the bent kinds flatter what they were fitted on
-        groups = None
+    if not is_convex and tuning is not None:
+        (evidence, present, labels), groups = tuning, watched_groups  # they flatter what they were fitted on
     guard(model, (evidence, present, labels), groups)
+
+
+def _watched(groups: NDArray[np.int64], labels: Tensor, seed: int) -> Tensor:
+    """bool [B]: patients to watch instead of learning from them, a third to a fifth, so that the guard can
+    judge them where that is enough; nobody where a third is fewer than `LEAST_TUNING`."""
+    if min(len(groups) // 3, len(np.unique(groups))) < LEAST_TUNING:
+        return torch.zeros(len(groups), dtype=torch.bool)
+    folds = min(PARTS, max(3, len(groups) // LEAST_GUARDED))
+    return torch.from_numpy(assign_folds(groups.astype(str).tolist(), labels.numpy(), folds, seed) == 0)
 
 
 def _learn(

@@ -30,7 +30,7 @@ from fusion.config import FusionConfig, Imbalance
 from fusion.config_json import config_to_json
 from fusion.embedding import Embedder
 from fusion.errors import BadInput, NotEnoughData
-from fusion.examples import Example, assign_folds, check_real, is_synthetic, labels_of
+from fusion.examples import Example, assign_folds, check_real, is_synthetic, labels_of, number_groups
 from fusion.finetune import HOWS, Augment
 from fusion.first_stage import Data, FirstStage, Saver
 from fusion.image_tuning import ImageTuning, Split
@@ -90,8 +90,7 @@ def train(
         left_out = _mark_trained(model, data, config)
         folds = np.full(len(train), -1)
         folds[real.numpy()] = assign_folds([e.group for e in patients], labels, count, config.seed)
-        numbers: dict[str, int] = {}
-        groups = np.array([numbers.setdefault(e.group, len(numbers)) for e in train])
+        groups = number_groups(train)
         stage = FirstStage(model, data, held, folds, groups, config, teller, saver)
         if tunes:
             stage.tuning = ImageTuning(

@@ -18,12 +18,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import fusion
-from benchmarks.study import subgroups
+from benchmarks.study import patterns, subgroups
 from benchmarks.study.folds import Arm, Floats, Rows, Said, labels_of
 from fusion import Bundle, Example, FusionConfig, FusionKind, Modality, OutcomeSpec
-from fusion.baselines import blocks, concatenated, stacked
+from fusion.baselines import COMPONENTS, Blocks, blocks, concatenated, counted_once, stacked
 from fusion.batch import collate, is_plausible
 from fusion.embedding import Embedder
+from fusion.examples import is_synthetic, number_groups
 from fusion.examples import labels_of as fusion_labels
 from fusion.model import FusionModel
 from fusion.predict import risks as predict_risks
@@ -36,6 +37,7 @@ TUNING = 6  # a sixth of what a fused model learns from is its tuning split …
 SMALL = 5000  # … from this many rows on
 QUICK_EPOCHS = 20
 LARGE, LARGE_BATCH, LARGE_COMPONENTS = 2000, 256, 128  # rows of a task; of a minibatch; of an embedding
+WIDE = "stack of"  # … so many components as the fused model reads
 
 
 def config_of(collection: Collection, task: Task, *, quick: bool = False) -> FusionConfig:
@@ -50,7 +52,11 @@ def config_of(collection: Collection, task: Task, *, quick: bool = False) -> Fus
 
 
 def simple(examples: Sequence[Example], config: FusionConfig) -> dict[str, Arm]:
-    """The simple stack with each modality alone, and both concatenated rows."""
+    """The simple stack with each modality alone, and both concatenated rows.
+
+    Where the fused model reads more components of a picture than the stack (`image_components`), also the
+    stack with as many, which is no bar but tells how much of a lead that is.
+    """
     name = config.outcomes[0].name
     labels = labels_of(examples, name)
     with settled(config):
@@ -58,19 +64,32 @@ def simple(examples: Sequence[Example], config: FusionConfig) -> dict[str, Arm]:
     rows = blocks(batch, config.modalities)
     if Modality.SERIES in rows:
         rows[Modality.SERIES] = _series(examples, config)
+    once = counted_once(rows, config)
 
-    def part(index: Rows) -> dict[Modality, Floats]:
-        return {modality: block[index] for modality, block in rows.items()}
+    def part(index: Rows, of: Blocks = once) -> Blocks:
+        return {modality: block[index] for modality, block in of.items()}
 
     def stack(seen: Rows, held: Rows, seed: int) -> Mapping[str, Said]:
         found = stacked(part(seen), labels[seen], part(held), seed=seed)
+        if once is not rows:  # the fields alone are all of them
+            fields = {Modality.TABULAR: rows[Modality.TABULAR]}
+            alone = stacked(part(seen, fields), labels[seen], part(held, fields), seed=seed)["tabular"]
+            found = {"tabular": alone} | found | {"tabular": alone}
         return {f"stack: {by}": Said(risks) for by, risks in found.items()}
+
+    def wide(seen: Rows, held: Rows, seed: int) -> Mapping[str, Said]:
+        many = config.image_components
+        found = stacked(part(seen), labels[seen], part(held), seed=seed, components=many)
+        return {f"{WIDE} {many} image components": Said(found["sum of logits"])}
 
     def one_row(seen: Rows, held: Rows, seed: int) -> Mapping[str, Said]:
         found = concatenated(part(seen), labels[seen], part(held), seed=seed)
         return {f"{by}, one row of all": Said(risks) for by, risks in found.items()}
 
-    return {"simple stack": stack, "one row of all": one_row}
+    found: dict[str, Arm] = {"simple stack": stack}
+    if Modality.IMAGE in rows and config.image_components > COMPONENTS:
+        found["wide stack"] = wide
+    return {**found, "one row of all": one_row}
 
 
 def circumstances(examples: Sequence[Example], task: str, attributes: Sequence[str]) -> dict[str, Arm]:
@@ -112,7 +131,7 @@ def fused(
 ) -> Arm:
     """`fusion.train` whole.
 
-    alone     also the same model with all modalities but one hidden
+    alone     also the same model with modalities hidden, for every pattern of those that are left
     kinds_at  seed of the repeat in which the other ways of fusing are asked too, on the same encoders and the
               same out-of-fold evidence
     """
@@ -132,9 +151,8 @@ def fused(
         by = subgroups.coverage(bundle, asked, risks, [examples[i] for i in held])
         found = {name: Said(risks, (inside, coverage["groups"]), by)}
         if alone and len(config.modalities) > 1:
-            for modality in config.modalities:
-                risks = predict_risks(bundle, asked, only=(modality,))[:, 0]
-                found[f"{name}: {modality.value} only"] = Said(risks)
+            for left in patterns.parts_of(config.modalities):
+                found[patterns.called(name, left)] = Said(predict_risks(bundle, asked, only=left)[:, 0])
         if seed == kinds_at and len(config.modalities) > 1:
             for kind in FusionKind:
                 if kind != config.fusion:
@@ -146,10 +164,13 @@ def fused(
 
 
 def fused_by(kind: FusionKind, bundle: Bundle, tuning: Sequence[Example]) -> Bundle:
-    """The same encoders fused in another way, fitted on the same out-of-fold evidence."""
+    """The same encoders fused in another way, on the same out-of-fold evidence of the same patient groups."""
     config = replace(bundle.config, fusion=kind)
     told = bundle.out_of_fold
     assert told is not None, "only a bundle that was just trained keeps its out-of-fold evidence"
+    patients = [e for e in bundle.examples if not is_synthetic(e)]
+    groups = number_groups(patients)
+    attributes = [e.attributes for e in patients], [e.attributes for e in tuning]
     with settled(config):
         model = FusionModel(config)
         kept = {k: v for k, v in bundle.model.state_dict().items() if not k.startswith(("fusion.", "heard"))}
@@ -160,8 +181,10 @@ def fused_by(kind: FusionKind, bundle: Bundle, tuning: Sequence[Example]) -> Bun
             with torch.no_grad():
                 said = model.encode(collate([e.inputs for e in tuning], config, bundle.embedder))
             watched = (said.logits, said.present, fusion_labels(tuning, config))
-        fit_fusion(model, *told, watched, config, _silent)
-        return calibrate_bundle(model, config, bundle.embedder, told, watched)
+        fit_fusion(model, *told, watched, config, _silent, groups=groups)
+        return calibrate_bundle(
+            model, config, bundle.embedder, told, watched, subgroups=attributes, groups=groups
+        )
 
 
 def _silent(epoch: int, epochs: int, training: float, tuning: float | None) -> None:

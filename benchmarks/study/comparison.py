@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.study import arms, comparing, subgroups
+from benchmarks.study import arms, comparing, patterns, subgroups
 from benchmarks.study.comparing import Floats, Interval
 from benchmarks.study.folds import Heard, labels_of, listen
 from benchmarks.study.keeping import Keeper
@@ -17,6 +17,7 @@ from fusion.metrics import calibration
 from fusion.research import Collection, Task, read_collection
 
 FUSED, STACK = "fused", "stack: sum of logits"
+BOOSTING = "gradient boosting, one row of all"
 FOLDS, QUICK_FOLDS, QUICK_ROWS = 5, 3, 800
 HEAD = (
     "| task | rows / groups / events | best alone | simple stack | **fused** | fused − stack | "
@@ -25,8 +26,8 @@ HEAD = (
 )
 ARMS_HEAD = (
     "| arm | AUROC | sd of repeats | AUPRC | Brier | calibration slope | coverage of 90 % intervals | "
-    "AUROC − stack |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    "AUROC − stack | fused − AUROC |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
 )
 PLACES = ("view", "location", "site")
 
@@ -55,8 +56,18 @@ class Outcome:
     @property
     def best_alone(self) -> str:
         """The best arm of one modality, whoever made it: chosen on these folds, in its own favour."""
-        alone = [a for a in self.found if (a.startswith("stack: ") and a != STACK) or _is_alone(a)]
-        return max(alone, key=lambda a: self.auroc(a).value)
+        fused = [a for a in self.found if a.startswith(f"{FUSED}: ") and patterns.is_alone(a)]
+        alone = [a for a in self.found if a.startswith("stack: ") and a != STACK]
+        return max([*alone, *fused], key=lambda a: self.auroc(a).value)
+
+    @property
+    def best(self) -> str:
+        """The best of all arms that ran in every repeat: one repeat alone is another draw of folds."""
+        return max(filter(self.is_whole, self.found), key=lambda a: self.auroc(a).value)
+
+    def is_whole(self, arm: str) -> bool:
+        """Whether the arm ran in every repeat."""
+        return len(self.found[arm]) == max(map(len, self.found.values()))
 
 
 def run(
@@ -130,7 +141,10 @@ def page(collection: Collection, outcomes: Sequence[Outcome], *, repeats: int, s
         "",
     ]
     for outcome in outcomes:
-        lines += [*_table(outcome), "", *subgroups.table(outcome.examples, outcome.heard, FUSED, seed)]
+        lines += [*_table(outcome), ""]
+        for arm in (FUSED, *collection.extra.get("arms", {})):
+            lines += patterns.table(outcome.heard, outcome.found, outcome.weights, arm)
+        lines += subgroups.table(outcome.examples, outcome.heard, FUSED, seed)
     return "\n".join(lines)
 
 
@@ -161,8 +175,9 @@ def _shows(collection: Collection, outcomes: Sequence[Outcome]) -> list[str]:
         + ".",
     ]
     for o in outcomes:
-        best = max(o.found, key=lambda arm: o.auroc(arm).value)
-        lines.append(f"- {o.task.label}: best arm is *{best}*, {o.auroc(best)}.")
+        bars = [a for a in o.found if a == BOOSTING or a.startswith(arms.WIDE)]
+        said = "; ".join(f"fused − *{a}* {o.over(FUSED, a).signed}" for a in bars)
+        lines.append(f"- {o.task.label}: best arm is *{o.best}*, {o.auroc(o.best)}; {said}.")
     return [*lines, *(f"- {caveat}" for caveat in collection.caveats)]
 
 
@@ -173,17 +188,20 @@ def _table(o: Outcome) -> list[str]:
         *ARMS_HEAD,
     ]
     for arm, said in o.heard.risks.items():
+        if patterns.is_part(arm):
+            continue
         precision = comparing.interval(comparing.scored(comparing.auprc, said, o.heard.labels, o.weights))
         error = comparing.interval(comparing.scored(comparing.brier, said, o.heard.labels, o.weights))
         slopes = [s for r in said if (s := calibration(r, o.heard.labels)["slope"]) is not None]
         inside = np.array(o.heard.covered[arm]).sum(axis=0)
         auroc = o.auroc(arm)
-        repeats = "" if len(said) == max(map(len, o.heard.risks.values())) else f" ({len(said)} repeat)"
+        repeats = "" if o.is_whole(arm) else f" ({len(said)} repeat)"
         lines.append(
             f"| {arm}{repeats} | {auroc} | {auroc.sd:.3f} | {precision} | {error} | "
             f"{f'{np.mean(slopes):.2f}' if slopes else '-'} | "
             f"{f'{inside[0] / inside[1]:.2f} of {inside[1]} groups' if inside[1] else '-'} | "
-            f"{o.over(arm, STACK).signed if arm != STACK else '-'} |"
+            f"{o.over(arm, STACK).signed if arm != STACK else '-'} | "
+            f"{o.over(FUSED, arm).signed if arm != FUSED else '-'} |"
         )
     return lines
 
@@ -191,10 +209,6 @@ def _table(o: Outcome) -> list[str]:
 def _counts(o: Outcome) -> str:
     labels = labels_of(o.examples, o.task.name)
     return f"{len(labels)} / {len(set(o.heard.groups))} / {int(labels.sum())}"
-
-
-def _is_alone(arm: str) -> bool:
-    return arm.startswith(f"{FUSED}: ")
 
 
 def _all_of(more: dict[str, Sequence[Modality]]) -> list[Modality]:

@@ -29,6 +29,13 @@ HEAD = (
     "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
 )
 REPEATS = re.compile(r"cross-validation × (\d+)")
+BOOSTING = "gradient boosting, one row of all"
+OVER_BOOSTING = re.compile(
+    rf"^- (?P<task>.+): best arm is .*fused − \*{BOOSTING}\* (?P<gap>{BRACKETS})", re.M
+)
+PATTERNS = re.compile(  # as `patterns` writes it
+    r"^Worse than the best modality present, the interval excluding 0: (\d+|none) of (\d+)", re.MULTILINE
+)
 DATE = re.compile(r"^\*(\d+ \w+ \d{4}), .*\*$", re.MULTILINE)
 
 
@@ -54,7 +61,10 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One task: the row of its comparison, the day that table was made and its repeats of the folds."""
+    """One task: the row of its comparison, the day that table was made and its repeats of the folds.
+
+    over_boosting  fused − boosting on one row of all; older tables do not tell
+    """
 
     collection: str
     task: str
@@ -65,6 +75,7 @@ class Line:
     over_alone: Gap
     within: Gap | None
     made: str
+    over_boosting: Gap | None = None
 
     def __str__(self) -> str:
         return f"{self.collection}: {self.task}"
@@ -74,7 +85,8 @@ def run() -> str:
     """Markdown, from the page as it is. Raises ValueError for a comparison whose rows cannot be read."""
     tables = {name: pages.find(f"{name}_comparison") for name in SETS}
     lines = [line for name, table in tables.items() if table is not None for line in read(name, table)]
-    return page(lines, without=[name for name, table in tables.items() if table is None])
+    patterns = [told for table in tables.values() for told in PATTERNS.findall(table or "")]
+    return page(lines, without=[name for name, table in tables.items() if table is None], patterns=patterns)
 
 
 def read(collection: str, table: str) -> list[Line]:
@@ -83,6 +95,7 @@ def read(collection: str, table: str) -> list[Line]:
     made = days[-1] if days else "no date"
     if repeats:
         made += f" (× {repeats[1]})"
+    over_boosting = {told["task"]: Gap(told["gap"]) for told in OVER_BOOSTING.finditer(table)}
     found = [
         Line(
             collection,
@@ -94,6 +107,7 @@ def read(collection: str, table: str) -> list[Line]:
             Gap(row["best"]),
             Gap(row["within"]) if row["within"] else None,
             made,
+            over_boosting.get(row["task"]),
         )
         for row in ROW.finditer(table)
     ]
@@ -102,8 +116,13 @@ def read(collection: str, table: str) -> list[Line]:
     return found
 
 
-def page(lines: Sequence[Line], *, without: Sequence[str] = ()) -> str:
-    """Markdown: a row a task, then each goal with what became of it."""
+def page(
+    lines: Sequence[Line], *, without: Sequence[str] = (), patterns: Sequence[tuple[str, str]] = ()
+) -> str:
+    """Markdown: a row a task, then each goal with what became of it.
+
+    patterns  of each table of patterns: in how many ("none") the fused model is worse, of how many
+    """
     return "\n".join(
         [
             "### All tasks at a glance",
@@ -121,6 +140,7 @@ def page(lines: Sequence[Line], *, without: Sequence[str] = ()) -> str:
             *map(_row, lines),
             "",
             *(f"- {said}" for said in _goals(lines)),
+            *_patterns(patterns),
             *(f"- No table yet: {name}." for name in without),
         ]
     )
@@ -167,7 +187,7 @@ def _goals(lines: Sequence[Line]) -> list[str]:
         )
     said += [
         f"AUROC of {STAYS_GOAL} on the ICU stays: {_met(float(line.fused.split()[0]) >= STAYS_GOAL)}, "
-        f"as a point; {line.fused}."
+        f"as a point; {line.fused}.{_over_boosting(line)}"
         for line in lines
         if line.collection == STAYS
     ]
@@ -178,6 +198,22 @@ def _goals(lines: Sequence[Line]) -> list[str]:
         f"{_named(lines, over_alone, 'better')}."
     )
     return said
+
+
+def _over_boosting(line: Line) -> str:
+    """The bar of the stays: all fields stand in their series, so that one row of all is the series."""
+    gap = line.over_boosting
+    return "" if gap is None else f" Fused − boosting on the 48 h series: {gap.said}, {_loud(gap)}."
+
+
+def _patterns(told: Sequence[tuple[str, str]]) -> list[str]:
+    if not told:
+        return []
+    worse = sum(int(count) for count, _ in told if count != "none")
+    return [
+        f"- The same of every pattern of two present modalities or more, in the {len(told)} tables of three "
+        f"modalities: worse in {worse or 'none'} of {sum(int(of) for _, of in told)}."
+    ]
 
 
 def _within(line: Line) -> str:

@@ -220,7 +220,7 @@ def _baselines(
     with settled(config):
         train = collate([e.inputs for e in bundle.examples], config, bundle.embedder)
         known, _ = by_horizon(labels_of(bundle.examples, config).double().numpy(), curves_of(config.outcomes))
-        said = compare(train, known, batch, config.modalities, seed=config.seed)
+        said = compare(train, known, batch, config, seed=config.seed)
         for r, (spec, by_name) in enumerate(zip(config.outcomes, said, strict=True)):
             for name, risks in by_name.items():
                 found[spec.name].append({"name": name, "auroc": _auroc(bundle, risks, labels[:, r], groups)})

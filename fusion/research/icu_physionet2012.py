@@ -3,8 +3,9 @@
 Read from records.csv.gz (RecordID, Time as hh:mm since admission, Parameter, Value; -1 = unknown) and
 outcomes.csv. One row a stay, judged 48 h after admission. Age, sex, height and kind of unit are fields; they
 also stand in the series, as in the challenge's files (recorded at 00:00): what a lab value means depends on
-age. The other parameters are series in the units of the challenge. A value outside its plausible range is
-missing.
+age, and a sum of two modalities cannot say so. The simple stack would count them twice and leaves them to the
+series (`fusion.baselines.counted_once`): it is boosting on the 48 h series then. The other parameters are
+series in the units of the challenge. A value outside its plausible range is missing.
 
 SAPS-I and SOFA are computed from the same hours by others: they are a baseline (`extra["severity"]`), not an
 input. Days to death, and days in hospital where death was not recorded, stand in `extra["survival"]`.

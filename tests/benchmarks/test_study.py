@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from benchmarks.study import arms, comparing, comparison, generalisation, pages, summary
+import fusion
+from benchmarks.study import arms, comparing, comparison, generalisation, pages, patterns, summary
 from benchmarks.study.__main__ import PARTS
 from benchmarks.study.folds import Heard, Rows, Said, listen
 from benchmarks.study.keeping import Keeper
@@ -148,6 +152,9 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> comparison.Outcome:
     assert line.over_stack.said == found.over("fused", "stack: sum of logits").signed
     assert line.alone == found.best_alone
     assert line.made == "no date (× 1)"
+    assert line.over_boosting is not None
+    assert line.over_boosting.said == found.over("fused", "gradient boosting, one row of all").signed
+    assert len(summary.PATTERNS.findall(said)) == 1
     return found
 
 
@@ -164,6 +171,84 @@ def test_a_study_holds_every_arm_and_says_where_fusion_helps(outcome: comparison
     assert "Worse than the simple stack, the interval excluding 0: no task." in said
     assert "**not** shown to help" in said
     assert "best arm is *view only*" in said
+    assert "; fused − *gradient boosting, one row of all* " in said
+
+
+def test_the_best_arm_is_one_that_ran_in_every_repeat() -> None:
+    steady, once = np.full((3, 5), 0.7), np.full((1, 5), 0.9)
+    found = {"fused": steady, "stack: image": steady - 0.1, "fused, gated": once}
+    heard = Heard(np.zeros(4), [], {arm: list(said) for arm, said in found.items()})
+    task = Task(name="icu", label="Intensive care", examples=())
+    outcome = comparison.Outcome(task, (), heard, found, np.ones((5, 4)))
+    assert outcome.best == "fused"
+
+
+def test_every_pattern_of_three_modalities_stands_beside_the_best_in_it(outcome: comparison.Outcome) -> None:
+    table = patterns.table(outcome.heard, outcome.found, outcome.weights, "fused")
+    rows = [line.split(" | ") for line in table if line.startswith("| ")][2:]
+    assert [row[0] for row in rows] == [
+        "| tabular + image",
+        "| tabular + series",
+        "| image + series",
+        "| tabular + image + series",
+    ]
+    for row in rows:
+        best = row[2].removeprefix("fused: ").removeprefix("stack: ").removesuffix(" only")
+        assert best in row[0], "the best of those present"
+        assert f"fused: {row[0][2:]}" in {*outcome.found, "fused: tabular + image + series"}
+    whole = outcome.over("fused", rows[-1][2]).signed
+    assert rows[-1][3] == whole
+    pair = outcome.over("fused: tabular + image", rows[0][2]).signed
+    assert rows[0][3] == pair
+    assert re.search(r"Worse than .* excluding 0: (none|\d) of 4", "\n".join(table))
+    shown = "\n".join(comparison._table(outcome))
+    assert "| fused: image only |" in shown
+    assert "| fused: tabular + image |" not in shown, "patterns have a table of their own"
+    two = {arm: said for arm, said in outcome.found.items() if "series" not in arm}
+    assert patterns.table(outcome.heard, two, outcome.weights, "fused") == []
+
+
+def test_other_fusions_keep_groups_together_and_hear_of_subgroups(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = simulated.make_config(
+        modalities=(Modality.TABULAR, Modality.IMAGE), outcomes=simulated.OUTCOMES[:1]
+    )
+    examples = [replace(e, group=f"g{i // 2}") for i, e in enumerate(simulated.examples(80, 4))]
+    bundle = fusion.train(examples, [], config)
+    asked: dict[str, dict[str, Any]] = {}
+
+    def spy(name: str) -> None:
+        real = getattr(arms, name)
+
+        def called(*told: Any, **how: Any) -> Any:
+            asked[name] = how
+            return real(*told, **how)
+
+        monkeypatch.setattr(arms, name, called)
+
+    spy("fit_fusion")
+    spy("calibrate_bundle")
+    arms.fused_by(fusion.FusionKind.GATED, bundle, [])
+    for name in ("fit_fusion", "calibrate_bundle"):
+        groups = asked[name]["groups"]
+        assert len(set(groups)) == 40
+        assert (groups[::2] == groups[1::2]).all()
+    assert asked["calibrate_bundle"]["subgroups"] == ([e.attributes for e in examples], [])
+    again = arms.fused_by(config.fusion, bundle, [])
+    assert torch.equal(again.model.heard, bundle.model.heard), "the same fusion is the same"
+    for name, tensor in again.model.state_dict().items():
+        assert torch.equal(tensor, bundle.model.state_dict()[name]), name
+    assert again.calibration.to_json() == bundle.calibration.to_json()
+
+
+def test_a_stack_of_as_many_components_stands_beside_the_usual_one() -> None:
+    config = simulated.make_config(
+        modalities=(Modality.TABULAR, Modality.IMAGE), outcomes=simulated.OUTCOMES[:1]
+    )
+    examples = simulated.examples(60, 4)
+    assert "wide stack" not in arms.simple(examples, config)
+    wide = arms.simple(examples, replace(config, image_components=40))["wide stack"]
+    (name,) = wide(np.arange(40), np.arange(40, 60), 0)
+    assert name == "stack of 40 image components"
 
 
 def test_whom_a_left_out_source_holds_is_not_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study import __main__ as command
-from benchmarks.study import pages, summary
+from benchmarks.study import pages, patterns, summary
 from benchmarks.study.summary import Gap
 
 TABLE = """## icu_physionet2012: the fused model beside the simple stack and the other arms
@@ -59,6 +59,28 @@ def test_a_row_and_its_goals_are_told(tmp_path: Path, monkeypatch: pytest.Monkey
     said = summary.run()
     assert "**worse** | +0.004 [-0.020, +0.030] | above | -0.040" in said
     assert "The same within folds, on 1 tasks: worse on none of 1; below on none of 1." in said
+
+
+def test_boosting_on_the_series_and_patterns_are_told_where_a_table_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "PAGE", tmp_path / "experiments.md")
+    table = TABLE.format("+0.012 [+0.004, +0.021]", "+0.001 [-0.001, +0.002]", "3 May 2026")
+    pages.keep("icu_physionet2012_comparison", table)
+    said = summary.run()
+    assert "boosting on the 48 h series" not in said
+    assert "every pattern" not in said
+    best = "- Death: best arm is *fused, gated*, 0.852 [0.836, 0.866]; fused − *{}* {}."
+    worse = f"{patterns.SAID}{{}} of 4{{}}."
+    more = [
+        best.format("gradient boosting, one row of all", "+0.005 [-0.002, +0.011]"),
+        worse.format("none", ""),
+        worse.format("1", " (tabular + image)"),
+    ]
+    pages.keep("icu_physionet2012_comparison", "\n".join([table, *more]))
+    said = summary.run()
+    assert "Fused − boosting on the 48 h series: +0.005 [-0.002, +0.011], above." in said
+    assert "in the 2 tables of three modalities: worse in 1 of 8." in said
 
 
 def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

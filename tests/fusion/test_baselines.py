@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fusion import Modality
-from fusion.baselines import blocks, compare, concatenated, stacked
+from fusion.baselines import blocks, compare, concatenated, counted_once, stacked
 from fusion.batch import collate
 from fusion.calibrate import sigmoid
 from fusion.embedding import Embedder
@@ -90,7 +92,7 @@ def test_every_baseline_speaks_on_a_batch_with_gaps() -> None:
     train = collate([e.inputs for e in examples], config, embedder)
     held = collate([e.inputs for e in asked], config, embedder)
     labels = labels_of(examples, config)[:, 0].double().numpy()
-    (found,) = compare(train, labels[:, None], held, config.modalities, seed=0)
+    (found,) = compare(train, labels[:, None], held, config, seed=0)
     assert set(found) == {"simple stack", "logistic regression", "gradient boosting"}
     for risks in found.values():
         assert risks.shape == (30,)
@@ -107,3 +109,33 @@ def test_a_row_is_the_mean_of_its_known_embeddings() -> None:
         tokens.values[0][tokens.known[0]].mean(0).double().numpy(), abs=1e-5
     )
     assert rows[Modality.TABULAR].shape == (3, len(config.fields))
+
+
+def test_a_field_that_is_a_channel_too_is_counted_once() -> None:
+    """Fields that stand in the series again: the sum must not be surer of them than the series is."""
+    train, labels = drawn(300, 0)
+    held, _ = drawn(100, 1)
+    config = simulated.make_config(modalities=(Modality.TABULAR, Modality.SERIES))
+    doubled = replace(config, channels=config.channels + config.fields)
+    rows, asked = (
+        {Modality.TABULAR: each[Modality.TABULAR][:, :3], Modality.SERIES: each[Modality.TABULAR]}
+        for each in (train, held)
+    )
+    assert counted_once(rows, config) is rows, "no field of that name in the series"
+    assert set(counted_once(rows, doubled)) == {Modality.SERIES}
+    found = stacked(counted_once(rows, doubled), labels, counted_once(asked, doubled), seed=0)
+    assert np.array_equal(found["sum of logits"], found["series"])
+    partly = counted_once(rows, replace(config, channels=config.channels + config.fields[:1]))
+    assert np.array_equal(partly[Modality.TABULAR], rows[Modality.TABULAR][:, 1:], equal_nan=True)
+    only = {Modality.TABULAR: rows[Modality.TABULAR]}
+    assert counted_once(only, doubled) is only, "no series that could hold them"
+
+
+def test_as_many_components_are_kept_as_are_asked_for() -> None:
+    train, labels = drawn(600, 0)
+    held, happened = drawn(600, 1)
+    few = stacked(train, labels, held, seed=0, components=1)["image"]
+    usual, many = (stacked(train, labels, held, seed=0, components=n)["image"] for n in (32, 60))
+    assert np.array_equal(usual, stacked(train, labels, held, seed=0)["image"])
+    assert not np.allclose(usual, many)
+    assert auroc(many, happened) > auroc(few, happened) - 0.05

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import fusion
-from fusion import FusionKind, Modality
+from fusion import FusionKind, Modality, second_stage
 from fusion.fuse import build_fusion
 from fusion.metrics import auroc
 from fusion.model import FusionModel
 from fusion.patterns import all_subsets
-from fusion.second_stage import Told, fit_fusion, guard
+from fusion.second_stage import Told, _watched, fit_fusion, guard
 from tests.fusion import simulated
 
 MODALITIES = (Modality.TABULAR, Modality.TEXT, Modality.IMAGE)
@@ -80,6 +80,29 @@ def test_fusing_two_useful_modalities_beats_either(kind: FusionKind) -> None:
         fused = model.fuse(evidence, present)[:, 0].double().numpy()
     best = max(auroc(evidence[:, m, 0].double().numpy(), y) or 0 for m in range(3))
     assert (auroc(fused, y) or 0) > best + 0.02
+
+
+@pytest.mark.parametrize("kind", [FusionKind.GATED, FusionKind.ATTENTION])
+def test_bent_kinds_without_tuning_patients_watch_a_part_of_whom_they_have(
+    kind: FusionKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stop early on groups that they do not learn from, and are guarded by these."""
+    told, groups = _told(400, 1), np.arange(400) // 2
+    watched = _watched(groups, told[2], 0)
+    assert 70 <= int(watched.sum()) <= 90
+    assert not set(groups[watched.numpy()]) & set(groups[~watched.numpy()])
+    assert not _watched(np.arange(55), told[2][:55], 0).any(), "too few to spare any"
+    judged = []
+    monkeypatch.setattr(second_stage, "guard", lambda model, told, groups: judged.append((told, groups)))
+    losses = list[float | None]()
+    config = simulated.make_config(fusion=kind)
+    model = _model(kind)
+    fit_fusion(model, *told, None, config, lambda *said: losses.append(said[3]), groups=groups)
+    assert len(losses) < 200
+    assert losses.index(min(one for one in losses if one is not None)) < len(losses) - 1
+    ((asked, of),) = judged
+    assert torch.equal(asked[0], told[0][watched])
+    assert np.array_equal(of, groups[watched.numpy()])
 
 
 def test_the_guard_leaves_out_what_harms_and_only_that() -> None:
