@@ -14,17 +14,20 @@ from fusion.backbones import ImageBackbone, TextBackbone
 from fusion.batch import Batch, collate
 from fusion.bundle import Bundle
 from fusion.config_json import config_to_json
+from fusion.edge_int8 import CheckPictures, quantise_encoder
 from fusion.edge_model import DESCRIPTION, FORMAT
 from fusion.errors import BadInput
-from fusion.export import export_backbone, export_head, export_text
+from fusion.export import LEAST_PICTURES, export_backbone, export_head, export_text
 from fusion.inputs import FloatArray, Frames, Modality, NoteInput, PatientInputs, PixelInput, SeriesPoint
 from fusion.sentences import HashingText
 
 
-def export_bundle(bundle: Bundle, folder: Path) -> dict[str, float]:
+def export_bundle(bundle: Bundle, folder: Path, *, int8: CheckPictures | None = None) -> dict[str, float]:
     """Write everything `fusion.edge` needs; the largest difference from the original found per file.
 
-    Raises ExportMismatch (and leaves no edge.json) when a copy answers differently.
+    int8  pictures to make int8 copies of the image and cine encoders with: they take the place of the float32
+          files where their check passes, and `edge.json` says under "int8" what was found
+    Raises ExportMismatch (and leaves no edge.json) when a copy answers differently, BadInput.
     """
     if Modality.VOLUME in bundle.config.modalities:
         raise BadInput(
@@ -38,6 +41,7 @@ def export_bundle(bundle: Bundle, folder: Path) -> dict[str, float]:
     for modality in bundle.config.modalities:
         if modality in bundle.versions:
             backbones[modality.value] = _export_backbone(bundle, modality, folder, differences)
+    told = _quantise(bundle, backbones, folder, int8) if int8 is not None else []
     if bundle.scope is not None:
         arrays: dict[str, Any] = dict(bundle.scope.arrays())
         np.savez(folder / "scope.npz", **arrays)
@@ -49,6 +53,7 @@ def export_bundle(bundle: Bundle, folder: Path) -> dict[str, float]:
         "scope": bundle.scope.to_json() if bundle.scope is not None else {},
         "backbones": backbones,
         "differences": differences,
+        "int8": told,
         "weights_sha256": bundle.metadata.get("weights_sha256", ""),
         "intended_use": bundle.metadata.get("intended_use", ""),
         "files": {
@@ -76,6 +81,28 @@ def _export_backbone(
         differences[name] = export_backbone(backbone, folder / name, frames)
         files[str(channels)] = {"file": name, **_constants(backbone, channels)}
     return {"version": backbone.version, "files": files}
+
+
+def _quantise(
+    bundle: Bundle, backbones: dict[str, Any], folder: Path, pictures: CheckPictures
+) -> list[dict[str, Any]]:
+    """int8 copies where they pass; BadInput where there was nothing to try."""
+    told: list[dict[str, Any]] = []
+    config, embedder = bundle.config, bundle.embedder
+    if Modality.IMAGE.value in backbones:
+        files, backbone = backbones[Modality.IMAGE.value]["files"], embedder.image_backbone
+        told += quantise_encoder(folder, files, backbone, config.image_size, pictures)
+    if Modality.CINE.value in backbones:
+        files, backbone = backbones[Modality.CINE.value]["files"], embedder.cine_backbone
+        told += quantise_encoder(folder, files, backbone, config.cine_size, pictures, is_cine=True)
+    if not told:
+        raise BadInput("the model reads neither pictures nor clips: there is nothing to make int8")
+    if not any("cosine" in one for one in told):
+        raise BadInput(
+            f"int8 needs {2 * LEAST_PICTURES} pictures or more of one kind, half to calibrate and half to "
+            "check; " + "; ".join(one["said"] for one in told)
+        )
+    return told
 
 
 def _constants(backbone: ImageBackbone, channels: int) -> dict[str, list[float]]:

@@ -35,7 +35,10 @@ DESCRIPTION = "edge.json"
 
 @dataclass(frozen=True, slots=True)
 class EdgeRisk:
-    """One outcome of one patient; the same numbers as `fusion.predict` gives, to 1e-4."""
+    """One outcome of one patient; the same numbers as `fusion.predict` gives, to 1e-4.
+
+    With int8 encoders they are close, not equal: `edge.json` says under "int8" what their check found.
+    """
 
     outcome: str
     label: str

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,13 +25,14 @@ from fusion import (
     PatientInputs,
     PixelInput,
 )
-from fusion.backbones import load_backbone
+from fusion.backbones import ImageBackbone, load_backbone
 from fusion.edge import main
-from fusion.edge_export import export_bundle
+from fusion.edge_export import _quantise, export_bundle
 from fusion.edge_inputs import read_inputs
+from fusion.edge_int8 import quantise_encoder, read_check_pictures
 from fusion.edge_model import EdgeModel
 from fusion.errors import BadInput, ExportMismatch
-from fusion.export import TOLERANCE, export_backbone, quantise
+from fusion.export import TOLERANCE, Int8Check, export_backbone, quantise
 from fusion.serving import serve
 from tests.fusion.simulated import examples, make_config
 
@@ -200,6 +202,115 @@ def test_int8_is_kept_only_where_it_agrees(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "other.onnx").exists()
     with pytest.raises(BadInput, match="16 pictures"):
         quantise(tmp_path / "a.onnx", tmp_path / "b.onnx", frames.numpy()[:3])
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 grey pictures, the second ten brighter, in a folder of their own."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(5)
+    for number in range(20):
+        shown = rng.integers(0, 128, (40, 40)) + (100 if number >= 10 else 0)
+        Image.fromarray(shown.astype(np.uint8)).save(folder / f"{number:02}.png")
+    return folder
+
+
+def labels_of(pictures: Path, path: Path) -> Path:
+    lines = [f"{file.name},{int(int(file.stem) >= 10)}" for file in sorted(pictures.iterdir())]
+    path.write_text("\n".join(["picture,label", *lines]))
+    return path
+
+
+def test_an_int8_encoder_that_passes_is_what_the_small_machine_uses(
+    bundle: Bundle, files: list[Path], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle.save(tmp_path / "bundle")
+    edge = tmp_path / "edge"
+    asked = ["--export", str(tmp_path / "bundle"), str(edge), "--int8", str(pictures)]
+    assert main(asked) == 0
+    said = capsys.readouterr().out
+    assert "image-1.onnx: int8; smallest cosine 0.99" in said
+    assert "AUROC not checked: no labels" in said
+    assert "image-3.onnx: stays float32, 0 colour pictures can be used, and 16 are needed" in said
+    assert "cine-1.onnx: stays float32, 0 frames of clips" in said
+    assert not (edge / "image-1.onnx").exists()
+    opened: list[str] = []
+    model = EdgeModel(edge)
+    original = model.open
+    model.open = lambda name: opened.append(name) or original(name)  # type: ignore[method-assign, func-returns-value]
+    answer = model.predict(read_inputs(files))
+    assert "image-1.int8.onnx" in opened
+    (wanted,) = fusion.predict(bundle, [same_patient(files)])
+    assert [r.risk for r in answer.risks] == pytest.approx([o.risk for o in wanted.outcomes], abs=0.02)
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> tuple[Path, dict[str, Any], ImageBackbone]:
+    """An exported encoder of grey pictures, and its entry in edge.json."""
+    backbone = load_backbone("small_cnn")
+    frames = backbone.prepare(np.random.default_rng(0).random((2, 40, 40), dtype=np.float32), 32)
+    export_backbone(backbone, tmp_path / "image-1.onnx", frames)
+    return tmp_path, {"1": {"file": "image-1.onnx"}}, backbone
+
+
+@pytest.mark.parametrize("limit", ["LEAST_COSINE", "MOST_AUROC_LOST"])
+def test_an_int8_encoder_that_does_not_pass_is_not_kept(
+    encoder: tuple[Path, dict[str, Any], ImageBackbone],
+    pictures: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+) -> None:
+    folder, files, backbone = encoder
+    monkeypatch.setattr(f"fusion.export.{limit}", {"LEAST_COSINE": 1.1, "MOST_AUROC_LOST": -1.0}[limit])
+    shown = read_check_pictures([pictures], labels_of(pictures, folder / "labels.csv"))
+    (told,) = quantise_encoder(folder, files, backbone, 32, shown)
+    assert not told["kept"]
+    assert "stays float32, int8 refused" in told["said"]
+    assert files["1"]["file"] == "image-1.onnx"
+    assert (folder / "image-1.onnx").exists()
+    assert not (folder / "image-1.int8.onnx").exists()
+
+
+def test_labels_are_those_of_the_half_that_checks(
+    encoder: tuple[Path, dict[str, Any], ImageBackbone], pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, files, backbone = encoder
+    given: dict[str, Any] = {}
+
+    def seen(path: Path, out: Path, frames: np.ndarray, *, labels: list[int]) -> Int8Check:
+        given.update(frames=frames, labels=labels)
+        return Int8Check(0.5, 10)
+
+    monkeypatch.setattr("fusion.edge_int8.quantise", seen)
+    shown = read_check_pictures([pictures], labels_of(pictures, folder / "labels.csv"))
+    quantise_encoder(folder, files, backbone, 32, shown)
+    assert given["labels"] == [0] * 5 + [1] * 5
+    bright = given["frames"][10:].mean(axis=(1, 2, 3))
+    assert bright[:5].max() < bright[5:].min()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (["--export", "b", "e", "--labels", "x.csv"], "--labels with --int8"),
+        (["e", "x.png", "--int8", "x.png"], "--int8 goes with --export"),
+    ],
+)
+def test_what_int8_needs_is_said(asked: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(asked) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_too_few_pictures_or_labels_are_said(bundle: Bundle, pictures: Path, tmp_path: Path) -> None:
+    few = read_check_pictures(sorted(pictures.iterdir())[:4])
+    with pytest.raises(BadInput, match=r"int8 needs 16 pictures.*4 grey pictures can be used"):
+        _quantise(bundle, {"image": {"files": {"1": {"file": "image-1.onnx"}}}}, tmp_path, few)
+    (tmp_path / "labels.csv").write_text("picture,label\n00.png,1\n")
+    with pytest.raises(BadInput, match=r"labels\.csv has no label of 01\.png"):
+        read_check_pictures([pictures], tmp_path / "labels.csv")
+    (tmp_path / "labels.csv").write_text("file,shows\n00.png,ill\n")
+    with pytest.raises(BadInput, match="columns picture and label"):
+        read_check_pictures([pictures], tmp_path / "labels.csv")
 
 
 def test_workers_are_served_the_same_embeddings(tmp_path: Path) -> None:
