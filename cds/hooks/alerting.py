@@ -47,6 +47,7 @@ def _alerts(rank: int) -> Statement:
                 indicator__in=[one.value for one in ALERTS],
                 category__in=categories,
                 shown_at__gt=since,
+                was_late=False,
             )
             .order_by("-shown_at")
             .values_list("shown_at")[:1]
@@ -93,7 +94,8 @@ def decide(
 def _alerted_at(patient: UUID, user: str, outcome: str, rank: int, since: datetime) -> datetime | None:
     """When this person was alerted last, after `since`, to a risk of this rank or above; None when never.
 
-    That they were is remembered in this process, for it stays true; that they were not is asked every time.
+    That they were is remembered in this process, for it stays true (but see `forget`); that they were not is
+    asked every time.
     """
     whom = (patient, user, outcome)
     held = _remembered.get(whom)
@@ -107,6 +109,14 @@ def _alerted_at(patient: UUID, user: str, outcome: str, rank: int, since: dateti
     _remembered[whom] = (rank, found[0])
     at: datetime = found[0]
     return at
+
+
+def forget(patient: UUID, user: str, outcome: str) -> None:
+    """Look up anew whether this person was alerted: an alert turned out to have been shown to nobody.
+
+    Another process that looked before that was noted holds on to it: there are some milliseconds for it.
+    """
+    _remembered.pop((patient, user, outcome), None)
 
 
 def indicator_of(outcome: str, category: str) -> Indicator:

@@ -11,9 +11,27 @@ from django.http import HttpRequest
 from cds.errors import Unavailable
 
 META_KEY = "tessera.hook_deadline"  # set by `serving`, when the body has come
+HANDOVER_KEY = "tessera.hook_handover"  # set by `serving`
 NO_WAIT_KEY = "tessera.hook_no_wait"  # set by `sandbox`
 RESERVE_S = 0.08  # for the way back: reading the score, writing what was shown
 COMMIT_S = 0.02  # of it, for what comes after the decision to keep: the commit, and sending the answer
+
+
+class Handover:
+    """Whether the answer of a call reaches its caller, or the 503 of the watch: whoever takes it first, of
+    the thread that answers and the event loop that watches."""
+
+    __slots__ = ("_free",)
+
+    def __init__(self) -> None:
+        self._free = [True]
+
+    def take(self) -> bool:
+        """Whether nobody has taken it yet."""
+        try:
+            return self._free.pop()  # one of two threads gets it
+        except IndexError:
+            return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +39,12 @@ class Budget:
     """until: `time.monotonic()` after which the caller has its 503 and nobody reads our answer.
 
     may_wait  False: what is not there already is not waited for
+    handover  None where nobody watches
     """
 
     until: float
     may_wait: bool = True
+    handover: Handover | None = None
 
     def left(self) -> float:
         """Seconds that may still be spent on waiting, 0 or more; the way back is set aside."""
@@ -45,6 +65,10 @@ class Budget:
         if self.to_keep() <= 0:
             raise late()
 
+    def hand_over(self) -> bool:
+        """Whether the answer still reaches the caller; from then on the watch leaves it to us. Ask once."""
+        return time.monotonic() < self.until and (self.handover is None or self.handover.take())
+
 
 def late() -> Unavailable:
     """The call's time is over."""
@@ -58,4 +82,5 @@ def of(request: HttpRequest, seconds: float | None = None) -> Budget:
     return Budget(
         until if until is not None else time.monotonic() + seconds,
         may_wait=NO_WAIT_KEY not in request.META,
+        handover=request.META.get(HANDOVER_KEY),
     )

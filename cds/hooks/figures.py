@@ -1,7 +1,8 @@
 """What became of a version's cards, counted: for the Monitoring screen. Counts and shares, no patient.
 
 Every query is bounded by the version and the days asked for. A call that got no card, because the outcome was
-snoozed or no imaging was ordered, leaves no row here: it is in the audit trail and in /metrics only.
+snoozed or no imaging was ordered, leaves no row here: it is in the audit trail and in /metrics only; nor
+is a card counted that came too late for its caller.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def reason_words(code: str, system: str = responding.REASON_SYSTEM) -> str:
 
 
 def _shown(version: ModelVersion, since: datetime) -> Any:
-    return CardShown.objects.filter(version=version, shown_at__gte=since)
+    return CardShown.objects.filter(version=version, shown_at__gte=since, was_late=False)
 
 
 def _hook(service: str) -> str:

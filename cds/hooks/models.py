@@ -109,6 +109,7 @@ class CardShown(models.Model):
     )
     milliseconds = models.FloatField(null=True)  # from the call's arrival until its answer was made
     shown_at = models.DateTimeField()
+    was_late = models.BooleanField(default=False, db_default=False)  # the caller got a 503: nobody saw it
 
     class Meta:
         indexes = [

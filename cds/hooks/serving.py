@@ -8,7 +8,8 @@ the event loop sends the answer.
 The watch is what keeps INTEROP 23: the budget begins when the body has come, and when it is over the caller
 gets its 503 with an OperationOutcome, whatever the thread still waits for: a slow database, a lock, an
 address that does not answer. The thread ends by itself (`limiting` sees to that in the database), finds its
-time over, and keeps nothing as shown. A call whose time was over before a thread was free is not begun.
+time over, and keeps nothing as shown; cards it had kept by then, because only the commit took too long, are
+marked (`keeping`). A call whose time was over before a thread was free is not begun.
 
 Nobody at the bedside waits for feedback: it has threads and a longer budget of its own, and ends by itself
 between two short transactions, saying what it has kept. The watch leaves it the time for the last of them.
@@ -59,18 +60,23 @@ class HookHandler(BaseHandler):
             settings.MIDDLEWARE = everything
         _ = get_resolver().url_patterns  # every view is imported now, not while the first caller waits
 
-    def answer(self, scope: Scope, body: bytes, until: float) -> HttpResponseBase:
+    def answer(
+        self, scope: Scope, body: bytes, until: float, handover: budget.Handover | None = None
+    ) -> HttpResponseBase:
         """Answer one call. Runs in a thread; the database connection goes back at the end."""
         if time.monotonic() >= until:
             logger.warning("a CDS Hooks call waited for a thread until its time was over")
             return _late(scope)
         with limiting.limited(settings.HOOKS_BUDGET_S):
-            return self._answer(scope, body, until)
+            return self._answer(scope, body, until, handover)
 
-    def _answer(self, scope: Scope, body: bytes, until: float) -> HttpResponseBase:
+    def _answer(
+        self, scope: Scope, body: bytes, until: float, handover: budget.Handover | None
+    ) -> HttpResponseBase:
         set_script_prefix("")
         request = ASGIRequest(scope, io.BytesIO(body))
         request.META[budget.META_KEY] = until
+        request.META[budget.HANDOVER_KEY] = handover
         response = self.get_response(request)
         response.close()  # sends request_finished here, in the thread that holds the connection
         return response
@@ -112,6 +118,7 @@ class HookServer:
         budget_s = settings.HOOKS_FEEDBACK_S if is_feedback else settings.HOOKS_BUDGET_S
         watched_s = budget_s + settings.HOOKS_BUDGET_S if is_feedback else budget_s
         until = time.monotonic() + budget_s
+        handover = budget.Handover()
         context = contextvars.copy_context()
         work = asyncio.get_running_loop().run_in_executor(
             self._feedback if is_feedback else self._threads,
@@ -120,9 +127,11 @@ class HookServer:
             scope,
             body,
             until,
+            handover,
         )
         done, _ = await asyncio.wait({work}, timeout=watched_s)
-        response = work.result() if done else _late(scope)
+        is_over = not done and handover.take()
+        response = _late(scope) if is_over else await work  # whose cards count as shown, or which is there
         await _send(response, send)
 
 
