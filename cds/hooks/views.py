@@ -51,8 +51,8 @@ def discovery(request: HttpRequest, *, caller: Caller, now: datetime) -> HttpRes
 def call_service(request: HttpRequest, *, caller: Caller, now: datetime, service_id: str) -> HttpResponse:
     """A hook of the EHR: the cards of the service's active model, within 500 ms.
 
-    No card when somebody snoozed this very outcome for this patient, and at order hooks for orders that are
-    not imaging; never because something failed.
+    No card when somebody snoozed this very outcome for this patient and its risk has not risen to a higher
+    category since, and at order hooks for orders that are not imaging; never because something failed.
     """
     time_left = budget.of(request)
     service = offering.get_service(service_id)
@@ -94,7 +94,7 @@ def _cards(
         standing = cards.as_held(standing, patient)
     number = cards.number_of(standing, service.outcome)
     answer = _answer(taken, service) if number is not None else None
-    if responding.is_snoozed(answer, now=now):
+    if number is not None and responding.is_snoozed(answer, category=number.category, now=now):
         return [], list
     setting = cards.Setting(
         outcome=service.outcome,

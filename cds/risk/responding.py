@@ -21,6 +21,7 @@ from cds.audit import recording
 from cds.errors import Conflict, Invalid
 from cds.jobs import outbox
 from cds.patients import access
+from cds.risk import thresholds
 from cds.risk.models import Response, RiskPrediction
 from cds.statements import Statement
 
@@ -139,7 +140,7 @@ def override(
 def snooze(
     prediction: RiskPrediction, *, by: recording.Actor, user: User | None, now: datetime, via: str = "panel"
 ) -> Response:
-    """No card for this outcome for four hours."""
+    """No card for this outcome for four hours, unless the risk rises to a higher category."""
     return _respond(prediction, "snoozed", by=by, user=user, now=now, via=via, until=now + SNOOZE)
 
 
@@ -193,9 +194,14 @@ def answer_of(pk: UUID) -> Answer:
     return Answer(*kept.get(pk=pk))
 
 
-def is_snoozed(answer: Answer | None, *, now: datetime) -> bool:
-    """Whether cards for this patient and outcome are snoozed, by the latest answer."""
-    return answer is not None and answer.kind == "snoozed" and answer.until is not None and answer.until > now
+def is_snoozed(answer: Answer | None, *, category: str, now: datetime) -> bool:
+    """Whether cards for this patient and outcome are snoozed, by the latest answer.
+
+    category  of the risk now: one that has risen above what was snoozed is not what somebody put off
+    """
+    if answer is None or answer.kind != "snoozed" or answer.until is None or answer.until <= now:
+        return False
+    return thresholds.SEVERITY.get(category, -1) <= thresholds.SEVERITY.get(answer.category, -1)
 
 
 def _respond(

@@ -22,7 +22,7 @@ from web.views import panel
 SAID = {
     "acknowledge": "Acknowledged.",
     "override": "Your disagreement is recorded.",
-    "snooze": "Snoozed for four hours: no card for this score in the EHR.",
+    "snooze": "Snoozed for four hours: no card for this score in the EHR, unless its category rises.",
 }
 
 

@@ -97,6 +97,18 @@ def test_what_anybody_has_acknowledged_alerts_nobody(
     )
 
 
+def test_a_snooze_holds_for_what_was_snoozed_and_no_higher_category(
+    call: Call, at_high_risk: Patient, version: ModelVersion
+) -> None:
+    body = hook_body(context=WHO, prefetch=PREFETCH)
+    prediction = at_high_risk.assessments.get(status="final").predictions.get()
+    responding.snooze(prediction, by=BY, user=None, now=timezone.now())
+    for risk, indicators in ((0.31, []), (0.02, []), (0.66, ["warning"]), (0.31, [])):
+        make_score(at_high_risk, version, risk=risk)
+        cards = call(SERVICE, body).json()["cards"]
+        assert [one["indicator"] for one in cards] == indicators, f"at a risk of {risk}"
+
+
 def test_one_role_is_quieted_and_another_alerted(call: Call, at_high_risk: Patient, settings: Any) -> None:
     settings.HOOKS_QUIET_ROLES = _quiet_roles("RelatedPerson,PractitionerRole/nurse-7")
     assert card(call, userId="PractitionerRole/nurse-7")["indicator"] == "info"
