@@ -119,7 +119,8 @@ class StackedFusion(Fusion):
     """A meta-learner with weights and an intercept of its own for every pattern of present modalities.
 
     A pattern's weights are shared ones plus a deviation that a ridge keeps small: patterns that few patients
-    have borrow from all (a hierarchical logistic regression; Wolpert 1992, van Buuren's pattern submodels).
+    have borrow from all (a hierarchical logistic regression; stacking after Wolpert 1992, a model for each
+    pattern after Fletcher Mercaldo and Blume 2020, Biostatistics 21:236).
     Two modalities may also strengthen or weaken each other beyond their sum (`pairs`).
     """
 

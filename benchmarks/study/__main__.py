@@ -52,6 +52,7 @@ PARTS = {
     "icu_physionet2012": {
         "comparison": "benchmarks.study.comparison",
         "survival": "benchmarks.study.survival",
+        "survival_simulated": "benchmarks.study.simulated_survival",
         "privacy": "benchmarks.study.privacy",
     },
     "own_tables": {"comparison": "benchmarks.study.comparison"},

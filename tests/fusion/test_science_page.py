@@ -67,6 +67,37 @@ def test_every_file_heading_and_test_of_the_map_exists() -> None:
             assert law in path.read_text(), f"{path.name} has no {law}"
 
 
+def section(page: str, anchor: str) -> str:
+    """A part of a page, from its heading to the next of any level."""
+    for part in re.split(r"^(?=#+ )", (DOCS / page).read_text(), flags=re.MULTILINE):
+        heading = re.sub(r"^#+ ", "", part.split("\n", 1)[0]).lower()
+        if re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") == anchor:
+            return part
+    raise AssertionError(f"{page} has no heading {anchor}")
+
+
+def test_every_figure_of_the_map_stands_in_the_table_it_links() -> None:
+    linked, figures = "", 0
+    for row in MAP.splitlines():
+        cell = row.rstrip("| ").rsplit(" | ", 1)[-1]
+        pages = re.findall(r"\]\(((?:experiments|benchmarks)\.md)#([^)]+)\)", cell)
+        linked = "".join(section(*page) for page in pages) if pages else linked  # else "the same table"
+        for figure in re.findall(r"\d\.\d{3}", re.sub(r"\]\([^)]*\)", "]", cell)):
+            assert figure in linked, f"{figure} is not in {pages or 'the same table'}: {cell}"
+            figures += 1
+    assert figures >= 3
+
+
+def test_goals_are_missed_in_the_map_where_the_summary_says_so() -> None:
+    said = section("experiments.md", "all-tasks-at-a-glance")
+    for goal, row in (
+        ("At least as good as the stack on every task", "at least as good as the stack on every task"),
+        ("Never significantly worse than the best modality", "no subset worse than its best modality"),
+    ):
+        (line,) = (line for line in MAP.splitlines() if row in line)
+        assert (f"{goal}: **missed**" in said) == ("**missed**" in line), line
+
+
 def test_every_row_of_what_must_work_is_in_the_map() -> None:
     numbers = [int(n) for n in re.findall(r"\*\*\[(\d+) ", MAP)]
     assert numbers == list(range(1, 16))
