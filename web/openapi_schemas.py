@@ -148,7 +148,9 @@ SCHEMAS: Json = {
         card=UUID,
         outcome={"enum": ["accepted", "overridden"]},
         outcomeTimestamp=MOMENT,
-        acceptedSuggestions=_list(_object(("id",), id=FILLED)),
+        acceptedSuggestions=_list(
+            _object(("id",), id={**FILLED, "description": "uuid of a suggestion of that card, else 400"})
+        ),
         overrideReason=_object(
             reason=_object(("code", "system"), code=FILLED, system=FILLED, display=TEXT),
             userComment={

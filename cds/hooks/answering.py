@@ -9,7 +9,7 @@ harmless and goes on where it ended.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -23,6 +23,7 @@ from cds.hooks import limiting
 from cds.hooks.budget import Budget
 from cds.hooks.client_auth import Caller
 from cds.hooks.feedback import Batch, FeedbackItem
+from cds.hooks.fields import BadRequest
 from cds.hooks.models import CardShown, Feedback
 from cds.hooks.replies import Issue
 from cds.risk import responding
@@ -57,10 +58,11 @@ class _Told:
 def keep(batch: Batch, *, service_id: str, caller: Caller, time_left: Budget, now: datetime) -> None:
     """Keep every sound item about a card that this service showed to this client.
 
-    raises  NotAllKept: 400 for items that are malformed, 404 for those about other cards, 503 when the time
-            was over before all of the others were kept
+    raises  NotAllKept: 400 for items that are malformed or accept what their card did not suggest, 404 for
+            those about other cards, 503 when the time was over before all of the others were kept
     """
     cards = _cards_of(batch, service_id, caller)
+    batch = _without_strangers(batch, cards)
     known = {place: item for place, item in batch.items.items() if item.card in cards}
     kept = _held(cards)
     fresh = {_key(item): item for item in reversed(known.values())}  # of one said twice the first
@@ -93,6 +95,24 @@ def _cards_of(batch: Batch, service_id: str, caller: Caller) -> dict[UUID, CardS
         .filter(pk__in={item.card for item in batch.items.values()}, service=service_id, client=caller.client)
     )
     return {card.pk: card for card in found}
+
+
+def _without_strangers(batch: Batch, cards: Mapping[UUID, CardShown]) -> Batch:
+    """The batch with an item that accepts what its card did not suggest among the faults, the place named."""
+    strange: dict[int, BadRequest] = {}
+    for place, item in batch.items.items():
+        offered = cards[item.card].suggestions if item.card in cards else None
+        if offered is None:
+            continue
+        for index, one in enumerate(item.accepted_suggestions):
+            if one not in offered:
+                strange[place] = BadRequest(
+                    f"no such suggestion of this card: {one}",
+                    expression=f"feedback[{place}].acceptedSuggestions[{index}].id",
+                )
+                break
+    sound = {place: item for place, item in batch.items.items() if place not in strange}
+    return Batch(batch.size, sound, {**batch.faults, **strange})
 
 
 def _held(cards: Collection[UUID]) -> set[_Key]:
@@ -144,7 +164,7 @@ def _row(told: _Told, now: datetime) -> Feedback:
         card=told.card,
         outcome=item.outcome,
         outcome_at=item.outcome_at,
-        accepted_suggestions=list(item.accepted_suggestions),
+        accepted_suggestions=list(dict.fromkeys(item.accepted_suggestions)),
         reason_code=item.reason_code,
         reason_system=item.reason_system,
         comment=item.comment,

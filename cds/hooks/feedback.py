@@ -17,7 +17,7 @@ MAX_COMMENT = 500
 
 @dataclass(frozen=True, slots=True)
 class FeedbackItem:
-    """What happened to one card (INTEROP 17)."""
+    """What happened to one card (INTEROP 17). A suggestion's uuid is in small letters, as ours are."""
 
     card: UUID
     outcome: str
@@ -74,7 +74,7 @@ def _parse_item(item: Any, where: str) -> FeedbackItem:
             path = f"{where}.acceptedSuggestions[{place}]"
             if not isinstance(one, dict):
                 raise BadRequest("acceptedSuggestions holds objects with an id", expression=path)
-            suggestions.append(fields.short(one, "id", 64, path))
+            suggestions.append(fields.short(one, "id", 64, path).lower())
     code, system, comment = _override_reason(item, where) if outcome == "overridden" else ("", "", "")
     return FeedbackItem(card, outcome, at, tuple(suggestions), code, system, comment)
 

@@ -7,7 +7,7 @@ is a card counted that came too late for its caller.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -51,12 +51,14 @@ class FeedbackFigures:
     """answered    cards with feedback, of those shown
     overridden  of the answers
     reasons     words (or the code of another system), how often
+    suggestions labels of suggestions that were accepted, in how many of the acceptances
     """
 
     answered: Share
     accepted: int
     overridden: Share
     reasons: tuple[tuple[str, Share], ...]
+    suggestions: tuple[tuple[str, Share], ...]
     days: tuple[DayOfFeedback, ...]
 
 
@@ -110,6 +112,7 @@ def feedback(version: ModelVersion, *, since: datetime) -> FeedbackFigures:
         reasons=tuple(
             (reason_words(code, system), share(n, overridden)) for system, code, n in reasons[:REASONS]
         ),
+        suggestions=tuple((label, share(n, accepted)) for label, n in _accepted(sent).most_common(REASONS)),
         days=tuple(
             DayOfFeedback(
                 day,
@@ -119,6 +122,15 @@ def feedback(version: ModelVersion, *, since: datetime) -> FeedbackFigures:
             for day, one in sorted(days.items())
         ),
     )
+
+
+def _accepted(sent: Any) -> Counter[str]:
+    """Suggestions by label, each acceptance counted once; of cards that noted what they suggested."""
+    chosen = sent.filter(outcome="accepted", card__suggestions__isnull=False).exclude(accepted_suggestions=[])
+    labels: Counter[str] = Counter()
+    for accepted, offered in chosen.values_list("accepted_suggestions", "card__suggestions").iterator():
+        labels.update({offered[one] for one in accepted if one in offered})
+    return labels
 
 
 def reason_words(code: str, system: str = responding.REASON_SYSTEM) -> str:

@@ -134,6 +134,7 @@ def _card(
         user=taken.asked.context.user,
         indicator=one.card.indicator.value,
         category=one.prediction.category if one.prediction is not None else "",
+        suggestions={str(offered.uuid): offered.label for offered in one.card.suggestions},
         version=service.version,
         milliseconds=round(took_ms, 1),
         shown_at=now,

@@ -99,6 +99,9 @@ class CardShown(models.Model):
     user = models.CharField(max_length=90, blank=True)  # [Type]/[id] in the EHR
     indicator = models.CharField(max_length=10, blank=True)
     category = models.CharField(max_length=10, blank=True)  # of the risk it showed
+    suggestions = models.JSONField(
+        null=True
+    )  # uuid → label; null: not noted, of a card before there was this
     version = models.ForeignKey(  # that answered, with a number or without
         ModelVersion,
         null=True,

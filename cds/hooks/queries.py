@@ -1,4 +1,7 @@
-"""What the screen of EHR clients shows. Who may: `cds.patients.access`."""
+"""What screens show: the EHR clients, and what was said in EHRs about a patient's cards.
+
+Who may: `cds.patients.access`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from django.db.models import Q
+
 from cds.errors import NotFound
 from cds.hooks import registering
-from cds.hooks.models import HookClient
+from cds.hooks.contexts import HOOKS
+from cds.hooks.models import Feedback, HookClient
 from cds.patients import access
+from cds.patients.models import Patient
+from cds.risk import responding
+
+MOST_SAID = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +41,51 @@ class ClientView:
     client: HookClient
     keys: tuple[KeyView, ...]
     shares: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SaidInEhr:
+    """What somebody said of a card in their EHR that is no answer on the panel: a comment, a reason of their
+    own, suggestions that they accepted.
+
+    outcome   accepted or overridden
+    reason    the code that they gave, as it came; "" for none, and for one that stands among the answers
+    accepted  labels of suggestions
+    """
+
+    outcome: str
+    at: datetime
+    hook: str
+    reason: str
+    comment: str
+    accepted: tuple[str, ...]
+
+
+def list_said(viewer: access.Viewer, patient: Patient, outcome: str) -> list[SaidInEhr]:
+    """What was said in EHRs about the patient's cards of an outcome, the newest MOST_SAID, newest first.
+
+    Answers with a reason of ours are not among them: they are answers on the panel. Raises NotAllowed.
+    """
+    access.check_view_patients(viewer)
+    if not access.visible_patients(viewer).filter(pk=patient.pk).exists():
+        raise NotFound("no such patient")
+    about = Q(card__patient=patient) | Q(card__patient__merged_into=patient)
+    is_told = ~Q(comment="") | ~Q(reason_code="") | ~Q(accepted_suggestions=[])
+    is_answer = Q(
+        card__prediction__isnull=False,
+        outcome="overridden",
+        reason_system=responding.REASON_SYSTEM,
+        reason_code__in=responding.OVERRIDE_REASONS,
+    )
+    rows = Feedback.objects.filter(about, is_told, card__outcome=outcome).exclude(is_answer)
+    return [_said(row) for row in rows.select_related("card").order_by("-outcome_at", "-pk")[:MOST_SAID]]
+
+
+def _said(row: Feedback) -> SaidInEhr:
+    offered = row.card.suggestions or {}
+    hook = next((hook for hook in HOOKS if row.card.service.endswith(f"-{hook}")), row.card.service)
+    accepted = tuple(offered[one] for one in row.accepted_suggestions if one in offered)
+    return SaidInEhr(row.outcome, row.outcome_at, hook, row.reason_code, row.comment, accepted)
 
 
 def list_clients(viewer: access.Viewer) -> list[ClientView]:

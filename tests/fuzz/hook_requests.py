@@ -239,7 +239,7 @@ def _item(chance: random.Random, card: str) -> dict[str, Any]:
         "outcomeTimestamp": when,
     }
     if item["outcome"] == "accepted":
-        item["acceptedSuggestions"] = [{"id": str(n)} for n in range(chance.randint(0, 3))]
+        item["acceptedSuggestions"] = [{"id": str(n)} for n in range(chance.choice((0, 0, 0, 1, 3)))]
     else:
         reason = {"code": chance.choice(("x", "insufficient-evidence")), "system": "http://example.org"}
         item["overrideReason"] = {"reason": reason, "userComment": chance.choice(("", "seen", "\u202e"))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -81,6 +82,25 @@ def test_feedback_is_counted_by_version_with_its_reasons(
     month = page(sign_in("admin"), f"/monitoring?version={ward.version.pk}&days=30")
     assert metric(month, "accepted") == "2"
     assert metric(page(sign_in("approver"), f"/monitoring?version={other.pk}"), "overridden") == "1"
+
+
+def test_accepted_suggestions_are_counted_by_what_they_were(
+    ward: Clinic, sign_in: Callable[[str], Client]
+) -> None:
+    lactate, echo = str(uuid.uuid4()), str(uuid.uuid4())
+    offered = {lactate: "Order: Lactate", echo: "Order: Echocardiogram"}
+    for chosen in ([lactate], [lactate, echo], []):
+        answer(card(ward, suggestions=offered), "accepted")
+        Feedback.objects.filter(accepted_suggestions=[]).update(accepted_suggestions=chosen)
+    answer(card(ward), "accepted")  # a card of before they were noted
+    Feedback.objects.filter(card__suggestions=None).update(accepted_suggestions=[lactate])
+    found = hook_figures.feedback(ward.version, since=ward.now - timedelta(days=1)).suggestions
+    assert [(label, one.count, one.of) for label, one in found] == [
+        ("Order: Lactate", 2, 4), ("Order: Echocardiogram", 1, 4),
+    ]  # fmt: skip
+    text = page(sign_in("admin"))
+    assert text.count('data-testid="accepted-suggestion"') == 2
+    assert "Order: Lactate" in text
 
 
 def test_calls_cards_alerts_and_times_by_hook(ward: Clinic) -> None:

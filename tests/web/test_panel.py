@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import io
 import re
+import uuid
 from collections.abc import Callable
 from datetime import timedelta
 
 import numpy as np
 import pytest
+from django.contrib.auth.models import User
 from django.test import Client
 from PIL import Image
 
-from cds.patients import sources
+from cds.errors import NotAllowed, NotFound
+from cds.hooks.models import CardShown, Feedback
+from cds.hooks.queries import list_said
+from cds.patients import access, sources
 from cds.patients.models import Note, Patient
 from cds.risk.models import HeatMap, Response, RiskAssessment, RiskPrediction
+from cds.risk.responding import REASON_SYSTEM
 from tests.web.clinic import BY, Clinic, assessment
 from web import words
 
@@ -44,6 +50,50 @@ def test_a_paused_source_is_said_beside_every_number(ward: Clinic, sign_in: Call
     page = text_of(client, patient)
     assert 'data-testid="paused"' in page
     assert "somebody has paused it" in page
+
+
+def test_what_was_said_in_the_ehr_is_seen_by_who_may_see_the_patient(
+    ward: Clinic, sign_in: Callable[[str], Client]
+) -> None:
+    patient, other = ward.patients[0], ward.patients[1]
+    lactate = str(uuid.uuid4())
+    card = CardShown.objects.create(
+        service="tessera-icu-admission-order-sign", hook_instance="one", kind="order", patient=patient,
+        prediction=newest(patient), outcome="icu-admission", version=ward.version, shown_at=ward.now,
+        suggestions={lactate: "Order: Lactate"},
+    )  # fmt: skip
+    said: list[dict[str, object]] = [
+        {"outcome": "overridden", "comment": "on the way to theatre <b>"},
+        {"outcome": "overridden", "reason_code": "local-7", "reason_system": "urn:ehr"},
+        {"outcome": "accepted", "accepted_suggestions": [lactate]},
+        # an answer of the panel, and one that says nothing
+        {"outcome": "overridden", "reason_code": "patient-refuses", "reason_system": REASON_SYSTEM,
+         "comment": "answered"},
+        {"outcome": "accepted"},
+    ]  # fmt: skip
+    for minutes, one in enumerate(said):
+        at = ward.now - timedelta(minutes=minutes)
+        Feedback.objects.create(card=card, outcome_at=at, received_at=ward.now, **one)
+    page = text_of(sign_in("clinician"), patient)
+    listed = re.search(r'data-testid="said-in-ehr">(.*?)</ul>', page, re.S)
+    assert listed is not None
+    assert listed[1].count("<li>") == 3
+    assert "on the way to theatre &lt;b&gt;" in listed[1]
+    assert "code local-7" in listed[1]
+    assert "Order: Lactate" in listed[1]
+    assert "(card at order-sign)" in listed[1]
+    assert "answered" not in listed[1]
+    assert "said-in-ehr" not in text_of(sign_in("clinician"), other)
+    other.merged_into = patient
+    other.save(update_fields=["merged_into"])
+    CardShown.objects.update(patient=other)
+    assert "on the way to theatre" in text_of(sign_in("clinician"), patient)
+    stranger = User.objects.create_user("elsewhere")
+    access.give_role(stranger, access.Role.CLINICIAN)
+    with pytest.raises(NotFound):
+        list_said(stranger, patient, "icu-admission")
+    with pytest.raises(NotAllowed):
+        list_said(ward.people["approver"], patient, "icu-admission")
 
 
 def test_numbers_on_the_screen_are_the_stored_ones(ward: Clinic, sign_in: Callable[[str], Client]) -> None:

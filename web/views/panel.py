@@ -11,6 +11,7 @@ from django.shortcuts import render
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
+from cds.hooks.queries import list_said
 from cds.patients import access
 from cds.patients.models import Patient
 from cds.patients.queries import find_stay
@@ -70,6 +71,7 @@ def context(request: HttpRequest, patient: Patient, **more: Any) -> dict[str, An
         "banner": seen.banner,
         **_of_launch(request, patient, view.outcome.seen if view.outcome else None, now=now),
         "patient_id": patient.pk,
+        "said_in_ehr": list_said(request.user, patient, view.outcome.seen.outcome) if view.outcome else [],
         "reasons": OVERRIDE_REASONS.values(),
         "can_respond": access.can_respond(request.user),
         "can_run_score": access.can_run_score(request.user),

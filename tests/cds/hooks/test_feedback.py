@@ -26,12 +26,19 @@ REASON = {"reason": {"code": "patient-refuses", "system": responding.REASON_SYST
 
 
 @pytest.fixture
-def card(call: Call, version: ModelVersion) -> str:
-    """The uuid of a card that showed a number."""
+def shown(call: Call, version: ModelVersion) -> dict[str, Any]:
+    """A card that showed a number, and suggests an order for each of two inputs."""
     body = hook_body(prefetch=PREFETCH)
     call(SERVICE, body)
     make_score(Patient.objects.get(), version)
-    return str(call(SERVICE, body).json()["cards"][0]["uuid"])
+    (found,) = call(SERVICE, body).json()["cards"]
+    return dict(found)
+
+
+@pytest.fixture
+def card(shown: dict[str, Any]) -> str:
+    """Its uuid."""
+    return str(shown["uuid"])
 
 
 def overridden(card: str, **changes: Any) -> dict[str, Any]:
@@ -48,16 +55,44 @@ def test_an_override_is_kept_once_and_reaches_the_panel(call: Call, card: str) -
     assert AuditEvent.objects.filter(action="hook.feedback").count() == 1
 
 
-def test_an_acceptance_acknowledges(call: Call, card: str) -> None:
-    accepted = {
+def accepted(card: str, *suggestions: str) -> dict[str, Any]:
+    return {
         "card": card,
         "outcome": "accepted",
-        "acceptedSuggestions": [{"id": "s1"}],
+        "acceptedSuggestions": [{"id": one} for one in suggestions],
         "outcomeTimestamp": AT,
     }
-    assert call(URL, {"feedback": [accepted, accepted]}).status_code == 200
-    assert Feedback.objects.get().accepted_suggestions == ["s1"]
+
+
+def test_an_acceptance_acknowledges(call: Call, shown: dict[str, Any]) -> None:
+    first = shown["suggestions"][0]["uuid"]
+    item = accepted(shown["uuid"], first.upper(), first)
+    assert call(URL, {"feedback": [item, item]}).status_code == 200
+    assert Feedback.objects.get().accepted_suggestions == [first]
     assert Response.objects.get().kind == "acknowledged"
+
+
+def test_a_card_is_kept_with_what_it_suggested(shown: dict[str, Any]) -> None:
+    offered = {one["uuid"]: one["label"] for one in shown["suggestions"]}
+    assert set(offered.values()) == {"Order: Echocardiogram", "Order: Lactate"}
+    assert CardShown.objects.get(pk=shown["uuid"]).suggestions == offered
+    assert CardShown.objects.exclude(pk=shown["uuid"]).get().suggestions == {}  # "not yet known" offers none
+
+
+def test_what_the_card_did_not_suggest_cannot_be_accepted(call: Call, shown: dict[str, Any]) -> None:
+    first = shown["suggestions"][0]["uuid"]
+    told = [accepted(shown["uuid"], first, SOME), overridden(shown["uuid"])]
+    response = call(URL, {"feedback": told})
+    assert response.status_code == 400
+    wrong, rest = response.json()["issue"]
+    assert wrong["expression"] == ["feedback[0].acceptedSuggestions[1].id"]
+    assert SOME in wrong["diagnostics"]
+    assert "1 of 2 items are kept" in rest["diagnostics"]
+    assert Feedback.objects.get().outcome == "overridden"
+    CardShown.objects.update(suggestions={})
+    assert call(URL, {"feedback": [accepted(shown["uuid"], first)]}).status_code == 400
+    CardShown.objects.update(suggestions=None)  # of a card from before they were noted nobody can tell
+    assert call(URL, {"feedback": told}).status_code == 200
 
 
 @pytest.mark.parametrize("code", ["ours", "patient-refuses"])  # the same letters in another system
