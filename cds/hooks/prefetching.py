@@ -26,7 +26,7 @@ from django.db import connection, transaction
 from django.db.models import F, OuterRef, Subquery
 
 import ehr
-from cds.hooks import templates
+from cds.hooks import templates, waiting
 from cds.hooks.budget import Budget
 from cds.hooks.client_auth import Caller
 from cds.hooks.fields import BadRequest
@@ -306,12 +306,20 @@ def _complete(
         return {}, ("no time was left to ask the FHIR server",), True
     queries = {key: templates.resolved(wanted.get(key, ""), asked.context.patient_id) for key in keys}
     begun = {key: sent.resources[key] for key in sent.partial}
-    try:
-        found = ehr.complete_prefetch(
-            queries, begun, base_url=server, token=asked.access.token, within_s=within_s
-        )
-    except ehr.EhrError as error:
-        return {}, (str(error),), True
+    with waiting.PLACES.one_of(waiting.of(caller)) as is_free:
+        if not is_free:
+            logger.warning("a prefetch is not completed: too many calls are waiting already")
+            return (
+                {},
+                ("too many calls are waiting already, so the FHIR server was not asked: try again",),
+                True,
+            )
+        try:
+            found = ehr.complete_prefetch(
+                queries, begun, base_url=server, token=asked.access.token, within_s=within_s
+            )
+        except ehr.EhrError as error:
+            return {}, (str(error),), True
     if found.failed:
         said = "; ".join(sorted(set(found.failed.values())))
         logger.warning("a prefetch could not be completed, %d keys: %s", len(found.failed), said)

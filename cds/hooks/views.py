@@ -25,6 +25,7 @@ from cds.hooks import (
     ordering,
     prefetching,
     studies_known,
+    waiting,
 )
 from cds.hooks.budget import Budget
 from cds.hooks.client_auth import Caller
@@ -89,6 +90,7 @@ def _cards(
         by=caller.actor,
         now=now,
         wait_s=min(settings.HOOKS_WAIT_S, time_left.left()),
+        place=waiting.PLACES.one_of(waiting.of(caller)),
     )
     if taken.is_paused:
         standing = cards.as_held(standing, patient)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -156,22 +157,34 @@ def current_of(
     by: recording.Actor,
     now: datetime,
     wait_s: float = 0.0,
+    place: AbstractContextManager[bool] | None = None,
 ) -> list[Standing]:
-    """The same for these versions, of a patient whose row has just been read."""
+    """The same for these versions, of a patient whose row has just been read.
+
+    place  entered where there is something to wait for; where it says False, nothing is waited for
+    """
     deadline = time.monotonic() + wait_s
     found = {version.pk: stand(patient, version, now=now, is_light=True) for version in versions}
     unsettled = [version for version in versions if found[version.pk].state not in _SETTLED]
     if not unsettled:
         return [found[version.pk] for version in versions]
-    waiting = [request(patient, version, by=by, now=now).pk for version in unsettled]
+    asked = [request(patient, version, by=by, now=now).pk for version in unsettled]
+    if wait_s > 0:
+        with nullcontext(True) if place is None else place as may_wait:
+            if may_wait:
+                _wait_for(asked, deadline, wait_s)
+    found |= {version.pk: stand(patient, version, now=now, is_light=True) for version in unsettled}
+    return [found[version.pk] for version in versions]
+
+
+def _wait_for(asked: Sequence[UUID], deadline: float, wait_s: float) -> None:
+    """Until none of these is open, or the time is over."""
     pause = FIRST_POLL_S
     while (left := deadline - time.monotonic()) > 0:
         time.sleep(min(pause, left))
-        if not any(_open.row(pk=pk) for pk in waiting):
+        if not any(_open.row(pk=pk) for pk in asked):
             break
         pause = max(POLL_S, SLOWER * (wait_s - left))
-    found |= {version.pk: stand(patient, version, now=now, is_light=True) for version in unsettled}
-    return [found[version.pk] for version in versions]
 
 
 def current_one(
@@ -182,6 +195,7 @@ def current_one(
     by: recording.Actor,
     now: datetime,
     wait_s: float = 0.0,
+    place: AbstractContextManager[bool] | None = None,
 ) -> Standing:
     """The same for one version. `newest`: the key of the newest assessment (`newest_first`), just read; where
     that one has ended and answers, nothing more is asked of the database."""
@@ -189,7 +203,7 @@ def current_one(
         recalled = recall(patient, version, newest, now=now)
         if recalled is not None and recalled.state in _SETTLED:
             return recalled
-    (standing,) = current_of(patient, [version], by=by, now=now, wait_s=wait_s)
+    (standing,) = current_of(patient, [version], by=by, now=now, wait_s=wait_s, place=place)
     return standing
 
 
