@@ -26,7 +26,9 @@ from torch.nn import functional as F
 from fusion.backbones import ImageBackbone
 from fusion.batch import Batch
 from fusion.bundle import Bundle
+from fusion.config import OutcomeSpec
 from fusion.inputs import Modality
+from fusion.survival import curves_of
 
 GRID = 14  # places a side that are taken away or given back
 COARSE = 6  # places a side that are left of a blurred picture
@@ -72,7 +74,8 @@ class Look:
         values[:, self.row, : embeddings.shape[1]] = embeddings  # flags of its view stand after them
         changed = {**batch.tokens, self.modality: replace(tokens, values=values)}
         evidence = self.bundle.model.encode(replace(batch, tokens=changed))
-        return self.bundle.model.fuse(evidence.logits, evidence.present)[:, self.outcome]
+        fused = self.bundle.model.fuse(evidence.logits, evidence.present)
+        return logit_of(fused, self.outcome, self.bundle.config.outcomes)
 
     def logits(self, prepared: Tensor) -> Tensor:
         """Fused logits [N] of other pictures [N, 3, size, size] in its place."""
@@ -90,6 +93,17 @@ class Look:
         """+1 where the picture raises the estimate above that of its blurred self, else -1."""
         with_it, without = self.logits(torch.cat([self.prepared, blurred(self.prepared)])).tolist()
         return 1.0 if with_it >= without else -1.0
+
+
+def logit_of(fused: Tensor, outcome: int, specs: Sequence[OutcomeSpec]) -> Tensor:
+    """Fused logits [N, R] → those of one outcome [N]: of a horizon of an event, of the risk by then rather
+    than of the hazard since the horizon before it."""
+    for places in curves_of(specs):
+        if outcome in places:
+            until = list(places[: places.index(outcome) + 1])
+            lost = F.softplus(fused[:, until]).sum(dim=1)  # minus the log of what survives all intervals
+            return torch.log(torch.expm1(lost))
+    return fused[:, outcome]
 
 
 def blurred(prepared: Tensor) -> Tensor:

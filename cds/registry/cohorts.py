@@ -36,11 +36,15 @@ class Moment:
     place: str  # of the patient in the seeded order: the same wherever the same record is held
     as_of: datetime
     labels: dict[str, int]
+    follow_up: dict[str, tuple[float, bool]]  # hours, and whether the event ends them
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many of one outcome: members and events, per split and in all; and the excluded, by reason."""
+    """How many of one outcome: members and events, per split and in all; and the excluded, by reason.
+
+    lost  moments not followed to the horizon: without a label, and learned from for as long as they were
+    """
 
     outcome: str
     label: str
@@ -48,6 +52,7 @@ class Counts:
     events: int
     by_split: dict[str, dict[str, int]]
     excluded: dict[str, int]
+    lost: int = 0
 
     @property
     def problem(self) -> str:
@@ -112,6 +117,7 @@ def freeze(cohort: Cohort, *, now: datetime) -> Cohort:
                 patient_id=moment.patient_id,
                 as_of=moment.as_of,
                 labels=moment.labels,
+                follow_up=moment.follow_up,
                 split=splits[moment.patient_id],
             )
             for moment in moments
@@ -124,13 +130,15 @@ def freeze(cohort: Cohort, *, now: datetime) -> Cohort:
 
 
 def digest_of(cohort: Cohort) -> str:
-    """SHA-256 over every member: patient, moment, labels, split."""
+    """SHA-256 over every member: patient, moment, labels, split, and how long it was followed, where a cohort
+    says so (older ones do not)."""
     rows = cohort.members.order_by("patient_id", "as_of").values_list(
-        "patient_id", "as_of", "labels", "split"
+        "patient_id", "as_of", "labels", "split", "follow_up"
     )
     found = hashlib.sha256()
-    for patient_id, as_of, labels, split in rows:
-        found.update(json.dumps([str(patient_id), as_of.isoformat(), labels, split], sort_keys=True).encode())
+    for patient_id, as_of, labels, split, follow_up in rows:
+        said = [str(patient_id), as_of.isoformat(), labels, split, *([follow_up] if follow_up else [])]
+        found.update(json.dumps(said, sort_keys=True).encode())
     return found.hexdigest()
 
 
@@ -166,12 +174,16 @@ def _collect(
         history = known_outcomes.read_history(patient, cutoff=cutoff)
         for as_of, some in asked.items():
             found = known_outcomes.label_all(some, history, as_of=as_of)
-            for name, labelled in found.items():
-                if labelled.value is None:
-                    excluded[name][labelled.reason] += 1
             labels = {name: labelled.value for name, labelled in found.items() if labelled.value is not None}
-            if labels:
-                moments.append(Moment(str(patient.pk), place_of(patient), as_of, labels))
+            follow_up = {}
+            for name, labelled in found.items():
+                seen = labelled.follow_up(known_outcomes.get_outcome(name).horizon)
+                if seen is not None:
+                    follow_up[name] = seen
+                elif labelled.value is None:
+                    excluded[name][labelled.reason] += 1
+            if follow_up:
+                moments.append(Moment(str(patient.pk), place_of(patient), as_of, labels, follow_up))
     return moments, excluded
 
 
@@ -219,6 +231,7 @@ def _count(
                 sum(held["events"] for held in by_split.values()),
                 by_split,
                 dict(excluded[name]),
+                sum(name in moment.follow_up and name not in moment.labels for moment in moments),
             )
         )
     return Preview(len({moment.patient_id for moment in moments}), len(moments), tuple(counts))
@@ -234,6 +247,7 @@ def _counts_json(counted: Preview) -> dict[str, Any]:
                 "events": counts.events,
                 "by_split": counts.by_split,
                 "excluded": counts.excluded,
+                "lost": counts.lost,
             }
             for counts in counted.outcomes
         },

@@ -140,7 +140,13 @@ def _criteria(version: ModelVersion) -> str:
         )
         said.append(
             f"{_label(name)}: {found.get('members', 0)} moments with a known answer, "
-            f"{found.get('events', 0)} events" + (f"; excluded: {excluded}." if excluded else ".")
+            f"{found.get('events', 0)} events"
+            + (
+                f"; {found['lost']} more learned from until they were lost from sight"
+                if found.get("lost")
+                else ""
+            )
+            + (f"; excluded: {excluded}." if excluded else ".")
         )
     return " ".join(said)
 

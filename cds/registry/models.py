@@ -36,6 +36,7 @@ class CohortMember(models.Model):
     patient = models.ForeignKey(Patient, on_delete=models.CASCADE)
     as_of = models.DateTimeField()
     labels = models.JSONField()  # outcome name -> 0 or 1; absent = not known
+    follow_up = models.JSONField(default=dict)  # outcome name -> [hours, whether the event ends them]
     split = models.CharField(max_length=10)  # train | tuning | held_out
 
     class Meta:

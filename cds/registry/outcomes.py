@@ -4,10 +4,12 @@
     death          Patient.deceasedDateTime lies in (as_of, as_of + 30 days]
 
 A negative needs known follow-up: the stay around as_of finished without the event, or later data of the
-patient cover the horizon (unless the stay's own course is unknown). Whoever has, or has had, intensive care
-in the stay around as_of is not at risk of a first admission to it and is excluded. Death at an unknown time
-leaves `death` unlabelled; it says nothing about intensive care, which the stays tell (leaving these patients
-out would leave out the sickest).
+patient cover the horizon (unless the stay's own course is unknown). Whoever is lost from sight earlier has no
+label, and counts for as long as they were seen (`following`). A finished stay counts as followed throughout:
+to end the follow-up there would take those sent home to be as ill as those who had to stay. Whoever has, or
+has had, intensive care in the stay around as_of is not at risk of a first admission to it and is excluded.
+Death at an unknown time leaves `death` unlabelled; it says nothing about intensive care, which the stays tell
+(leaving these patients out would leave out the sickest).
 """
 
 from __future__ import annotations
@@ -27,16 +29,26 @@ from cds.statements import Statement
 from cds.studies.models import Study
 
 INTENSIVE_CARE = "intensive-care"
+FOLLOW_UP_TOO_SHORT = "follow-up too short"
 NOT_AT_RISK = "already in intensive care in this stay"
 STAYS = ("inpatient", "emergency", INTENSIVE_CARE)
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """1, 0, or None with the reason why it is not known."""
+    """1, 0, or None with the reason why it is not known.
+
+    after  of a 1: how long after as_of it happened; of a None: how long it is known not to have happened
+    """
 
     value: int | None
     reason: str = ""
+    after: timedelta = timedelta(0)
+
+    def follow_up(self, horizon: timedelta) -> tuple[float, bool] | None:
+        """Hours, and whether they end with the event; None for who was not seen after as_of at all."""
+        seen = horizon if self.value == 0 else self.after
+        return (seen.total_seconds() / 3600, self.value == 1) if seen > timedelta(0) else None
 
 
 class Stay(NamedTuple):
@@ -151,7 +163,8 @@ def _death(outcome: Outcome, history: History, as_of: datetime) -> Label:
     if history.deceased and history.deceased_at is None:
         return Label(None, "date of death not known")
     if history.deceased_at is not None:
-        return Label(int(history.deceased_at <= as_of + outcome.horizon))
+        after = history.deceased_at - as_of
+        return Label(1, after=after) if after <= outcome.horizon else Label(0)
     return _negative(outcome, history, as_of)
 
 
@@ -162,8 +175,8 @@ def _intensive_care(outcome: Outcome, history: History, as_of: datetime) -> Labe
     if been_in_intensive_care(history.encounters, as_of):
         return Label(None, NOT_AT_RISK)
     starts = [stay.start for stay in stays if stay.start is not None]
-    if any(as_of < start <= as_of + outcome.horizon for start in starts):
-        return Label(1)
+    if within := [start for start in starts if as_of < start <= as_of + outcome.horizon]:
+        return Label(1, after=min(within) - as_of)
     if history.deceased_at is not None and history.deceased_at <= as_of + outcome.horizon:
         return Label(0)  # followed to death, without intensive care
     return _negative(outcome, history, as_of)
@@ -176,7 +189,13 @@ def _negative(outcome: Outcome, history: History, as_of: datetime) -> Label:
         return Label(0)
     if any(_finished_around(stay, as_of) for stay in history.encounters):
         return Label(0)
-    return Label(None, "follow-up too short")
+    return _lost(history, as_of)
+
+
+def _lost(history: History, as_of: datetime) -> Label:
+    """Seen without the event until the newest data, and no longer."""
+    seen = history.known_until - as_of if history.known_until is not None else timedelta(0)
+    return Label(None, FOLLOW_UP_TOO_SHORT, after=max(seen, timedelta(0)))
 
 
 def been_in_intensive_care(encounters: Sequence[Stay], as_of: datetime) -> bool:

@@ -129,10 +129,14 @@ def get_promotion(promotion_id: object) -> Promotion:
 
 
 def unused_modalities(metadata: Mapping[str, Any], outcomes: Sequence[str]) -> set[str]:
-    """Modalities the model says nothing from, for any outcome: too few patients had them in training."""
+    """Modalities the model says nothing from, for any of these outcomes or a step towards one (`following`):
+    too few patients had them in training."""
     left_out = metadata.get("left_out", {})
+    if not left_out:
+        return set()
+    steps = [one["name"] for one in metadata.get("outputs", ()) if one.get("event") in outcomes]
     named = {key.partition(", ")[0] for key in left_out}
-    return {name for name in named if all(f"{name}, {outcome}" in left_out for outcome in outcomes)}
+    return {name for name in named if all(f"{name}, {asked}" in left_out for asked in (*outcomes, *steps))}
 
 
 def bundle_folder(version: ModelVersion) -> Path:

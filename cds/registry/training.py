@@ -30,10 +30,10 @@ from cds.features.fields import CHANNELS, FIELDS, GENOMICS
 from cds.jobs import leases
 from cds.jobs.models import WorkState
 from cds.patients.models import Note
-from cds.registry import bundles, cohorts, outcomes, policies, queries, runs
+from cds.registry import bundles, cohorts, following, policies, queries, runs
 from cds.registry.models import Cohort, TrainingRun
 from cds.studies.models import Series
-from fusion import Example, FusionConfig, Modality, OutcomeSpec
+from fusion import Example, FusionConfig, Modality
 
 logger = logging.getLogger(__name__)
 WORKER = recording.system("worker-train")
@@ -70,7 +70,7 @@ def _train(run: TrainingRun, progress: Progress) -> None:
     cohort = cohorts.freeze(run.cohort, now=timezone.now())
     run.simulated = cohorts.is_simulated(cohort)
     TrainingRun.objects.filter(pk=run.pk).update(simulated=run.simulated)
-    config = build_config(run.outcomes, run.config)
+    config = build_config(run.outcomes, run.config, cohort=cohort)
 
     progress.step("encoding images and notes", 0.02)
     encoders = encode_missing(cohort, config, progress, low=0.02, high=0.4)
@@ -91,6 +91,7 @@ def _train(run: TrainingRun, progress: Progress) -> None:
     progress.step("evaluating on held-out patients", 0.85)
     acted_at = {name: policies.policy_of(name).high for name in run.outcomes}
     report = fusion.evaluate(bundle, examples["held_out"], thresholds=acted_at)
+    report = following.without_steps(report, run.outcomes)
 
     progress.step("saving the model", 0.97)
     path = f"{'+'.join(run.outcomes)}/{run.pk}"
@@ -121,9 +122,11 @@ _CHOSEN: dict[str, type[StrEnum]] = {
 }
 
 
-def build_config(names: Sequence[str], overrides: Mapping[str, Any]) -> FusionConfig:
-    """The catalogue's fields, the named outcomes, the site's backbones, and what the run overrides."""
-    specs = [outcomes.get_outcome(name) for name in names]
+def build_config(
+    names: Sequence[str], overrides: Mapping[str, Any], *, cohort: Cohort | None = None
+) -> FusionConfig:
+    """The catalogue's fields, the named outcomes (as curves where the cohort lost many patients from sight),
+    the site's backbones, and what the run overrides."""
     settled: dict[str, Any] = {
         "image_backbone": settings.IMAGE_BACKBONE,
         "cine_backbone": settings.IMAGE_BACKBONE,
@@ -144,8 +147,11 @@ def build_config(names: Sequence[str], overrides: Mapping[str, Any]) -> FusionCo
     for name, kind in _CHOSEN.items():
         if name in settled:
             settled[name] = kind(settled[name])
+    split = "tuning" if settled.get("dp_noise") else "train"
+    is_single = settled.get("imbalance") == fusion.Imbalance.BALANCED_SAMPLING  # draws rows by one outcome
+    members = cohort.members.filter(split=split).order_by("pk") if cohort is not None else ()
     return FusionConfig(
-        outcomes=tuple(OutcomeSpec(spec.name, spec.label, spec.horizon_hours) for spec in specs),
+        outcomes=following.specs_of(names, members, steps=not is_single),
         fields=FIELDS,
         genomics=GENOMICS,
         channels=CHANNELS,
@@ -262,7 +268,11 @@ def build_examples(
         inputs = dataclasses.replace(built.inputs, key=f"{member.patient_id}:{member.pk}")
         examples[member.split].append(
             Example(
-                inputs, member.labels, group=cohorts.place_of(member.patient), attributes=inputs.attributes
+                inputs,
+                member.labels,
+                group=cohorts.place_of(member.patient),
+                attributes=inputs.attributes,
+                follow_up=following.follow_up_of(member, config.outcomes),
             )
         )
         progress.step("reading records", low + (high - low) * (done + 1) / len(members))

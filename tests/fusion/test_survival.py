@@ -16,6 +16,7 @@ import fusion
 from fusion import Modality, OutcomeSpec
 from fusion.calibrate import fit_calibration, sigmoid
 from fusion.examples import labels_of
+from fusion.heat_maps import logit_of
 from fusion.losses import masked_bce
 from fusion.metrics import auroc, brier
 from fusion.survival import (
@@ -194,6 +195,16 @@ def test_from_training_to_a_saved_bundle(tmp_path) -> None:
     base = bundle.metadata["cohort"]["base_rate"]
     assert base["death_24h"] < base["death_48h"] < base["death_96h"] < base["death_192h"]
     assert prediction.outcomes[1].risk == pytest.approx(base["death_192h"])
+
+
+def test_a_heat_map_is_of_the_risk_by_its_horizon() -> None:
+    outcomes = (simulated.OUTCOMES[0], *OUTCOMES[::-1])
+    fused = torch.randn(5, len(outcomes), generator=torch.Generator().manual_seed(0))
+    hazards = torch.sigmoid(fused.double()).numpy()
+    risks = accumulated(hazards, curves_of(outcomes))
+    for r in range(len(outcomes)):
+        said = torch.sigmoid(logit_of(fused, r, outcomes)).numpy()
+        np.testing.assert_allclose(said, risks[:, r], atol=1e-5)
 
 
 def test_labels_of_mixes_both_kinds() -> None:

@@ -172,5 +172,7 @@ def _table(counted: cohorts.Preview) -> Table:
     for counts in counted.outcomes:
         splits = (f"{held['events']}/{held['n']}" for held in counts.by_split.values())
         left_out = ", ".join(f"{number} {reason}" for reason, number in sorted(counts.excluded.items()))
+        if counts.lost:
+            left_out = f"{left_out or 'none'}; {counts.lost} learned from until lost from sight"
         table.add_row(counts.outcome, str(counts.members), str(counts.events), *splits, left_out or "none")
     return table

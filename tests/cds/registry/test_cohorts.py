@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import uuid
 from collections import Counter
 from datetime import timedelta
@@ -11,6 +13,7 @@ import pytest
 
 from cds.errors import Invalid
 from cds.registry import cohorts
+from cds.registry.models import CohortMember
 from tests.cds.registry.rows import make_patient, make_series, make_stay
 from tests.factories import NOW
 
@@ -69,6 +72,33 @@ def test_frozen_means_frozen() -> None:
         cohorts.freeze(cohort, now=CUTOFF)
 
 
+def test_the_lost_are_members_for_as_long_as_they_were_seen() -> None:
+    _ward(6, 2)
+    patient = make_patient("lost")
+    make_stay(patient, "inpatient", NOW - DAY, None)
+    make_series(patient, NOW)
+    make_stay(patient, "ambulatory", NOW + 5 * DAY, NOW + 5 * DAY)
+    cohort = cohorts.freeze(cohorts.draw(outcomes=["icu-admission"], now=CUTOFF), now=CUTOFF)
+    member = cohort.members.get(patient=patient)
+    assert (member.labels, member.follow_up) == ({}, {"icu-admission": [120.0, False]})
+    counts = cohort.counts["outcomes"]["icu-admission"]
+    assert (counts["members"], counts["events"], counts["lost"], counts["excluded"]) == (12, 4, 1, {})
+    member.follow_up = {"icu-admission": [336.0, False]}
+    member.save()
+    with pytest.raises(Invalid, match="frozen"):
+        cohorts.freeze(cohort, now=CUTOFF)
+
+
+def test_a_cohort_frozen_before_follow_up_was_kept_is_still_itself() -> None:
+    cohort = cohorts.draw(outcomes=["death"], now=CUTOFF)
+    patient = make_patient()
+    CohortMember.objects.create(cohort=cohort, patient=patient, as_of=NOW, labels={"death": 1}, split="train")
+    said = json.dumps([str(patient.pk), NOW.isoformat(), {"death": 1}, "train"], sort_keys=True)
+    cohort.digest, cohort.frozen_at = hashlib.sha256(said.encode()).hexdigest(), NOW
+    cohort.save()
+    assert cohorts.freeze(cohort, now=CUTOFF).members.get().follow_up == {}
+
+
 def test_preview_counts_without_storing_and_says_what_is_missing() -> None:
     _ward(5, 0)
     alone = make_patient()
@@ -101,10 +131,10 @@ def test_drawing_from_named_sources_only() -> None:
 def test_the_same_data_are_split_alike_wherever_they_are_imported() -> None:
     """Our own ids are random; the split follows who the patient is at the source."""
     moments = [
-        cohorts.Moment(str(uuid.uuid4()), f"place-{n}", NOW, {"icu-admission": int(n % 3 == 0)})
+        cohorts.Moment(str(uuid.uuid4()), f"place-{n}", NOW, {"icu-admission": int(n % 3 == 0)}, {})
         for n in range(40)
     ]
-    elsewhere = [cohorts.Moment(str(uuid.uuid4()), m.place, m.as_of, m.labels) for m in moments]
+    elsewhere = [cohorts.Moment(str(uuid.uuid4()), m.place, m.as_of, m.labels, {}) for m in moments]
     here, there = (cohorts._split(each, ["icu-admission"], 7) for each in (moments, elsewhere))
     assert [here[m.patient_id] for m in moments] == [there[m.patient_id] for m in elsewhere]
 

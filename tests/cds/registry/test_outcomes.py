@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -18,8 +19,15 @@ LATE = NOW + 400 * DAY
 
 
 def label(patient: Patient, outcome: str, *, cutoff: datetime = LATE) -> outcomes.Label:
+    """Value and reason alone; `follow_up` tells the rest."""
     history = outcomes.read_history(patient, cutoff=cutoff)
-    return outcomes.label(outcomes.get_outcome(outcome), history, as_of=NOW)
+    return replace(outcomes.label(outcomes.get_outcome(outcome), history, as_of=NOW), after=timedelta(0))
+
+
+def follow_up(patient: Patient, outcome: str, *, cutoff: datetime = LATE) -> tuple[float, bool] | None:
+    asked = outcomes.get_outcome(outcome)
+    found = outcomes.label(asked, outcomes.read_history(patient, cutoff=cutoff), as_of=NOW)
+    return found.follow_up(asked.horizon)
 
 
 ICU, WARD = "intensive-care", "inpatient"
@@ -130,3 +138,32 @@ def test_learned_from_the_moments_of_image_studies_with_pixels() -> None:
 def test_an_unknown_outcome_is_named() -> None:
     with pytest.raises(Invalid, match="icu-admission"):
         outcomes.get_outcome("rain")
+
+
+@pytest.mark.parametrize(
+    ("stays", "died_on", "icu", "death"),
+    [
+        # hours followed, and whether the event ends them
+        ([(WARD, -1, 10), (ICU, 3, 6)], None, (72.0, True), (720.0, False)),
+        ([(WARD, -1, 10), (ICU, 6, 7), (ICU, 3, 4)], 9, (72.0, True), (216.0, True)),
+        ([(WARD, -1, 10)], 31, (336.0, False), (720.0, False)),
+        ([(WARD, -1, None)], 5, (336.0, False), (120.0, True)),  # died without it: never admitted to it
+        ([(WARD, -1, None), ("ambulatory", 4, 5)], None, (120.0, False), (120.0, False)),  # then lost
+        ([(WARD, -1, None), ("ambulatory", 20, 20)], None, (336.0, False), (480.0, False)),
+        ([(WARD, -1, None)], None, None, None),  # never seen again
+        ([(WARD, -2, 9), (ICU, -1, 4)], None, None, (720.0, False)),  # not at risk of it
+    ],
+)
+def test_how_long_each_was_followed(
+    stays: list[tuple[str, float, float | None]],
+    died_on: int | None,
+    icu: tuple[float, bool] | None,
+    death: tuple[float, bool] | None,
+) -> None:
+    patient = make_patient()
+    if died_on is not None:
+        patient.deceased, patient.deceased_at = True, NOW + died_on * DAY
+        patient.save()
+    for kind, first, last in stays:
+        make_stay(patient, kind, NOW + first * DAY, NOW + last * DAY if last is not None else None)
+    assert (follow_up(patient, "icu-admission"), follow_up(patient, "death")) == (icu, death)
