@@ -19,6 +19,7 @@ WORKERS_ONLY = {
     "cds.features.encoding",
     "cds.features.fields",
     "cds.features.observations",
+    "cds.registry.following",  # imported by training alone
     "cds.registry.tasks",
     "cds.registry.training",
     "cds.risk.monitoring",
