@@ -124,6 +124,7 @@ MEASURED: tuple[Measured, ...] = (
         "measured_ejection_fraction", "Ejection fraction, measured", "%", 3, 95, 365,
         (52.0, 74.0), "adults, women and men together (ASE/EACVI 2015)",
     ),
+    Measured("tumour_volume", "Brain tumour volume, measured", "mL", 0.1, 500, 365),
 )  # fmt: skip
 
 SERIES: tuple[Measurement, ...] = (

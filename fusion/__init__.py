@@ -42,8 +42,8 @@ if _find_spec("torch") is not None:  # without it, on a small machine, `fusion.e
     from fusion.evaluate import Report, evaluate
     from fusion.explain import ImageExplanation, explain_image, frames_explained
     from fusion.heat_maps import HeatMapMethod
-    from fusion.imaging.quantify import Size, area, cardiothoracic_ratio, ejection_fraction, largest
-    from fusion.imaging.segment import Drawn, Segmenter, SegmenterConfig, train_segmenter
+    from fusion.imaging.quantify import Size, area, cardiothoracic_ratio, ejection_fraction, largest, volume
+    from fusion.imaging.segment import Drawn, Segmenter, SegmenterConfig, SegmenterKind, train_segmenter
     from fusion.inputs import Frames, Modality, NoteInput, PatientInputs, PixelInput, SeriesPoint
     from fusion.predict import predict
     from fusion.prediction import Contribution, Driver, OutcomePrediction, Prediction
@@ -87,6 +87,7 @@ __all__ = [
     "Report",
     "Segmenter",
     "SegmenterConfig",
+    "SegmenterKind",
     "SeriesPoint",
     "ShiftReport",
     "Size",
@@ -112,5 +113,6 @@ __all__ = [
     "text_backbone_names",
     "train",
     "train_segmenter",
+    "volume",
     "volume_backbone_name",
 ]

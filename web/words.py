@@ -27,6 +27,7 @@ UNITS = {
     "ug/L": "µg/L",
     "kg/m2": "kg/m²",
     "cm2": "cm²",
+    "mL": "mL",
     "{score}": "",
     "h": "h",
     "d": "days",

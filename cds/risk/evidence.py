@@ -217,7 +217,7 @@ def _measurement(size: Measured, held: list[Measurement]) -> MeasurementView:
         method_version=row.method_version,
         confidence=row.confidence,
         series_id=str(row.series_id),
-        is_cine=row.series.is_cine,
+        is_cine=row.series.is_cine and bool(row.series.frame_ms),
         taken_at=study.started_at,
         earlier=before.value if before else None,
         earlier_at=before.series.study.started_at if before else None,

@@ -10,6 +10,10 @@ says what it is for:
 `name` is one of `catalogue.MEASURED`; `of` names the segmenter's structures. Of a structure the largest piece
 counts, of lungs the two largest. A size that cannot be known is
 stored without a value, and with the reason. A row is never changed: another segmenter makes rows of its own.
+
+A 3D segmenter (kind `unet_3d`) is given all slices of a CT or MR Series at once and gives volumes in mL, by
+the true spacing of slices and pixels: {"name": "tumour_volume", "of": ["tumour"]}. `descriptions`, where
+given, are words of which one must stand in the Series' description (["FLAIR"]): a network knows one sequence.
 """
 
 from __future__ import annotations
@@ -26,15 +30,17 @@ from typing import Any
 import numpy as np
 from django.conf import settings
 
+import ehr
 import fusion
 from cds import catalogue
 from cds.errors import Invalid
+from cds.features.encoding import LEAST_SLICES
 from cds.studies import clips, receiving
 from cds.studies.models import Measurement, Outline, Series
 
 logger = logging.getLogger(__name__)
 MANIFEST = "measures.json"
-MOST_FRAMES = 32
+MOST_FRAMES = 32  # of a cine; of a volume every slice is looked at
 PAIR = "lungs"
 Masks = Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.bool_]]]  # structure → bool [T, H, W]
 
@@ -49,9 +55,15 @@ class Method:
     imaging_modalities: frozenset[str]
     body_parts: frozenset[str]
     views: frozenset[str]
+    descriptions: frozenset[str]
     is_moving: bool
     sizes: tuple[tuple[str, tuple[str, ...]], ...]
     segmenter: fusion.Segmenter
+
+    @property
+    def is_3d(self) -> bool:
+        """Whether it looks at a whole volume."""
+        return self.segmenter.config.is_3d
 
     def fits(self, series: Series) -> bool:
         """Whether it was made for pictures like these."""
@@ -60,7 +72,11 @@ class Method:
             and series.imaging_modality in self.imaging_modalities
             and series.body_part.upper() in self.body_parts
             and series.view.upper() in self.views
+            and (
+                not self.descriptions or any(word in series.description.upper() for word in self.descriptions)
+            )
             and (series.is_cine and bool(series.frame_ms)) == self.is_moving
+            and (series.frames >= LEAST_SLICES or not self.is_3d)
         )
 
 
@@ -85,6 +101,7 @@ def _load(folder: Path, changed: int) -> Method:
             imaging_modalities=frozenset(about["imaging_modalities"]),
             body_parts=frozenset(part.upper() for part in about["body_parts"]),
             views=frozenset(view.upper() for view in about["views"]),
+            descriptions=frozenset(word.upper() for word in about.get("descriptions", ())),
             is_moving=bool(about["moving"]),
             sizes=sizes,
             segmenter=segmenter,
@@ -99,6 +116,13 @@ def _load(folder: Path, changed: int) -> Method:
             )
         if missing := set(structures) - set(segmenter.config.structures):
             raise Invalid(f"{folder.name}/{MANIFEST}: the segmenter does not draw {', '.join(missing)}")
+        if (name in _VOLUMES) != method.is_3d:
+            raise Invalid(
+                f"{folder.name}/{MANIFEST}: {name} is measured by a segmenter of kind "
+                f"{'unet_3d' if name in _VOLUMES else 'unet or attention_unet'}, not {segmenter.config.kind}"
+            )
+    if method.is_3d and method.is_moving:
+        raise Invalid(f"{folder.name}/{MANIFEST}: a 3D segmenter reads volumes, so `moving` must be false")
     return method
 
 
@@ -161,20 +185,47 @@ def _rows(
     """Each size by name, with how sure the masks are (mean probability inside them, in [0.5, 1]); the masks
     themselves; and which frames of the Clip they were drawn in."""
     clip = receiving.load_clip(series)
-    places = np.unique(np.linspace(0, len(clip.frames) - 1, min(MOST_FRAMES, len(clip.frames))).astype(int))
-    seen = np.stack([method.segmenter.probabilities(clip.frames[place][None]) for place in places], axis=1)
+    most = len(clip.frames) if method.is_3d else MOST_FRAMES
+    places = np.unique(np.linspace(0, len(clip.frames) - 1, min(most, len(clip.frames))).astype(int))
     structures = method.segmenter.config.structures
+    seen = _look(method, clip, places)
     masks = {
-        name: np.stack([fusion.largest(mask, 2 if name == PAIR else 1) for mask in drawn])
+        name: _pieces(drawn, 2 if name == PAIR else 1, whole=method.is_3d)
         for name, drawn in zip(structures, seen >= 0.5, strict=True)
     }
     sure = dict(zip(structures, seen, strict=True))
     found: dict[str, tuple[fusion.Size, float | None]] = {}
     for name, of in method.sizes:
-        size = _plausible(name, _SIZES[name](masks, of, clip.spacing_mm))
+        size = _plausible(name, _SIZES[name](masks, of, clip))
         inside = np.concatenate([sure[one][masks[one]] for one in of])
         found[name] = (size, float(inside.mean()) if inside.size and size.value is not None else None)
     return found, masks, [int(place) for place in places]
+
+
+def _look(
+    method: Method, clip: ehr.Clip, places: np.ndarray[tuple[int], np.dtype[np.int64]]
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Probability of each structure in those frames, float32 [S, T, H, W].
+
+    Slices whose order and spacing are not known are no volume: nothing is drawn in them.
+    """
+    if not method.is_3d:
+        return np.stack([method.segmenter.probabilities(clip.frames[one][None]) for one in places], axis=1)
+    if _spacing(clip) is None:
+        return np.zeros((len(method.segmenter.config.structures), *clip.frames.shape), np.float32)
+    return method.segmenter.probabilities(clip.frames[None])
+
+
+def _pieces(
+    drawn: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], parts: int, *, whole: bool
+) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """The largest pieces of a mask [T, H, W]: of the whole volume, or of each frame."""
+    return fusion.largest(drawn, parts) if whole else np.stack([fusion.largest(one, parts) for one in drawn])
+
+
+def _spacing(clip: ehr.Clip) -> tuple[float, float, float] | None:
+    """Between slices, rows and columns, mm; None unless all are known."""
+    return (clip.slice_mm, *clip.spacing_mm) if clip.slice_mm and clip.spacing_mm else None
 
 
 def _plausible(name: str, size: fusion.Size) -> fusion.Size:
@@ -186,21 +237,29 @@ def _plausible(name: str, size: fusion.Size) -> fusion.Size:
     return fusion.Size(size.name, None, size.unit, why)
 
 
-def _cardiothoracic(masks: Masks, of: Sequence[str], spacing: tuple[float, float] | None) -> fusion.Size:
+def _cardiothoracic(masks: Masks, of: Sequence[str], clip: ehr.Clip) -> fusion.Size:
     return fusion.cardiothoracic_ratio(masks[of[0]][0], masks[of[1]][0])
 
 
-def _lung_area(masks: Masks, of: Sequence[str], spacing: tuple[float, float] | None) -> fusion.Size:
-    found = fusion.area(masks[of[0]][0], spacing, name="lung area")
+def _lung_area(masks: Masks, of: Sequence[str], clip: ehr.Clip) -> fusion.Size:
+    found = fusion.area(masks[of[0]][0], clip.spacing_mm, name="lung area")
     return fusion.Size(found.name, found.value / 100 if found.value is not None else None, "cm2", found.why)
 
 
-def _ejection(masks: Masks, of: Sequence[str], spacing: tuple[float, float] | None) -> fusion.Size:
-    return fusion.ejection_fraction(masks[of[0]], spacing_mm=spacing)
+def _ejection(masks: Masks, of: Sequence[str], clip: ehr.Clip) -> fusion.Size:
+    return fusion.ejection_fraction(masks[of[0]], spacing_mm=clip.spacing_mm)
 
 
-_SIZES: dict[str, Callable[[Masks, Sequence[str], tuple[float, float] | None], fusion.Size]] = {
+def _tumour_volume(masks: Masks, of: Sequence[str], clip: ehr.Clip) -> fusion.Size:
+    """Nothing found is not 0 mL: a tumour that a network does not find may be there."""
+    found = fusion.volume(masks[of[0]], _spacing(clip), name="tumour volume")
+    return found if found.value != 0 else fusion.Size(found.name, None, found.unit, "no tumour was found")
+
+
+_VOLUMES = frozenset({"tumour_volume"})  # sizes that need a 3D segmenter
+_SIZES: dict[str, Callable[[Masks, Sequence[str], ehr.Clip], fusion.Size]] = {
     "cardiothoracic_ratio": _cardiothoracic,
     "lung_area": _lung_area,
     "measured_ejection_fraction": _ejection,
+    "tumour_volume": _tumour_volume,
 }

@@ -20,6 +20,7 @@ LOCAL = "99TESSERA"  # coding scheme of what no standard scheme names
 HEART = ehr.Concept("80891009", "SCT", "Heart")
 LUNG = ehr.Concept("39607008", "SCT", "Lung")
 VENTRICLE = ehr.Concept("87878005", "SCT", "Left ventricle")
+BRAIN = ehr.Concept("12738006", "SCT", "Brain")
 STRUCTURES = {"heart": HEART, "lungs": LUNG, "lung": LUNG, "lv": VENTRICLE, "left_ventricle": VENTRICLE}
 NAMES = {  # of `catalogue.MEASURED`: what it is called, and where it lies
     "cardiothoracic_ratio": (ehr.Concept("cardiothoracic_ratio", LOCAL, "Cardiothoracic ratio"), HEART),
@@ -28,11 +29,13 @@ NAMES = {  # of `catalogue.MEASURED`: what it is called, and where it lies
         ehr.Concept("10230-1", "LN", "Left ventricular Ejection fraction"),
         VENTRICLE,
     ),
+    "tumour_volume": (ehr.Concept("tumour_volume", LOCAL, "Tumour volume"), BRAIN),
 }
 UNITS = {
     "1": ehr.Concept("{ratio}", "UCUM", "ratio"),
     "cm2": ehr.Concept("cm2", "UCUM", "square centimeter"),
     "%": ehr.Concept("%", "UCUM", "percent"),
+    "mL": ehr.Concept("mL", "UCUM", "milliliter"),
 }
 
 

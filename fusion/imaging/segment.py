@@ -66,6 +66,11 @@ class SegmenterConfig:
     learning_rate: float = 2e-3
     seed: int = 0
 
+    @property
+    def is_3d(self) -> bool:
+        """Whether it looks at a whole volume [C, D, H, W] at once."""
+        return self.kind == SegmenterKind.UNET_3D
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Drawn:
@@ -104,7 +109,7 @@ class Segmenter:
         prepared = _prepared(values, self.config)
         with torch.inference_mode(), without_denormals():
             logits = self.network(prepared[None])
-            mode = "trilinear" if self.config.kind == SegmenterKind.UNET_3D else "bilinear"
+            mode = "trilinear" if self.config.is_3d else "bilinear"
             whole = F.interpolate(logits, size=values.shape[1:], mode=mode, align_corners=False)
         return np.asarray(torch.sigmoid(whole[0]).numpy(), np.float32)
 
@@ -234,7 +239,7 @@ def _network(config: SegmenterConfig) -> nn.Module:
 
 
 def _prepared(values: FloatArray, config: SegmenterConfig) -> Tensor:
-    axes = 4 if config.kind == SegmenterKind.UNET_3D else 3
+    axes = 4 if config.is_3d else 3
     if values.ndim != axes or values.shape[0] != config.channels or 0 in values.shape:
         wanted = f"[{config.channels}, D, H, W]" if axes == 4 else f"[{config.channels}, H, W]"
         raise BadInput(f"a picture must be {wanted} with intensities in [0, 1], not {list(values.shape)}")
@@ -246,7 +251,7 @@ def _prepared(values: FloatArray, config: SegmenterConfig) -> Tensor:
 
 def _resized(picture: Tensor, config: SegmenterConfig) -> Tensor:
     """float32 [K, (D,) H, W] → [K, (slices,) size, size]."""
-    if config.kind == SegmenterKind.UNET_3D:
+    if config.is_3d:
         size = (config.slices, config.size, config.size)
         return F.interpolate(picture[None], size=size, mode="trilinear", align_corners=False)[0]
     size2 = (config.size, config.size)

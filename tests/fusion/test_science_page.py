@@ -167,19 +167,22 @@ def given(
         "patient": patient, "key": "v1", "read": simulated.never_read, "folder": tmp_path / "detector",
         "SEGMENTER_STORE": tmp_path, "frames": Frames(scene[None], np.zeros(1, np.float32), (0.5, 0.5)),
         "clip": rng.random((4, 32, 32), dtype=np.float32), "drawn": drawings(12, 1),
-        "watched": drawings(4, 1), "chests": drawings(12, 2), "drawn_boxes": [(scene, boxes)] * 8,
+        "watched": drawings(4, 1), "chests": drawings(12, 2), "scans": drawings(6, 1, deep=8),
+        "drawn_boxes": [(scene, boxes)] * 8,
         "photographs": rng.random((64, 1, 64, 64), dtype=np.float32), "classes": np.repeat([0, 1], 32),
         "upside_down": replace(patient, images=(PixelInput("u", lambda: turned, turned.times_ms),)),
     }  # fmt: skip
 
 
-def drawings(count: int, structures: int) -> list[fusion.Drawn]:
-    """Squares in noise."""
+def drawings(count: int, structures: int, *, deep: int = 0) -> list[fusion.Drawn]:
+    """Squares in noise; or bars, `deep` slices of them."""
     rng = np.random.default_rng(count)
     mask = np.zeros((structures, 32, 32), bool)
     mask[:, 8:24, 8:24] = True
+    if deep:
+        mask = np.repeat(mask[:, None], deep, axis=1)
     return [
-        fusion.Drawn(((mask[:1] + rng.random((1, 32, 32))) / 2).astype(np.float32), mask)
+        fusion.Drawn(((mask[:1] + rng.random(mask[:1].shape)) / 2).astype(np.float32), mask)
         for _ in range(count)
     ]
 
@@ -194,7 +197,8 @@ HOLDS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "Cine": weighs,
     "Volumes": lambda n: n["config"].volume_step_mm == 5 and n["pixels"].slice_mm == 2.5,
     "Segmentation and measurements": lambda n: (
-        n["fraction"].unit == "%" and (n["SEGMENTER_STORE"] / "chest" / "measures.json").is_file()
+        n["fraction"].unit == "%"
+        and all((n["SEGMENTER_STORE"] / name / "measures.json").is_file() for name in ("chest", "tumour"))
     ),
     "Detection": lambda n: n["again"].detect(n["frames"]) == n["detector"].detect(n["frames"]),
     "Record encoders": lambda n: Modality.TEXT in n["patient"].present() and len(n["config"].genomics) == 2,

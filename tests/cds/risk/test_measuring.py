@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import ehr
 import fusion
 from cds.features import building
 from cds.features.fields import FIELDS
@@ -201,5 +202,8 @@ def test_ejection_fraction_of_a_moving_ventricle() -> None:
     """An ellipse that loses a third of its area at constant length: V ~ A^2 / L, so 1 - (2/3)^2."""
     y, x = np.mgrid[0:80, 0:80]
     frames = [((y - 40) / 30) ** 2 + ((x - 40) / (15 * share)) ** 2 < 1 for share in (1.0, 0.8, 2 / 3, 0.9)]
-    size = measuring._SIZES["measured_ejection_fraction"]({"lv": np.stack(frames)}, ["lv"], (1.0, 1.0))
+    clip = ehr.Clip(
+        frames=np.zeros((4, 80, 80), np.float32), times_ms=np.zeros(4, np.float32), spacing_mm=(1.0, 1.0)
+    )
+    size = measuring._SIZES["measured_ejection_fraction"]({"lv": np.stack(frames)}, ["lv"], clip)
     assert size.value == pytest.approx(100 * (1 - (2 / 3) ** 2), abs=3)
