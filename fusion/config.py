@@ -117,6 +117,7 @@ class FusionConfig:
     epochs: int = 60
     patience: int = 8  # epochs without a better tuning loss before stopping
     batch_size: int = 32  # patients
+    accumulate: int = 1  # minibatches whose gradients make one step: batches larger than memory holds
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     modality_dropout: float = 0.3  # chance that a present modality is hidden during training

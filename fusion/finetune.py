@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from fusion import parallel
 from fusion.backbones import ImageBackbone
 from fusion.backbones.image import FRAMES_AT_ONCE
 from fusion.backbones.stages import stages
@@ -28,7 +28,7 @@ from fusion.config import FusionConfig
 from fusion.errors import BadInput
 from fusion.fitting import Fit, Tell, fit
 from fusion.inputs import PatientInputs
-from fusion.losses import masked_bce
+from fusion.losses import masked_bce, weighed_bce
 from fusion.numerics import without_denormals
 
 HOWS = ("none", "head", "gradual")
@@ -123,12 +123,12 @@ def finetune(
         said: Tensor = net(pictures.to(device).float())
         return base_logit.to(device) + said
 
-    def loss(index: Tensor) -> Tensor:
+    def loss(index: Tensor) -> tuple[Tensor, Tensor]:
         pictures = train.values[index].float()
         if augment is not None:
             pictures = augment(pictures, generator).clamp(0, 1)
         answer = logits(pictures).float().cpu()
-        return masked_bce(answer, said[index], weight=1 / views[index], log_odds=log_odds)
+        return weighed_bce(answer, said[index], weight=1 / views[index], log_odds=log_odds)
 
     def tuning_loss() -> float | None:
         if len(tuning) < LEAST_TUNING:
@@ -183,7 +183,7 @@ class _Tuning(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         maps = self.network(self._backbone.normalise(pictures))
-        logits: Tensor = self.head(F.dropout(self._backbone.pool(maps), DROPOUT, self.training))
+        logits: Tensor = self.head(parallel.dropout(self._backbone.pool(maps), DROPOUT, self.training))
         return logits
 
     def train(self, mode: bool = True) -> _Tuning:
@@ -225,4 +225,5 @@ def _how(config: FusionConfig) -> Fit:
         weight_decay=DECAY,
         device=config.device,
         precision=config.precision,
+        accumulate=config.accumulate,
     )

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fusion import parallel
 from fusion.balance import drawn_alike
 from fusion.batch import Batch, Tokens
 from fusion.choosing import MARGIN, standard_errors
@@ -26,7 +27,7 @@ from fusion.finetune import Tuned
 from fusion.fitting import Fit, fit
 from fusion.image_tuning import ImageTuning
 from fusion.inputs import Modality
-from fusion.losses import masked_bce
+from fusion.losses import masked_bce, weighed_bce
 from fusion.model import FusionModel
 from fusion.telling import Teller
 
@@ -120,7 +121,7 @@ class FirstStage:
                 scratch.base_logit.copy_(self.model.base_logit)
                 said, simply, _ = self._train(scratch, modality, seen, name, f"fold{fold}")
                 out_of_fold[~seen, place], first[~seen] = said[~seen], simply[~seen]
-            if not self._is_better(place, first, out_of_fold[:, place]):
+            if not parallel.decide(self._is_better(place, first, out_of_fold[:, place])):
                 self.shared[modality].is_silent, out_of_fold[:, place] = True, first
             everyone = torch.ones(count, dtype=torch.bool)
             _, _, tuned = self._train(
@@ -255,6 +256,7 @@ def _fit_encoder(
         groups=groups[rows.numpy()],
         margin=config.extra.get("voice_margin", MARGIN),
     )
+    parallel.align(encoder)
     if shared.penalty is None:
         shared.penalty = encoder.trunk.penalty.clone()
     watch = torch.nonzero(held.batch.present[:, place]).squeeze(1)
@@ -314,15 +316,15 @@ def _train_rest(
     if is_sampled:
         draw, log_odds = drawn_alike(labels, generator)
 
-    def loss(index: Tensor) -> Tensor:
+    def loss(index: Tensor) -> tuple[Tensor, Tensor]:
         if is_sampled:
-            index = draw(len(index))
+            index = parallel.drawn(len(index), draw)
         part = tokens.rows(index)
         if modality != Modality.CINE:
             part = _thinned(part, config.modality_dropout, generator)
         said = model.base_logit + encoder(part).logits
-        told = masked_bce(said, labels[index], log_odds=log_odds, is_sampled=is_sampled, gamma=gamma)
-        return told + weight * _squares(penalised)
+        told, count = weighed_bce(said, labels[index], log_odds=log_odds, is_sampled=is_sampled, gamma=gamma)
+        return told + weight * _squares(penalised), count
 
     def watched_loss() -> float:
         said = model.base_logit + encoder(watched[0], fixed).logits
@@ -340,6 +342,7 @@ def _train_rest(
         max(config.batch_size, len(labels) // BATCHES),
         config.learning_rate,
         config.seed,
+        accumulate=config.accumulate,
         save_every=20,
     )
     done = fit(
@@ -353,7 +356,7 @@ def _train_rest(
         checkpoint=checkpoint,
         belongs_to=course,
     )
-    if done.best_loss is not None and done.best_loss <= before - LEAST_GAIN:
+    if parallel.decide(done.best_loss is not None and done.best_loss <= before - LEAST_GAIN):
         return
     encoder.load_state_dict(kept)
     encoder.end_training(helped=False)
@@ -363,8 +366,10 @@ def _thinned(tokens: Tokens, rate: float, generator: torch.Generator) -> Tokens:
     """Hide up to `rate` of each row's tokens, never all: so that a model meets records with gaps."""
     if tokens.known.shape[1] < 2 or rate <= 0:
         return tokens
-    limit = torch.rand(len(tokens), 1, generator=generator) * rate
-    kept = tokens.known & (torch.rand(tokens.known.shape, generator=generator) >= limit)
+    limit = parallel.drawn(len(tokens), lambda rows: torch.rand(rows, 1, generator=generator)) * rate
+    length = tokens.known.shape[1]
+    chance = parallel.drawn(len(tokens), lambda rows: torch.rand(rows, length, generator=generator))
+    kept = tokens.known & (chance >= limit)
     return tokens.hiding(torch.where(kept.any(dim=1, keepdim=True), kept, tokens.known))
 
 

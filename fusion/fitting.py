@@ -81,7 +81,8 @@ def fit(
     """Minimise `loss(row indices)` over the module's parameters; leaves the best state in the module.
 
     loss         mean over the rows of that index; or (mean, weight), where rows weigh differently or some
-                 count for nothing. It moves what it reads to the module's device
+                 count for nothing (several minibatches or processes need it to add up to the mean over all).
+                 It moves what it reads to the module's device, and draws by `parallel.drawn`
     tuning_loss  None = too little to look at: then all epochs are run and the last state stands
     tell         called after each epoch with (epoch, epochs, training loss, tuning loss); may raise to stop
     rates        (parameters, learning rate) of each group; default: all, linear parts five times as fast
@@ -104,6 +105,7 @@ def fit(
             at_epoch(epoch)
         told = course.pass_over(rows, loss)
         parallel.align(module)  # running statistics differ between processes
+        course.align_random()
         module.eval()
         with torch.no_grad(), course.autocast():
             current = tuning_loss()
@@ -182,9 +184,13 @@ class _Course:
         order = torch.randperm(rows, generator=self.order) if how.batch_size < rows else torch.arange(rows)
         batches = order.split(how.batch_size)
         for start in range(0, len(batches), how.accumulate):
-            some = [parallel.share(index) for index in batches[start : start + how.accumulate]]
+            some = batches[start : start + how.accumulate]
             self.optimiser.zero_grad()
-            parts = [self._backward(index, loss, alone=len(some) == 1) for index in some if len(index)]
+            parts = []
+            for index in some:
+                with parallel.sharing(index) as own:
+                    if len(own):
+                        parts.append(self._backward(own, loss, alone=len(some) == 1))
             self._step(parts, alone=len(some) == 1)
             total += sum(value * count for value, _, count in parts)
             seen += sum(count for _, _, count in parts)
@@ -201,12 +207,12 @@ class _Course:
         return float(value.detach()), weight.cpu(), len(index)
 
     def _step(self, parts: Sequence[tuple[float, Tensor, int]], *, alone: bool) -> None:
-        if self.scaler.is_enabled():
-            self.scaler.unscale_(self.optimiser)
         trained = [p for group in self.optimiser.param_groups for p in group["params"] if p.requires_grad]
         weight = torch.stack([torch.zeros(()), *(w for _, w, _ in parts)]).sum()
         if parallel.count() > 1:
             weight = parallel.sum_gradients(trained, weight)
+        if self.scaler.is_enabled():  # after the sum: an overflow anywhere is one everywhere
+            self.scaler.unscale_(self.optimiser)
         if parallel.count() > 1 or not alone:
             for parameter in trained:
                 if parameter.grad is not None:
@@ -214,6 +220,13 @@ class _Course:
         nn.utils.clip_grad_norm_(trained, self.how.clip)
         self.scaler.step(self.optimiser)
         self.scaler.update()
+
+    def align_random(self) -> None:
+        """Every process goes on from the first one's random states: one without a row in the last minibatch
+        drew nothing for it."""
+        if parallel.count() > 1:
+            states = parallel.agree(checkpoints.random_states(self.generators))
+            checkpoints.set_random_states(states, self.generators)
 
     def note(self, current: float | None) -> None:
         """Count the epoch, and keep its state when it is the best so far."""
@@ -238,7 +251,6 @@ class _Course:
 
     def save(self, path: Path, key: str) -> None:
         """Write where this fit stands; the first process writes for all."""
-        states = parallel.gather(checkpoints.random_states(self.generators))
         if parallel.rank() != 0:
             return
         tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
@@ -246,7 +258,7 @@ class _Course:
         if not self.is_finished:
             optimiser = checkpoints.optimiser_tensors(self.optimiser)
             tensors |= {f"optimiser.{k}": v for k, v in optimiser.items()}
-        tensors["random"] = states
+        tensors["random"] = checkpoints.random_states(self.generators)
         if self.device.type == "cuda":
             tensors["random_cuda"] = torch.cuda.get_rng_state(self.device)
         numbers = {
@@ -267,7 +279,7 @@ class _Course:
         self.epoch, self.waited = numbers["epoch"], numbers["waited"]
         self.best = math.inf if numbers["best"] is None else numbers["best"]
         self.best_epoch, self.is_finished = numbers["best_epoch"], numbers["finished"]
-        checkpoints.set_random_states(held.tensors["random"][parallel.rank()], self.generators)
+        checkpoints.set_random_states(held.tensors["random"], self.generators)
         if "random_cuda" in held.tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(held.tensors["random_cuda"], self.device)
         if not self.is_finished:
@@ -294,8 +306,8 @@ def _tell(tell: Tell, epoch: int, epochs: int, told: float, current: float | Non
             tell(epoch, epochs, told, current)
         except BaseException as raised:
             fault = raised
-    is_stopped = parallel.agree(torch.tensor([float(fault is not None)], dtype=torch.float64))
+    is_stopped = parallel.decide(fault is not None)
     if fault is not None:
         raise fault
-    if bool(is_stopped[0]):
+    if is_stopped:
         raise Cancelled("stopped by the first process")

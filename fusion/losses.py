@@ -16,7 +16,23 @@ def masked_bce(
     is_sampled: bool = False,
     gamma: float = 0.0,
 ) -> Tensor:
-    """Mean binary cross-entropy per patient over known labels.
+    """The mean that `weighed_bce` gives."""
+    return weighed_bce(logits, labels, weight=weight, log_odds=log_odds, is_sampled=is_sampled, gamma=gamma)[
+        0
+    ]
+
+
+def weighed_bce(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    weight: Tensor | None = None,
+    log_odds: Tensor | None = None,
+    is_sampled: bool = False,
+    gamma: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Mean binary cross-entropy over known labels, and the weight of those: parts of a minibatch, each mean
+    times its weight, add up to the mean of the whole (see `fusion.fitting.fit`).
 
     logits    float32 [B, R];  labels float32 [B, R], NaN = unknown
     weight    float32 [B], of each patient
@@ -37,4 +53,5 @@ def masked_bce(
     losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     if gamma:
         losses = (1 - torch.exp(-losses)) ** gamma * losses
-    return (losses * scale).sum() / scale.sum().clamp(min=1e-9)
+    total = scale.sum().clamp(min=1e-9)
+    return (losses * scale).sum() / total, total

@@ -5,19 +5,24 @@
              --rdzv-endpoint FIRST_MACHINE:29400 --rdzv-id 7 train_ours.py   # the same line on each of two
 
 Every process holds the whole model and reads the same examples; each takes its share of every minibatch and
-the gradients are summed, so that several processes do what one would have done with the same minibatch.
-Without `torchrun` there is one process and nothing here does anything.
+the gradients are summed, so that several processes do what one would have done with the same minibatch. What
+is random (dropout, which rows are drawn, what is hidden of them) each draws for the whole minibatch and keeps
+its own rows' part of (`drawn`). Without `torchrun` there is one process and nothing here does anything.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn import functional as F
+
+_whole: ContextVar[int | None] = ContextVar("rows of the minibatch that is being shared", default=None)
 
 
 @contextmanager
@@ -35,6 +40,7 @@ def joined() -> Iterator[int]:
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield rank()
+        dist.barrier()  # nobody leaves while another still listens
     finally:
         dist.destroy_process_group()
 
@@ -52,6 +58,36 @@ def count() -> int:
 def share(index: Tensor) -> Tensor:
     """This process's rows of a minibatch; empty when there are fewer rows than processes."""
     return index[rank() :: count()]
+
+
+@contextmanager
+def sharing(index: Tensor) -> Iterator[Tensor]:
+    """This process's rows of a minibatch; within the block `drawn` draws for all of it."""
+    token = _whole.set(len(index))
+    try:
+        yield share(index)
+    finally:
+        _whole.reset(token)
+
+
+def drawn(rows: int, draw: Callable[[int], Tensor]) -> Tensor:
+    """What `draw(rows of the whole minibatch)` gives this process's `rows`: every process draws for all and
+    keeps its own part, so that together they draw what one process would have."""
+    whole = _whole.get()
+    return draw(rows) if count() < 2 or whole is None else share(draw(whole))
+
+
+def dropout(values: Tensor, rate: float, is_training: bool) -> Tensor:
+    """Dropout of rows [B, …] of a minibatch; that of one process whatever their number."""
+    if count() < 2 or not is_training or rate <= 0:
+        return F.dropout(values, rate, is_training)
+    shape, layout = values.shape[1:], sorted(range(values.ndim), key=values.stride, reverse=True)
+
+    def kept(rows: int) -> Tensor:  # filled in the order of memory, as torch's own
+        empty = torch.empty_permuted((rows, *shape), layout, dtype=values.dtype, device=values.device)
+        return empty.bernoulli_(1 - rate)
+
+    return values * (drawn(len(values), kept) / (1 - rate))
 
 
 def sum_gradients(parameters: list[nn.Parameter], weight: Tensor) -> Tensor:
@@ -78,20 +114,16 @@ def align(module: nn.Module) -> None:
 
 
 def agree(values: Tensor) -> Tensor:
-    """The first process's numbers, float64, in every process."""
+    """The first process's numbers, in every process."""
     if count() > 1:
         values = values.to(_device())
         dist.broadcast(values, 0)
     return values.cpu()
 
 
-def gather(row: Tensor) -> Tensor:
-    """Each process's row, stacked in the order of ranks."""
-    if count() < 2:
-        return row[None]
-    rows = [torch.empty_like(row, device=_device()) for _ in range(count())]
-    dist.all_gather(rows, row.to(_device()))
-    return torch.stack(rows).cpu()
+def decide(is_so: bool) -> bool:
+    """The first process's answer, in every process: a last digit that differs must not part their ways."""
+    return bool(agree(torch.tensor([float(is_so)], dtype=torch.float64))[0])
 
 
 def _device() -> torch.device:

@@ -22,7 +22,7 @@ from fusion.embedding import Embedder
 from fusion.examples import assign_folds
 from fusion.fitting import Fit, fit
 from fusion.fuse import Fusion, LateFusion, build_fusion
-from fusion.losses import masked_bce
+from fusion.losses import masked_bce, weighed_bce
 from fusion.model import FusionModel
 from fusion.monotone import fit_affine
 from fusion.patterns import all_subsets, named, sub_patterns
@@ -126,9 +126,10 @@ def _learn(
     is_convex = config.fusion in (FusionKind.LATE, FusionKind.STACKING)
     strength = (BELIEF if is_convex else 10 * config.weight_decay) / max(1, len(torch.unique(patients)))
 
-    def loss(index: Tensor) -> Tensor:
+    def loss(index: Tensor) -> tuple[Tensor, Tensor]:
         logits = base + fusion(evidence[index], masks[index])
-        return masked_bce(logits, labels[index], weight=weights[index]) + strength * fusion.penalty()
+        told, weight = weighed_bce(logits, labels[index], weight=weights[index])
+        return told + strength * fusion.penalty(), weight
 
     how = Fit(epochs=200, patience=20, batch_size=max(1, len(patients)), learning_rate=0.02, seed=config.seed)
     fit(fusion, loss, tuning_loss, rows=len(patients), how=how, tell=tell)

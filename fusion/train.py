@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fusion import parallel
 from fusion.batch import collate
 from fusion.bundle import Bundle, describe
 from fusion.config import FusionConfig, Imbalance
@@ -65,12 +66,13 @@ def train(
     checkpoint  folder where every encoder says how far it is: a training that was killed goes on from there
                 and ends as it would have; files of another training are not used. The caller removes it
     augment     what fine-tuning does to training pictures (see `fusion.finetune.finetune`)
-    Started by `torchrun` within `fusion.parallel.joined()`, the processes share every minibatch.
+    Started by `torchrun`, the processes share every minibatch and each returns the bundle: wrap the whole in
+    `fusion.parallel.joined()` to know whose it is to save.
     Raises NotEnoughData (an outcome with fewer than 5 events or 5 others) and BadInput.
     """
     _check(train, tuning, config)
     tunes = config.finetune != "none" and Modality.IMAGE in config.modalities
-    with settled(config):
+    with parallel.joined(), settled(config):
         count = folds_for(config, len(train))
         teller = Teller(progress, (len(config.modalities) + tunes) * (count + 1) + 2)
         if config.dp_noise > 0:
@@ -143,6 +145,8 @@ def _check(train: Sequence[Example], tuning: Sequence[Example], config: FusionCo
         raise BadInput("a model needs at least one modality, each named once")
     if config.finetune not in HOWS:
         raise BadInput(f"finetune must be one of {', '.join(HOWS)}, not {config.finetune!r}")
+    if config.accumulate < 1:
+        raise BadInput(f"accumulate must be 1 or more minibatches a step, not {config.accumulate}")
     if shared := {e.group for e in train} & {e.group for e in tuning}:
         raise BadInput(f"{len(shared)} patient groups are in both the training and the tuning split")
     check_real((p.key for e in tuning for p in (*e.inputs.images, *e.inputs.cines)), "tuning")

@@ -80,6 +80,7 @@ OVERRIDES: dict[str, Override] = {
         Override("epochs", "Epochs at most", int, 1, 1000),
         Override("patience", "Epochs without progress before stopping", int, 1, 200),
         Override("batch_size", "Patients a batch", int, 2, 1024),
+        Override("accumulate", "Batches a step", int, 1, 64),
         Override("learning_rate", "Learning rate", float, 1e-6, 1),
         Override("weight_decay", "Weight decay", float, 0, 1),
         Override("modality_dropout", "Modality dropout", float, 0, 0.95),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusion import parallel
 from fusion.batch import Tokens
 from fusion.choosing import MARGIN
 from fusion.encoders.linear import fit_linear
@@ -154,7 +155,7 @@ class Trunk(nn.Module):
         self.linear.requires_grad_(False)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        embedding = F.gelu(self.embed(F.dropout(features, DROPOUT, self.training)))
+        embedding = F.gelu(self.embed(parallel.dropout(features, DROPOUT, self.training)))
         return embedding, self.linear(features) + self.head(embedding)
 
 

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fusion import parallel
 from fusion.batch import Tokens
 from fusion.encoders.base import CLIP, Encoded
 from fusion.encoders.record import RecordEncoder
@@ -81,9 +82,9 @@ class SeriesEncoder(RecordEncoder):
         course = torch.cat([last * torch.exp(-rate * age), seen, age], dim=1).transpose(1, 2)
         if not course.shape[2]:
             course = course.new_zeros(len(held), GRID, 3)
-        states, _ = self.gru(nn.functional.dropout(course, 0.1, self.training))
+        states, _ = self.gru(parallel.dropout(course, 0.1, self.training))
         final = states[:, -1]
-        return final, self.said(nn.functional.dropout(final, 0.3, self.training))
+        return final, self.said(parallel.dropout(final, 0.3, self.training))
 
 
 def _carried(values: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusion import parallel
 from fusion.batch import Tokens
 from fusion.encoders.base import Encoded, Encoder, Projection, Trunk
 
@@ -77,7 +78,7 @@ class VoxelEncoder(Encoder):
         values = torch.where(prepared.known[..., None], prepared.values, 0.0)[:, 0]
         volumes = values.view(-1, 1, *self._shape)
         seen = torch.cat([self.cnn(part).mean(dim=(2, 3, 4)) for part in volumes.split(AT_ONCE)])
-        return Encoded(embedding, logits + self.said(F.dropout(seen, 0.3, self.training)))
+        return Encoded(embedding, logits + self.said(parallel.dropout(seen, 0.3, self.training)))
 
     def _coarse(self, rows: Tensor) -> Tensor:
         """[N, voxels] → [N, COARSE ^ 3]."""

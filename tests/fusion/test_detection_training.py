@@ -13,7 +13,7 @@ import torch
 from fusion.backbones.image import load_backbone
 from fusion.errors import BadInput, BundleMismatch, NotEnoughData
 from fusion.imaging.detect import Box, Detector, DetectorConfig, Picture, train_detector
-from fusion.imaging.detect.detector import _moved, _truth
+from fusion.imaging.detect.detector import _moved, _truth, _weight
 from fusion.imaging.detect.faster_rcnn import Truth
 from fusion.imaging.detect.pyramid import Pyramid
 from fusion.imaging.detect.scoring import judge, mean_average_precision
@@ -189,3 +189,11 @@ def test_bad_pictures_are_refused() -> None:
         train_detector(one_label, CONFIG)
     with pytest.raises(BadInput, match="finite"):
         Detector(CONFIG).detect(Frames(np.full((1, 8, 8), np.nan, np.float32), np.zeros(1, np.float32)))
+
+
+def test_parts_of_a_minibatch_weigh_as_their_loss_counts() -> None:
+    """Faster R-CNN's loss is a mean over pictures, RT-DETR's over boxes."""
+    truths = [Truth(torch.zeros(n, 4), torch.zeros(n, dtype=torch.int64)) for n in (0, 3, 1)]
+    assert float(_weight(CONFIG, truths)) == 3
+    assert float(_weight(replace(CONFIG, kind="rt_detr"), truths)) == 4
+    assert float(_weight(replace(CONFIG, kind="rt_detr"), truths[:1])) == 1

@@ -102,17 +102,22 @@ def test_roll_back_needs_reason_and_password(
 
 def test_a_run_is_checked_before_it_starts(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
     client = sign_in("admin")
-    page = client.get("/models/runs/new?outcomes=icu-admission&check=1").content.decode()
+    asked = "/models/runs/new?outcomes=icu-admission&fusion=gated&accumulate=4&check=1"
+    page = client.get(asked).content.decode()
     assert 'data-testid="run-preview"' in page
+    assert "<option selected>gated</option>" in page
+    assert '<input type="hidden" name="accumulate" value="4">' in page, "what was checked is what is started"
     assert "A run of this would fail." in page  # nobody was admitted in this ward
     assert 'data-testid="start-run"' not in page
     assert TrainingRun.objects.count() == 1
     bad = client.post("/models/runs/new", {"outcomes": ["icu-admission"], "epochs": "-3"})
     assert (bad.status_code, "must lie in 1 to 1000" in bad.content.decode()) == (400, True)
     good = client.post(
-        "/models/runs/new", {"outcomes": ["icu-admission"], "epochs": "3", "note": "<b>monthly</b>"}
+        "/models/runs/new",
+        {"outcomes": ["icu-admission"], "epochs": "3", "accumulate": "2", "note": "<b>monthly</b>"},
     )
     run = TrainingRun.objects.get(work_state=WorkState.QUEUED)
+    assert run.config == {"epochs": 3, "accumulate": 2}
     assert good["Location"] == f"/models/runs/{run.pk}"
     page = client.get(good["Location"]).content.decode()
     assert "&lt;b&gt;monthly&lt;/b&gt;" in page

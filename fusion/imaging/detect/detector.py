@@ -269,8 +269,9 @@ def train_on(
         maps = [one.float() for one in held.maps]
         return head.losses(maps, held.truths, config.size, generator)  # type: ignore[no-any-return,operator]
 
-    def loss(index: Tensor) -> Tensor:
-        return asked(taught.rows(index.tolist()), draw)
+    def loss(index: Tensor) -> tuple[Tensor, Tensor]:
+        part = taught.rows(index.tolist())
+        return asked(part, draw), _weight(config, part.truths)
 
     def tuning_loss() -> float | None:
         if tuning is None:
@@ -312,6 +313,12 @@ def _head(config: DetectorConfig, channels: Sequence[int]) -> nn.Module:
     if config.kind == "rt_detr":
         return RtDetr(channels, config.strides, len(config.labels), config.width)
     return FasterRcnn(channels, len(config.labels), config.width)
+
+
+def _weight(config: DetectorConfig, truths: Sequence[Truth]) -> Tensor:
+    """What the loss of those pictures is the mean over: pictures, or with RT-DETR boxes."""
+    boxes = sum(len(truth.boxes) for truth in truths)
+    return torch.tensor(float(max(1, boxes) if config.kind == "rt_detr" else len(truths)))
 
 
 def _check(config: DetectorConfig) -> None:
