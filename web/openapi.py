@@ -20,6 +20,7 @@ REFUSALS = {
     "403": "The token is for another patient, or this account may not",
     "404": "No such service, card, version or subscription",
     "405": "Another method",
+    "408": "The body did not come within ten seconds",
     "412": "No usable prefetch, and it could not be read",
     "413": "A body over 5 MB",
     "415": "Not declared as JSON",
@@ -68,7 +69,7 @@ def _hooks() -> Json:
         "requestBody": _body("HookRequest"),
         "responses": {
             "200": _json("Cards; none where the outcome is snoozed or no imaging is ordered", "Cards"),
-            **_refused("400", "401", "403", "404", "405", "412", "413", "415", "422", "429", "503"),
+            **_refused("400", "401", "403", "404", "405", "408", "412", "413", "415", "422", "429", "503"),
         },
     }
     told = {
@@ -82,7 +83,7 @@ def _hooks() -> Json:
         "requestBody": _body("FeedbackBatch"),
         "responses": {
             "200": {"description": "Kept; no body"},
-            **_refused("400", "401", "404", "405", "413", "415", "429", "503"),
+            **_refused("400", "401", "404", "405", "408", "413", "415", "429", "503"),
         },
     }
     discovered = {

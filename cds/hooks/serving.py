@@ -13,6 +13,9 @@ marked (`keeping`). A call whose time was over before a thread was free is not b
 
 Nobody at the bedside waits for feedback: it has threads and a longer budget of its own, and ends by itself
 between two short transactions, saying what it has kept. The watch leaves it the time for the last of them.
+
+Bodies are taken in before the token is looked at, so they are limited: in length, in the time they take (408)
+and all that are under way together (503).
 """
 
 from __future__ import annotations
@@ -44,6 +47,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 PATH = "/cds-services"
 THREADS = 8  # of one process, as many as its database connections
+BODY_S = 10.0  # for all of a body to come: 5 MB at 4 Mbit/s
+MOST_READ = 128 * 1024 * 1024  # bytes of bodies that are being taken in at once, by one process
 FEEDBACK_THREADS = 2  # the same for feedback, of which a batch takes seconds: no clinician waits behind it
 
 
@@ -108,10 +113,17 @@ class HookServer:
         self._handler = HookHandler()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="hook")
         self._feedback = ThreadPoolExecutor(FEEDBACK_THREADS, thread_name_prefix="hook-feedback")
+        self._read = 0  # bytes of bodies that have not come whole yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take the body, have it answered within the budget, send the answer."""
-        body = await _body(receive)
+        try:
+            async with asyncio.timeout(BODY_S):
+                body = await self._body(scope, receive)
+        except TimeoutError:
+            return await _send(_too_slow(scope), send)
+        except _TooMuch:
+            return await _send(_away(scope, "too many large bodies are being sent at once: try again"), send)
         if body is None:  # the caller has gone
             return
         is_feedback = str(scope.get("path", "")).endswith("/feedback")
@@ -134,6 +146,30 @@ class HookServer:
         response = _late(scope) if is_over else await work  # whose cards count as shown, or which is there
         await _send(response, send)
 
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The body; of one over the limit, as much as shows that it is: none of it where its length says so.
+
+        raises  _TooMuch where all that are being taken in would be more than MOST_READ
+        """
+        if _declared(scope) > MAX_BODY_BYTES:
+            return b""
+        pieces, size = [], 0
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                piece = message.get("body", b"")
+                size += len(piece)
+                self._read += len(piece)
+                pieces.append(piece)
+                if not message.get("more_body", False) or size > MAX_BODY_BYTES:
+                    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                if self._read > MOST_READ:
+                    raise _TooMuch
+        finally:
+            self._read -= size
+
 
 def is_hook_call(scope: Scope) -> bool:
     """Whether a request goes this way."""
@@ -141,27 +177,42 @@ def is_hook_call(scope: Scope) -> bool:
     return bool(scope["type"] == "http") and (path == PATH or path.startswith(f"{PATH}/"))
 
 
-async def _body(receive: Receive) -> bytes | None:
-    """The body; of one over the limit, as much as shows that it is."""
-    pieces, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        piece = message.get("body", b"")
-        size += len(piece)
-        pieces.append(piece)
-        if not message.get("more_body", False) or size > MAX_BODY_BYTES:
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+def _declared(scope: Scope) -> int:
+    """How long the body is said to be; 0 where nothing is said, or nothing that is a number."""
+    said = dict(scope["headers"]).get(b"content-length", b"")
+    return int(said) if said.isdigit() and len(said) < 20 else 0
+
+
+class _TooMuch(Exception):
+    """All bodies that are being taken in are more than MOST_READ."""
 
 
 def _late(scope: Scope) -> HttpResponse:
-    from cds.hooks import origins
+    return _away(scope, "the call took longer than its budget: try again")
+
+
+def _away(scope: Scope, message: str) -> HttpResponse:
     from cds.hooks.endpoints import away
 
+    return _told(scope, away(message))
+
+
+def _too_slow(scope: Scope) -> HttpResponse:
+    from cds.hooks.endpoints import refusal
+
+    logger.warning("the body of a CDS Hooks call did not come within %g s", BODY_S)
+    message = f"the body did not come whole within {BODY_S:g} s: send it without a pause"
+    response = refusal(408, message, code="timeout")
+    response["Connection"] = "close"  # nobody knows where in this one the next request would begin
+    return _told(scope, response)
+
+
+def _told(scope: Scope, response: HttpResponse) -> HttpResponse:
+    """So that a browser of an allowed origin may read it."""
+    from cds.hooks import origins
+
     origin = dict(scope["headers"]).get(b"origin", b"").decode("latin1")
-    late = away("the call took longer than its budget: try again")
-    return origins.tell(late, origin, allowed=origins.was_allowed(origin))
+    return origins.tell(response, origin, allowed=origins.was_allowed(origin))
 
 
 async def _send(response: HttpResponseBase, send: Send) -> None:
