@@ -46,7 +46,14 @@ class Label:
     after: timedelta = timedelta(0)
 
     def follow_up(self, horizon: timedelta) -> tuple[float, bool] | None:
-        """Hours, and whether they end with the event; None for who was not seen after as_of at all."""
+        """Hours, and whether they end with the event; None for who was not seen after as_of at all.
+
+        Raises Invalid for a 1 that does not say when: a curve would lose the event without a word.
+        """
+        if self.value == 1 and self.after <= timedelta(0):
+            raise Invalid(
+                "a label rule says that an event happened, and not how long after the moment (after=)"
+            )
         seen = horizon if self.value == 0 else self.after
         return (seen.total_seconds() / 3600, self.value == 1) if seen > timedelta(0) else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from django.conf import settings
 from django.utils import timezone
 
 import fusion
+from cds.errors import Invalid
 from cds.jobs import leases
 from cds.registry import cohorts, describing, outcomes, runs, training
 from cds.registry.models import ModelVersion, TrainingRun
@@ -90,6 +92,14 @@ def test_its_model_card_names_its_moments() -> None:
     counts = {"patients": 3, "moments": 3, "outcomes": {}}
     version = ModelVersion(outcomes=["readmission"], metadata={"cohort_counts": counts})
     assert "a moment is a discharge." in describing.describe(version)["development.criteria"]
+
+
+def test_a_rule_that_does_not_say_when_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _patients(2)
+    timeless = replace(outcomes.OUTCOMES["readmission"], rule=lambda *_: outcomes.Label(1))
+    monkeypatch.setitem(outcomes.OUTCOMES, "readmission", timeless)
+    with pytest.raises(Invalid, match="not how long after"):
+        cohorts.preview(outcomes=["readmission"], now=NOW + 100 * DAY)
 
 
 def test_an_outcome_without_a_rule_cannot_be_written() -> None:
