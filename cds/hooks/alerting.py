@@ -10,6 +10,7 @@ type or one PractitionerRole, are never alerted. The number itself is always sho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -21,7 +22,6 @@ from django.utils import timezone
 from cds.hooks.contexts import Context
 from cds.hooks.models import CardShown
 from cds.hooks.replies import Indicator
-from cds.patients.models import Patient
 from cds.risk import thresholds
 from cds.risk.models import RiskPrediction
 from cds.risk.responding import Answer
@@ -67,11 +67,13 @@ def decide(
     prediction: RiskPrediction,
     answer: Answer | None,
     *,
-    patient: Patient,
+    patients: Sequence[UUID],
     context: Context,
     now: datetime,
 ) -> Alert:
     """How the card of this number comes to this person.
+
+    patients  keys of the patient, and of everybody merged into them (`merging.everybody`)
 
     answer  the latest answer anybody gave to this patient and outcome (`responding.latest_of`)
     """
@@ -85,29 +87,32 @@ def decide(
     is_answered = answer is not None and answer.kind in ANSWERS and answer.at > since
     if answer is not None and is_answered and _rank(answer.category) >= rank:
         return Alert(note=f"{ANSWERS[answer.kind]} at {_time(answer.at)}, so not an alert again.")
-    at = _alerted_at(patient.pk, context.user, prediction.outcome, rank, since)
+    at = _alerted_at(patients, context.user, prediction.outcome, rank, since)
     if at is not None:
         return Alert(note=f"You were alerted to this at {_time(at)}, so not again.")
     return Alert(wanted)
 
 
-def _alerted_at(patient: UUID, user: str, outcome: str, rank: int, since: datetime) -> datetime | None:
+def _alerted_at(
+    patients: Sequence[UUID], user: str, outcome: str, rank: int, since: datetime
+) -> datetime | None:
     """When this person was alerted last, after `since`, to a risk of this rank or above; None when never.
 
     That they were is remembered in this process, for it stays true (but see `forget`); that they were not is
     asked every time.
     """
-    whom = (patient, user, outcome)
+    whom = (patients[0], user, outcome)
     held = _remembered.get(whom)
     if held is not None and held[0] >= rank and held[1] > since:
         return held[1]
-    found = _alerts(rank).row(patient=patient, user=user, outcome=outcome, since=since)
-    if found is None:
+    asked = _alerts(rank)
+    found = [asked.row(patient=one, user=user, outcome=outcome, since=since) for one in patients]
+    at: datetime | None = max((row[0] for row in found if row is not None), default=None)
+    if at is None:
         return None
     if len(_remembered) >= MOST_REMEMBERED:
         _remembered.clear()
-    _remembered[whom] = (rank, found[0])
-    at: datetime = found[0]
+    _remembered[whom] = (rank, at)
     return at
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connection, transaction
-from django.db.models import F, OuterRef, Subquery
+from django.db.models import Exists, F, OuterRef, Subquery
 
 import ehr
 from cds.hooks import templates, waiting
@@ -51,10 +51,14 @@ ALL_BUT = 0.9  # the same where nothing usable was sent: there is no score to wa
 @dataclass(frozen=True, slots=True)
 class Seen:
     """Keys of the newest assessment of the patient by the version that answers, and of the latest answer that
-    anybody gave to a score of the service's outcome; None where there is none."""
+    anybody gave to a score of the service's outcome; None where there is none.
+
+    has_merged  whether others were merged into the patient
+    """
 
     assessment: UUID | None
     answer: UUID | None
+    has_merged: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +162,7 @@ _known = Statement(
         .annotate(
             assessment=Subquery(newest_first(OuterRef("patient"), OuterRef("version")).values("pk")[:1]),
             answer=Subquery(responding.latest_first(OuterRef("patient"), outcome).values("pk")[:1]),
+            has_merged=Exists(Patient.objects.filter(merged_into=OuterRef("patient"))),
         )
         .values_list(
             "length",
@@ -165,6 +170,7 @@ _known = Statement(
             "missing",
             "assessment",
             "answer",
+            "has_merged",
             *(f"patient__{name}" for name in _OF_PATIENT),
         )[:1]
     )
@@ -182,7 +188,7 @@ def _read_before(glance: Outline, service: Service, caller: Caller) -> Taken | N
     )
     if held is None:
         return None
-    length, digest, missing, assessment, answer, *columns = held
+    length, digest, missing, assessment, answer, has_merged, *columns = held
     if _digest_of(glance, length) != digest:
         return None
     asked = glance.parse_rest(length, hook=service.hook)
@@ -190,7 +196,7 @@ def _read_before(glance: Outline, service: Service, caller: Caller) -> Taken | N
         return None
     patient = Patient.from_db(connection.alias, _OF_PATIENT, columns)
     patient.source = caller.source
-    return Taken(asked, patient, tuple(missing), seen=Seen(assessment, answer))
+    return Taken(asked, patient, tuple(missing), seen=Seen(assessment, answer, has_merged))
 
 
 _parts = Statement(

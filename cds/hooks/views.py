@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from uuid import UUID
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
@@ -35,6 +36,7 @@ from cds.hooks.feedback import parse_feedback
 from cds.hooks.offering import Service
 from cds.hooks.prefetching import Taken
 from cds.hooks.wire import parse_json
+from cds.patients import merging
 from cds.risk import assessing, responding
 from cds.risk.standing import Standing
 
@@ -95,7 +97,8 @@ def _cards(
     if taken.is_paused:
         standing = cards.as_held(standing, patient)
     number = cards.number_of(standing, service.outcome)
-    answer = _answer(taken, service) if number is not None else None
+    everybody = _everybody(taken) if number is not None else ()
+    answer = _answer(taken, everybody, service) if number is not None else None
     if number is not None and responding.is_snoozed(answer, category=number.category, now=now):
         return [], list
     setting = cards.Setting(
@@ -111,7 +114,7 @@ def _cards(
     def decide() -> alerting.Alert:
         if number is None:
             return alerting.Alert()
-        return alerting.decide(number, answer, patient=patient, context=context, now=now)
+        return alerting.decide(number, answer, patients=everybody, context=context, now=now)
 
     def draw(alert: alerting.Alert) -> _Shown:
         alerting_so = replace(setting, alert=alert)
@@ -149,8 +152,15 @@ def _once_more(setting: cards.Setting) -> cards.Setting:
     return replace(setting, alert=alert, may_suggest=False)
 
 
-def _answer(taken: Taken, service: Service) -> responding.Answer | None:
-    """The latest answer that anybody gave to a score of this patient and outcome."""
-    if taken.seen is None:
-        return responding.latest_of(taken.patient.pk, service.outcome)
+def _everybody(taken: Taken) -> tuple[UUID, ...]:
+    """Keys of the patient and of everybody merged into them."""
+    if taken.seen is not None and not taken.seen.has_merged:
+        return (taken.patient.pk,)
+    return merging.everybody(taken.patient)
+
+
+def _answer(taken: Taken, everybody: tuple[UUID, ...], service: Service) -> responding.Answer | None:
+    """The latest answer that anybody gave to a score of this person and outcome."""
+    if taken.seen is None or taken.seen.has_merged:
+        return responding.latest_of(everybody, service.outcome)
     return None if taken.seen.answer is None else responding.answer_of(taken.seen.answer)

@@ -39,6 +39,12 @@ def survivor_key(key: object) -> str:
     return str(survivor(found).pk) if found is not None else str(key)
 
 
+def everybody(patient: Patient) -> tuple[UUID, ...]:
+    """Keys of the patient and of all who were merged into them: what people did about any of these, they did
+    about this one person."""
+    return tuple(one.pk for one in _tree(patient))
+
+
 def follow(
     patient: Patient, *, is_new: bool, by: recording.Actor, now: datetime
 ) -> tuple[list[Patient], tuple[ehr.SetAside, ...]]:

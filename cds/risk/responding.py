@@ -7,6 +7,7 @@ ballot), the override reasons that CDS Hooks suggests; the same codes leave on c
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -181,10 +182,14 @@ def latest_first(patient: Any, outcome: Any) -> QuerySet[Response]:
 _latest = Statement(lambda patient, outcome: latest_first(patient, outcome).values_list("pk")[:1])
 
 
-def latest_of(patient_id: UUID, outcome: str) -> Answer | None:
-    """The latest answer to this or an earlier score of this outcome."""
-    found = _latest.row(patient=patient_id, outcome=outcome)
-    return None if found is None else answer_of(found[0])
+def latest_of(patients: Collection[UUID], outcome: str) -> Answer | None:
+    """The latest answer to a score of this outcome.
+
+    patients  keys of the patient and of everybody merged into them (`merging.everybody`)
+    """
+    found = [_latest.row(patient=patient, outcome=outcome) for patient in patients]
+    answers = [answer_of(row[0]) for row in found if row is not None]
+    return max(answers, key=lambda answer: answer.at, default=None)
 
 
 @lru_cache(maxsize=4096)

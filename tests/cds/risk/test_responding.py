@@ -57,7 +57,7 @@ def test_the_reasons_are_those_of_the_value_set() -> None:
 
 def test_snoozing_quiets_the_cards_of_this_outcome_for_four_hours(prediction: RiskPrediction) -> None:
     responding.snooze(prediction, by=TESTS, user=make_user("clinician"), now=NOW)
-    answer = responding.latest_of(prediction.assessment.patient_id, prediction.outcome)
+    answer = responding.latest_of([prediction.assessment.patient_id], prediction.outcome)
     before, after = NOW + timedelta(hours=3.9), NOW + timedelta(hours=4.1)
     assert answer is not None
     assert responding.is_snoozed(answer, category=answer.category, now=before)
