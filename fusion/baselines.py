@@ -6,8 +6,8 @@ logistic regression,  on one row of everything: each pixel or text modality's me
 gradient boosting     principal components of the training rows), fields, genomic findings, series summaries
 
 Missing values stay NaN for boosting; for a regression they are the training mean with an indicator beside
-them. A modality that a patient lacks adds nothing to the stack. A field that also stands in the series is
-left to the series (`counted_once`).
+them. A modality that a patient lacks adds nothing to the stack. A field whose value stands in the series
+too is left to the series (`counted_once`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def compare(
 
     labels  float64 [N, R] of the training patients, NaN = unknown; each outcome needs both classes
     """
-    seen, told = (counted_once(blocks(batch, config.modalities), config) for batch in (train, held_out))
+    like, others = (blocks(batch, config.modalities) for batch in (train, held_out))
+    seen, told = (counted_once(rows, like, config) for rows in (like, others))
     pairs = {m: _reduced(m, rows, told[m], seed) for m, rows in seen.items()}
     fitted, asked = ({m: pair[side] for m, pair in pairs.items()} for side in (0, 1))
     found = []
@@ -65,12 +66,24 @@ def blocks(batch: Batch, modalities: Sequence[Modality]) -> dict[Modality, Array
     }
 
 
-def counted_once(rows: Blocks, config: FusionConfig) -> Blocks:
-    """The blocks without fields that are channels of the series too: a sum of logits would count them twice,
-    and be a worse bar than the series alone. Without any field left there is no tabular block."""
-    channels = {spec.name for spec in config.channels} if Modality.SERIES in rows else set()
-    kept = [place for place, spec in enumerate(config.fields) if spec.name not in channels]
-    if Modality.TABULAR not in rows or len(kept) == len(config.fields):
+def counted_once(rows: Blocks, like: Blocks, config: FusionConfig) -> Blocks:
+    """The blocks without fields that stand in the series too: a sum of logits would count them twice, and be
+    a worse bar than the series alone. Without any field left there is no tabular block.
+
+    like  blocks that tell which fields those are: there the channel of that name ends with the field's value
+          in every patient (a latest value from before the series begin is another, and stays)
+    """
+    if Modality.TABULAR not in rows or Modality.SERIES not in rows or not config.channels:
+        return rows
+    fields, series = like[Modality.TABULAR], like[Modality.SERIES]
+    wide = series.shape[1] // len(config.channels)  # numbers a channel, the last value first
+    last = {spec.name: series[:, wide * place] for place, spec in enumerate(config.channels)}
+    kept = [
+        place
+        for place, spec in enumerate(config.fields)
+        if spec.name not in last or not np.allclose(fields[:, place], last[spec.name], equal_nan=True)
+    ]
+    if len(kept) == len(config.fields):
         return rows
     return {
         modality: block[:, kept] if modality == Modality.TABULAR else block

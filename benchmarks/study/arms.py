@@ -64,7 +64,7 @@ def simple(examples: Sequence[Example], config: FusionConfig) -> dict[str, Arm]:
     rows = blocks(batch, config.modalities)
     if Modality.SERIES in rows:
         rows[Modality.SERIES] = _series(examples, config)
-    once = counted_once(rows, config)
+    once = counted_once(rows, rows, config)
 
     def part(index: Rows, of: Blocks = once) -> Blocks:
         return {modality: block[index] for modality, block in of.items()}

@@ -19,7 +19,10 @@ from benchmarks.study import arms, comparing, comparison, generalisation, pages,
 from benchmarks.study.__main__ import PARTS
 from benchmarks.study.folds import Heard, Rows, Said, listen
 from benchmarks.study.keeping import Keeper
-from fusion import Example, Frames, Modality, PatientInputs, PixelInput
+from fusion import Example, Frames, Modality, PatientInputs, PixelInput, SeriesPoint
+from fusion.baselines import blocks, counted_once
+from fusion.batch import collate
+from fusion.embedding import Embedder
 from fusion.research import SIGNS, Collection, Task
 from tests.fusion import simulated
 
@@ -320,3 +323,23 @@ def test_within_folds_no_calibration_of_a_fold_matters() -> None:
         comparing.scored(comparing.auroc, heard.risks[arm], labels, weights)[0, 0] for arm in heard.risks
     ]
     assert pooled[1] < pooled[0] - 0.05
+
+
+def test_fields_that_stand_in_the_series_are_seen_in_reports_and_in_studies() -> None:
+    """Summaries of a series begin with its last value in both."""
+    config = simulated.make_config(modalities=(Modality.TABULAR, Modality.SERIES))
+    config = replace(config, channels=config.channels + config.fields, outcomes=simulated.OUTCOMES[:1])
+
+    def in_both(example: Example) -> Example:
+        fields = example.inputs.fields
+        points = [SeriesPoint(name, 1.0, value) for name, value in fields.items() if value is not None]
+        return replace(example, inputs=replace(example.inputs, series=(*example.inputs.series, *points)))
+
+    examples = [in_both(e) for e in simulated.examples(40, 3)]
+    batch = collate([e.inputs for e in examples], config, Embedder(config))
+    rows = blocks(batch, config.modalities)
+    assert set(counted_once(rows, rows, config)) == {Modality.SERIES}
+    stack = arms.simple(examples, config)["simple stack"]
+    found = stack(np.arange(30), np.arange(30, 40), 0)
+    assert np.array_equal(found["stack: sum of logits"].risks, found["stack: series"].risks)
+    assert not np.array_equal(found["stack: tabular"].risks, found["stack: series"].risks)

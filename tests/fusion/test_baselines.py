@@ -111,24 +111,32 @@ def test_a_row_is_the_mean_of_its_known_embeddings() -> None:
     assert rows[Modality.TABULAR].shape == (3, len(config.fields))
 
 
-def test_a_field_that_is_a_channel_too_is_counted_once() -> None:
-    """Fields that stand in the series again: the sum must not be surer of them than the series is."""
+def test_a_field_that_stands_in_the_series_too_is_counted_once() -> None:
+    """The sum must not be surer of it than the series is; a value the series do not hold stays a field."""
+    config = simulated.make_config(modalities=(Modality.TABULAR, Modality.SERIES))
+    config = replace(config, channels=config.fields)
     train, labels = drawn(300, 0)
     held, _ = drawn(100, 1)
-    config = simulated.make_config(modalities=(Modality.TABULAR, Modality.SERIES))
-    doubled = replace(config, channels=config.channels + config.fields)
-    rows, asked = (
-        {Modality.TABULAR: each[Modality.TABULAR][:, :3], Modality.SERIES: each[Modality.TABULAR]}
-        for each in (train, held)
-    )
-    assert counted_once(rows, config) is rows, "no field of that name in the series"
-    assert set(counted_once(rows, doubled)) == {Modality.SERIES}
-    found = stacked(counted_once(rows, doubled), labels, counted_once(asked, doubled), seed=0)
+
+    def with_series(fields: np.ndarray) -> dict[Modality, np.ndarray]:
+        channels = np.repeat(fields, 2, axis=1) * np.tile([1.0, -1.0], fields.shape[1])  # last, another
+        return {Modality.TABULAR: fields, Modality.SERIES: channels}
+
+    rows, asked = (with_series(each[Modality.TABULAR][:, :3]) for each in (train, held))
+    assert set(counted_once(rows, rows, config)) == {Modality.SERIES}
+    seen, told = (counted_once(each, rows, config) for each in (rows, asked))
+    found = stacked(seen, labels, told, seed=0)
     assert np.array_equal(found["sum of logits"], found["series"])
-    partly = counted_once(rows, replace(config, channels=config.channels + config.fields[:1]))
-    assert np.array_equal(partly[Modality.TABULAR], rows[Modality.TABULAR][:, 1:], equal_nan=True)
+
+    older = {m: block.copy() for m, block in rows.items()}
+    older[Modality.SERIES][0, 0] = NAN  # of one patient only the field knows the first value
+    older[Modality.TABULAR][0, 0] = 1.0
+    partly = counted_once(older, older, config)
+    assert np.array_equal(partly[Modality.TABULAR], older[Modality.TABULAR][:, :1], equal_nan=True)
+    other = replace(config, channels=simulated.CHANNELS + config.fields[:1])
+    assert counted_once(rows, rows, other) is rows, "other channels"
     only = {Modality.TABULAR: rows[Modality.TABULAR]}
-    assert counted_once(only, doubled) is only, "no series that could hold them"
+    assert counted_once(only, only, config) is only, "no series that could hold them"
 
 
 def test_as_many_components_are_kept_as_are_asked_for() -> None:
