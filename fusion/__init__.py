@@ -20,6 +20,7 @@ if _find_spec("torch") is not None:  # without it, on a small machine, `fusion.e
     )
     from fusion.bundle import Bundle
     from fusion.config import (
+        Augment,
         CinePooling,
         FieldKind,
         FieldSpec,
@@ -53,6 +54,7 @@ if _find_spec("torch") is not None:  # without it, on a small machine, `fusion.e
     from fusion.train import Example, Progress, train
 
 __all__ = [
+    "Augment",
     "BadInput",
     "Band",
     "BlankPixels",

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fusion import parallel
+from fusion.config import Augment
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
@@ -37,7 +40,7 @@ class Augmentation:
     def moved(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
         """Geometric: turned, shifted, zoomed, flipped; what comes in from outside is the border's value."""
         count = len(pictures)
-        draw = torch.rand(count, 4, generator=generator) * 2 - 1
+        draw = parallel.drawn(count, lambda rows: torch.rand(rows, 4, generator=generator)) * 2 - 1
         angle = draw[:, 0] * math.radians(self.degrees)
         scale = 1 / (1 + draw[:, 1] * self.zoom)
         shift = draw[:, 2:] * 2 * self.shift
@@ -46,13 +49,15 @@ class Augmentation:
         grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
         moved = F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
         if self.flips:
-            for axis, flip in zip((2, 3), torch.rand(2, count, generator=generator) < 0.5, strict=True):
+            flips = parallel.drawn(count, lambda rows: torch.rand(2, rows, generator=generator).T) < 0.5
+            for axis, flip in zip((2, 3), flips.T, strict=True):
                 moved = torch.where(flip.view(-1, 1, 1, 1), moved.flip(axis), moved)
         return moved.clamp(0, 1)
 
     def lit(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
         """Intensity: brightness, contrast around the mean, gamma."""
-        draw = (torch.rand(3, len(pictures), generator=generator) * 2 - 1).view(3, -1, 1, 1, 1)
+        draw = parallel.drawn(len(pictures), lambda rows: torch.rand(3, rows, generator=generator).T)
+        draw = (draw.T * 2 - 1).view(3, -1, 1, 1, 1)
         mean = pictures.mean(dim=(1, 2, 3), keepdim=True)
         lit = (pictures - mean) * (1 + draw[0] * self.contrast) + mean + draw[1] * self.brightness
         return lit.clamp(0, 1) ** torch.exp(draw[2] * self.gamma)
@@ -68,5 +73,16 @@ class Augmentation:
             found = F.pad(found, (2, 2, 2, 2), mode="replicate")
             found = F.conv2d(found, kernel[:, None, :, None], groups=found.shape[1])
             found = F.conv2d(found, kernel[:, None, None, :], groups=found.shape[1])
-        amount = torch.rand(len(found), 1, 1, 1, generator=generator) * self.noise
-        return (found + amount * torch.randn(found.shape, generator=generator)).clamp(0, 1)
+        count, shape = len(found), found.shape[1:]
+        amount = parallel.drawn(count, lambda rows: torch.rand(rows, 1, 1, 1, generator=generator))
+        noise = parallel.drawn(count, lambda rows: torch.randn(rows, *shape, generator=generator))
+        return (found + amount * self.noise * noise).clamp(0, 1)
+
+
+def augmentation(named: Augment) -> Augmentation | None:
+    """The amounts of that name."""
+    return {
+        Augment.NONE: None,
+        Augment.UPRIGHT: Augmentation(),
+        Augment.ANY_WAY_UP: Augmentation(degrees=180.0, flips=True),
+    }[named]

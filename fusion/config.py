@@ -84,6 +84,14 @@ class Imbalance(StrEnum):
     BALANCED_SAMPLING = "balanced-sampling"
 
 
+class Augment(StrEnum):
+    """How pictures are changed while the image backbone is tuned (amounts: `fusion.augment`)."""
+
+    NONE = "none"
+    UPRIGHT = "upright"  # moved a little, lit otherwise, another scanner's blur and noise: radiographs
+    ANY_WAY_UP = "any-way-up"  # likewise, turned and mirrored at will: skin; nothing that has a left side
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusionConfig:
     """A model and its training, complete: the same config, data and seed give the same model."""
@@ -128,6 +136,7 @@ class FusionConfig:
     view_flags: bool = True  # the image encoder is told which views are frontal and which lateral
     finetune: str = "none"  # none | head | gradual: what of the image backbone is trained (fusion.finetune)
     finetune_epochs: int = 10
+    augment: Augment = Augment.NONE  # what that does to training pictures
     finetune_rate: float = 1e-3  # learning rate of the new head; each earlier stage 2.6 times less
     device: str = "auto"  # where backbones are trained: the GPU where there is one, "cpu" or "cuda"
     precision: str = "auto"  # of that: "float32" | "bfloat16" | "float16"; auto: float32 on a CPU

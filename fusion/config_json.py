@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.config import (
+    Augment,
     CinePooling,
     FieldKind,
     FieldSpec,
@@ -30,6 +31,7 @@ def config_to_json(config: FusionConfig) -> dict[str, Any]:
     data["cine_pooling"] = config.cine_pooling.value
     data["volume_kind"] = config.volume_kind.value
     data["imbalance"] = config.imbalance.value
+    data["augment"] = config.augment.value
     data["image_weights"] = Path(config.image_weights).name  # where it lies is the machine's affair
     data["text_backbone"] = folder_name(config.text_backbone)  # the same
     for name in ("outcomes", "fields", "genomics", "channels"):
@@ -49,6 +51,7 @@ def config_from_json(data: Mapping[str, Any]) -> FusionConfig:
     settled["modalities"] = tuple(Modality(name) for name in data["modalities"])
     settled["fusion"] = FusionKind(data["fusion"])
     settled["imbalance"] = Imbalance(data.get("imbalance", Imbalance.CLASS_WEIGHTS))
+    settled["augment"] = Augment(data.get("augment", Augment.NONE))
     settled["cine_pooling"] = CinePooling(data.get("cine_pooling", CinePooling.GRU))
     settled["volume_kind"] = VolumeKind(data.get("volume_kind", VolumeKind.SLICES))
     settled["scope_fields"] = tuple(data.get("scope_fields", ()))

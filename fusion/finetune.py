@@ -38,7 +38,7 @@ DROPOUT = 0.3  # of the embedding, before the head
 LEAST_TUNING = 20  # pictures of tuning patients before early stopping looks at them
 DECAY = 1e-2  # decoupled weight decay
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+Change = Callable[[Tensor, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -100,7 +100,7 @@ def finetune(
     base_logit: Tensor,
     log_odds: Tensor,
     tell: Tell,
-    augment: Augment | None = None,
+    augment: Change | None = None,
     checkpoint: Path | None = None,
     belongs_to: str = "",
 ) -> Tuned:

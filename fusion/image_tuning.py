@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fusion.augment import augmentation
 from fusion.batch import Tokens
 from fusion.config import FusionConfig
 from fusion.embedding import Embedder
 from fusion.errors import NotEnoughData
-from fusion.finetune import Augment, Pictures, Tuned, embed_pictures, finetune, read_pictures
+from fusion.finetune import Pictures, Tuned, embed_pictures, finetune, read_pictures
 from fusion.fitting import Tell
 from fusion.inputs import PatientInputs
 
@@ -29,10 +30,8 @@ class Split:
 class ImageTuning:
     """The pictures of a training, read once, and what is tuned on some of them."""
 
-    def __init__(
-        self, train: Split, tuning: Split, config: FusionConfig, embedder: Embedder, augment: Augment | None
-    ) -> None:
-        self._config, self._augment = config, augment
+    def __init__(self, train: Split, tuning: Split, config: FusionConfig, embedder: Embedder) -> None:
+        self._config = config
         self._base = embedder.image_backbone
         self._train, self._tuning = train, tuning
         self.pictures = read_pictures(train.inputs, self._base, config)
@@ -65,7 +64,7 @@ class ImageTuning:
             base_logit=base_logit,
             log_odds=log_odds,
             tell=tell,
-            augment=self._augment,
+            augment=augmentation(self._config.augment),
             checkpoint=checkpoint,
             belongs_to=belongs_to,
         )

@@ -32,7 +32,7 @@ from fusion.config_json import config_to_json
 from fusion.embedding import Embedder
 from fusion.errors import BadInput, NotEnoughData
 from fusion.examples import Example, assign_folds, check_real, is_synthetic, labels_of, number_groups
-from fusion.finetune import HOWS, Augment
+from fusion.finetune import HOWS
 from fusion.first_stage import Data, FirstStage, Saver
 from fusion.image_tuning import ImageTuning, Split
 from fusion.inputs import Modality
@@ -58,14 +58,12 @@ def train(
     *,
     progress: Tell | None = None,
     checkpoint: Path | None = None,
-    augment: Augment | None = None,
 ) -> Bundle:
     """Examples → Bundle. The same examples, config and seed give the same bundle on the same machine.
 
     progress    called at every epoch; answering False stops the run with Cancelled
     checkpoint  folder where every encoder says how far it is: a training that was killed goes on from there
                 and ends as it would have; files of another training are not used. The caller removes it
-    augment     what fine-tuning does to training pictures (see `fusion.finetune.finetune`)
     Started by `torchrun`, the processes share every minibatch and each returns the bundle: wrap the whole in
     `fusion.parallel.joined()` to know whose it is to save.
     Raises NotEnoughData (an outcome with fewer than 5 events or 5 others) and BadInput.
@@ -100,7 +98,6 @@ def train(
                 Split([e.inputs for e in tuning], held.labels),
                 config,
                 embedder,
-                augment,
             )
         out_of_fold = stage.run()
         if stage.tuned is not None and stage.tuned.backbone.is_tuned:

@@ -88,6 +88,7 @@ OVERRIDES: dict[str, Override] = {
             "finetune", "What of the image encoder is trained", str, choices=("none", "head", "gradual")
         ),
         Override("finetune_epochs", "Epochs of that at most", int, 1, 200),
+        Override("augment", "Training pictures changed", str, choices=("none", "upright", "any-way-up")),
         Override("finetune_rate", "Learning rate of that", float, 1e-6, 1),
         Override("interval_level", "Stated coverage of the interval", float, 0.5, 0.99),
         Override("dp_noise", "Privacy noise (0: none)", float, 0, 1000),

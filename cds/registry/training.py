@@ -119,6 +119,7 @@ _CHOSEN: dict[str, type[StrEnum]] = {
     "cine_pooling": fusion.CinePooling,
     "volume_kind": fusion.VolumeKind,
     "imbalance": fusion.Imbalance,
+    "augment": fusion.Augment,
 }
 
 

@@ -44,7 +44,9 @@ def cases() -> dict[str, tuple[list[fusion.Example], list[fusion.Example], fusio
         outcomes=simulated.OUTCOMES[:1],
         imbalance=fusion.Imbalance.BALANCED_SAMPLING,
     )
-    tuned = replace(test_finetuning.CONFIG, finetune_epochs=4, batch_size=15)
+    tuned = replace(
+        test_finetuning.CONFIG, finetune_epochs=4, batch_size=15, augment=fusion.Augment.ANY_WAY_UP
+    )
     return {
         "weighed": (train, tuning, weighed),
         "accumulated": (train, tuning, cine),

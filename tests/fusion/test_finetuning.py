@@ -14,12 +14,15 @@ from torch import nn
 
 import fusion
 from fusion import finetune as tuning
+from fusion.augment import Augmentation
 from fusion.backbones.stages import stages
 from fusion.bundle import BACKBONE, METADATA
+from fusion.config_json import config_from_json, config_to_json
 from fusion.embedding import Embedder
 from fusion.examples import Example
 from fusion.finetune import Pictures, finetune
 from fusion.inputs import Frames, PatientInputs, PixelInput
+from fusion.train import _course
 from tests.fusion import simulated
 
 SIZE = 24
@@ -163,6 +166,29 @@ def test_augmentation_sees_training_pictures_only_and_stays_within_bounds() -> N
     tune(replace(CONFIG, finetune="head", finetune_epochs=1), augment=augment)
     assert sum(len(values) for values in seen) == len(TRAIN)
     assert all(0 <= float(values.min()) <= float(values.max()) <= 1 for values in seen)
+
+
+def test_a_run_named_so_changes_its_training_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the config, which says so in the bundle; and a checkpoint of another choice is not used."""
+    turned: list[tuple[float, bool]] = []
+
+    def changed(self: Augmentation, values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        turned.append((self.degrees, self.flips))
+        return values
+
+    monkeypatch.setattr(Augmentation, "__call__", changed)
+    short = replace(CONFIG, finetune="head", finetune_epochs=1, epochs=1)
+    fusion.train(TRAIN, TUNING, short)
+    assert turned == []
+    for name, amounts in (("upright", (10.0, False)), ("any-way-up", (180.0, True))):
+        config = replace(short, augment=fusion.Augment(name))
+        bundle = fusion.train(TRAIN, TUNING, config)
+        assert set(turned) == {amounts}
+        said = json.loads(json.dumps(config_to_json(bundle.config)))
+        assert config_from_json(said) == config
+        assert config_from_json({k: v for k, v in said.items() if k != "augment"}) == short
+        assert _course(TRAIN, TUNING, config) != _course(TRAIN, TUNING, short)
+        turned.clear()
 
 
 def test_colour_among_grey_makes_all_colour_and_no_picture_is_no_error() -> None:

@@ -23,7 +23,7 @@ from web import charts, words
 from web.people import actor_of, user_of
 
 # besides modalities; the rest is set from the command line
-OFFERED = ("fusion", "epochs", "accumulate", "seed", "dp_noise", "dp_clip", "dp_delta")
+OFFERED = ("fusion", "finetune", "augment", "epochs", "accumulate", "seed", "dp_noise", "dp_clip", "dp_delta")
 
 
 @dataclass(frozen=True, slots=True)

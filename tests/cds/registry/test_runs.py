@@ -62,11 +62,12 @@ def test_a_private_training_can_be_asked_for() -> None:
 
 
 def test_every_setting_is_one_of_fusion() -> None:
-    from fusion import FusionConfig, FusionKind, Modality
+    from fusion import Augment, FusionConfig, FusionKind, Modality
 
     fields = {field.name: field for field in dataclasses.fields(FusionConfig)}
     assert set(runs.OVERRIDES) <= set(fields)
     assert set(runs.OVERRIDES["modalities"].choices) == {modality.value for modality in Modality}
+    assert set(runs.OVERRIDES["augment"].choices) == {kind.value for kind in Augment}
     assert set(runs.OVERRIDES["fusion"].choices) == {kind.value for kind in FusionKind}
 
 

@@ -102,6 +102,11 @@ def test_a_private_run_keeps_no_statistics_of_its_patients() -> None:
     assert private.dp_noise == 2.0
 
 
+def test_a_run_says_how_its_training_pictures_are_changed() -> None:
+    usual, changed = (training.build_config(["death"], config) for config in ({}, {"augment": "upright"}))
+    assert (usual.augment, changed.augment) == (fusion.Augment.NONE, fusion.Augment.UPRIGHT)
+
+
 def test_too_few_events_end_the_run_in_words() -> None:
     for number in range(6):
         ward.admit(number, sick=False)
