@@ -67,6 +67,15 @@ def fingerprint(module: nn.Module, *said: object) -> str:
     return found.hexdigest()
 
 
+def digest(*tensors: Tensor) -> str:
+    """SHA-256 (hex) over the data of a training, so that a checkpoint belongs to it."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Its moments and step counts, by place and name."""
     return {

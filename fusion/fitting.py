@@ -1,4 +1,5 @@
-"""The one training loop, for everything that is trained here: minibatches, early stopping, best state kept.
+"""The one training loop: minibatches, early stopping, best state kept. Two things that are trained here
+cannot go through it: a GAN (two networks in turns) and DP-SGD (its noise is in every step).
 
 It can stop and go on: with a `checkpoint`, a process killed at any moment resumes to the same weights, bit
 for bit, as if it had never been killed. Started by `torchrun`, several processes share every minibatch.

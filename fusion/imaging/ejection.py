@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fusion import checkpoints
 from fusion.config import CinePooling
 from fusion.encoders.cine import COMPONENTS, HIDDEN, Course
 from fusion.errors import BadInput, NotEnoughData
@@ -90,10 +92,13 @@ def train_ejection(
     epochs: int = 24,
     seed: int = 0,
     tell: Tell | None = None,
+    checkpoint: Path | None = None,
 ) -> EjectionModel:
     """Clips with known ejection fraction → model; the best state by error on the tuning clips.
 
     All clips have one frame size. Raises NotEnoughData and BadInput.
+
+    checkpoint  file that says how far it is: a training that was killed goes on from there
     """
     if len(train) < LEAST_CLIPS:
         raise NotEnoughData(f"{len(train)} clips; at least {LEAST_CLIPS} are needed")
@@ -115,7 +120,17 @@ def train_ejection(
             return float((model(*watched[:3])[0] - watched[3]).abs().mean())
 
         how = Fit(epochs, max(4, epochs // 3), 16, 2e-3, seed)
-        fit(model, loss, tuning_loss, rows=len(train), how=how, tell=tell or _silent)
+        data = (frames, known, seconds, true, *(watched or ()))
+        fit(
+            model,
+            loss,
+            tuning_loss,
+            rows=len(train),
+            how=how,
+            tell=tell or _silent,
+            checkpoint=checkpoint,
+            belongs_to="" if checkpoint is None else f"{pooling} {checkpoints.digest(*data)}",
+        )
     return model.eval()
 
 

@@ -25,6 +25,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusion import checkpoints
 from fusion.errors import BadInput, BundleMismatch, NotEnoughData, UnknownEncoder
 from fusion.fitting import Fit, fit
 from fusion.inputs import FloatArray
@@ -168,9 +169,17 @@ class Segmenter:
 
 
 def train_segmenter(
-    train: Sequence[Drawn], tuning: Sequence[Drawn], config: SegmenterConfig, *, tell: Tell | None = None
+    train: Sequence[Drawn],
+    tuning: Sequence[Drawn],
+    config: SegmenterConfig,
+    *,
+    tell: Tell | None = None,
+    checkpoint: Path | None = None,
 ) -> Segmenter:
-    """Pictures with masks → Segmenter; the best state by tuning loss. Raises NotEnoughData and BadInput."""
+    """Pictures with masks → Segmenter; the best state by tuning loss. Raises NotEnoughData and BadInput.
+
+    checkpoint  file that says how far it is: a training that was killed goes on from there
+    """
     if len(train) < LEAST_PICTURES:
         raise NotEnoughData(f"{len(train)} pictures with masks; at least {LEAST_PICTURES} are needed")
     segmenter = Segmenter(config)
@@ -202,6 +211,8 @@ def train_segmenter(
             how=how,
             tell=tell or _silent,
             generators=(generator,),
+            checkpoint=checkpoint,
+            belongs_to="" if checkpoint is None else checkpoints.digest(pictures, masks, *(watched or ())),
         )
     segmenter.network.eval()
     return segmenter

@@ -7,8 +7,9 @@ morphology; whether it helps is to be measured, not assumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusion import checkpoints
 from fusion.errors import BadInput, NotEnoughData
 from fusion.examples import SYNTHETIC
 from fusion.inputs import FloatArray
@@ -23,6 +25,8 @@ from fusion.numerics import without_denormals
 
 SIDE, LATENT = 64, 64
 LEAST_PICTURES = 20
+EVERY = 100  # steps between two words of how far it is
+Sides = Mapping[str, tuple[nn.Module, torch.optim.Optimizer]]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -87,10 +91,15 @@ def train_gan(
     batch: int = 32,
     seed: int = 0,
     tell: Callable[[int, float, float], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> Generator:
     """Real training pictures float32 [N, C, 64, 64] in [0, 1] and classes 0 … K-1 → Generator.
 
-    Every class is drawn alike, whatever its size. Raises NotEnoughData and BadInput.
+    Every class is drawn alike, whatever its size. Two networks learn in turns, so not by `fusion.fitting`. Raises
+    NotEnoughData and BadInput.
+
+    tell        called every 100 steps with (step, the critic's loss, the generator's)
+    checkpoint  file that says then how far it is: a training that was killed goes on to the same generator
     """
     if pictures.ndim != 4 or pictures.shape[2:] != (SIDE, SIDE) or len(pictures) != len(classes):
         raise BadInput(
@@ -109,7 +118,11 @@ def train_gan(
         judges = torch.optim.Adam(critic.parameters(), lr=4e-4, betas=(0.0, 0.9))
         held, known = torch.from_numpy(pictures), torch.from_numpy(classes)
         of_class = [torch.nonzero(known == k).squeeze(1) for k in range(len(counts))]
-        for step in range(steps):
+        sides = {"maker": (maker, makes), "critic": (critic, judges)}
+        key = "" if checkpoint is None else _key(sides, batch, seed, checkpoints.digest(held, known))
+        for step in range(0 if checkpoint is None else _resumed(checkpoint, key, sides), steps):
+            if checkpoint is not None and step % EVERY == 0:
+                _save(checkpoint, key, sides, step)
             kinds = torch.randint(len(counts), (batch,))
             rows = torch.stack([of_class[int(k)][torch.randint(len(of_class[int(k)]), ())] for k in kinds])
             made = maker(torch.randn(batch, LATENT), kinds)
@@ -122,9 +135,33 @@ def train_gan(
             makes.zero_grad()
             fooled.backward()
             makes.step()
-            if tell is not None and step % 100 == 0:
+            if tell is not None and step % EVERY == 0:
                 tell(step, float(judged.detach()), float(fooled.detach()))
     return maker.eval()
+
+
+def _key(sides: Sides, *said: object) -> str:
+    return " ".join(checkpoints.fingerprint(module, *said) for module, _ in sides.values())
+
+
+def _save(path: Path, key: str, sides: Sides, step: int) -> None:
+    tensors = {"random": checkpoints.random_states(())}
+    for name, (module, optimiser) in sides.items():
+        tensors |= {f"{name}.{k}": v for k, v in module.state_dict().items()}
+        tensors |= {f"{name}'s.{k}": v for k, v in checkpoints.optimiser_tensors(optimiser).items()}
+    checkpoints.write(path, key, tensors, {"step": step})
+
+
+def _resumed(path: Path, key: str, sides: Sides) -> int:
+    """The step to go on with."""
+    held = checkpoints.read(path, key)
+    if held is None:
+        return 0
+    for name, (module, optimiser) in sides.items():
+        module.load_state_dict(held.part(f"{name}."))
+        checkpoints.fill_optimiser(optimiser, held.part(f"{name}'s."))
+    checkpoints.set_random_states(held.tensors["random"], ())
+    return int(held.numbers["step"])
 
 
 def synthesise(maker: Generator, counts: dict[int, int], *, seed: int = 0) -> Synthetic:

@@ -285,3 +285,10 @@ def test_a_checkpoint_is_tensors_and_json_and_nothing_else(tmp_path: Path) -> No
         changed[3].bias += 1e-7
     keys = [key, checkpoints.fingerprint(changed, "x"), checkpoints.fingerprint(module, "y")]
     assert all(a != b for a, b in pairwise(keys))
+
+
+def test_other_data_have_another_digest() -> None:
+    one = checkpoints.digest(X, Y)
+    assert one == checkpoints.digest(X.clone(), Y.clone())
+    assert len({one, checkpoints.digest(X + 1e-6, Y), checkpoints.digest(X.T, Y), checkpoints.digest(X)}) == 4
+    assert checkpoints.digest(torch.zeros(0, 4)) != checkpoints.digest(torch.zeros(0, 3))

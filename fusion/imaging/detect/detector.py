@@ -18,6 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from fusion import checkpoints
 from fusion.backbones.image import ImageBackbone, load_backbone
 from fusion.errors import BadInput, BundleMismatch, NotEnoughData
 from fusion.fitting import Fit, fit
@@ -213,6 +214,10 @@ class Prepared:
             tuple(self.truths[i] for i in index),
         )
 
+    def tensors(self) -> list[Tensor]:
+        """All that is in them."""
+        return [*self.maps, *(part for truth in self.truths for part in (truth.boxes, truth.labels))]
+
 
 def train_detector(
     pictures: Sequence[Picture],
@@ -220,15 +225,16 @@ def train_detector(
     *,
     tuning: Sequence[Picture] = (),
     tell: Tell | None = None,
+    checkpoint: Path | None = None,
 ) -> Detector:
     """Pictures → Detector; early stopping on `tuning` when there is some. The same call, the same detector.
 
+    checkpoint  file that says how far it is: a training that was killed goes on from there
     Raises NotEnoughData (fewer than 4 pictures, a label never seen) and BadInput (boxes that do not fit).
     """
     detector = Detector(config)
-    return train_on(
-        detector, prepare(detector, pictures, config.copies), prepare(detector, tuning, 1), tell=tell
-    )
+    taught, watched = prepare(detector, pictures, config.copies), prepare(detector, tuning, 1)
+    return train_on(detector, taught, watched, tell=tell, checkpoint=checkpoint)
 
 
 def prepare(detector: Detector, pictures: Sequence[Picture], copies: int) -> Prepared | None:
@@ -254,7 +260,12 @@ def prepare(detector: Detector, pictures: Sequence[Picture], copies: int) -> Pre
 
 
 def train_on(
-    detector: Detector, taught: Prepared | None, tuning: Prepared | None, *, tell: Tell | None = None
+    detector: Detector,
+    taught: Prepared | None,
+    tuning: Prepared | None,
+    *,
+    tell: Tell | None = None,
+    checkpoint: Path | None = None,
 ) -> Detector:
     """The same for pictures that were prepared before."""
     config, head = detector.config, detector.head
@@ -304,6 +315,8 @@ def train_on(
             tell=tell or (lambda *_: None),
             rates=[(head.parameters(), config.learning_rate)],
             generators=(draw,),
+            checkpoint=checkpoint,
+            belongs_to="" if checkpoint is None else _digest(taught, tuning),
         )
     head.eval()
     return detector
@@ -313,6 +326,10 @@ def _head(config: DetectorConfig, channels: Sequence[int]) -> nn.Module:
     if config.kind == "rt_detr":
         return RtDetr(channels, config.strides, len(config.labels), config.width)
     return FasterRcnn(channels, len(config.labels), config.width)
+
+
+def _digest(taught: Prepared, tuning: Prepared | None) -> str:
+    return checkpoints.digest(*taught.tensors(), *(tuning.tensors() if tuning is not None else ()))
 
 
 def _weight(config: DetectorConfig, truths: Sequence[Truth]) -> Tensor:
