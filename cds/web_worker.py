@@ -25,9 +25,17 @@ OUT_OF_FILES_S = 1.0  # asyncio waits as long when the system lets nothing be ac
 
 
 class Worker(UvicornWorker):
-    """`UvicornWorker` on a `Loop`."""
+    """`UvicornWorker` on a `Loop`; the address of a connection stays that of who connected.
 
-    CONFIG_KWARGS: ClassVar[dict[str, Any]] = {**UvicornWorker.CONFIG_KWARGS, "loop": "cds.web_worker:Loop"}
+    What a proxy says in X-Forwarded-For is read in one place (`cds.audit.callers`), X-Forwarded-Proto by
+    Django. uvicorn would read both from a proxy on this machine, and nobody could tell later who had said it.
+    """
+
+    CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
+        **UvicornWorker.CONFIG_KWARGS,
+        "loop": "cds.web_worker:Loop",
+        "proxy_headers": False,
+    }
 
 
 class Loop(uvloop.Loop):

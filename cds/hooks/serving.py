@@ -38,6 +38,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.urls import get_resolver, set_script_prefix
 from django_structlog.middlewares import RequestMiddleware
 
+from cds.audit import callers
 from cds.hooks import budget, limiting
 from cds.hooks.wire import MAX_BODY_BYTES
 
@@ -94,9 +95,8 @@ class CallLog(RequestMiddleware):
     """
 
     def prepare(self, request: HttpRequest) -> None:
-        """An id of our own: what a caller sends is not taken for one."""
-        address = request.META.get("REMOTE_ADDR")
-        structlog.contextvars.bind_contextvars(request_id=str(uuid.uuid4()), ip=address)
+        """An id of our own: what a caller sends is not taken for one. The address is the audit trail's."""
+        structlog.contextvars.bind_contextvars(request_id=str(uuid.uuid4()), ip=callers.address_of(request))
 
     def handle_response(self, request: HttpRequest, response: HttpResponse) -> None:
         """A line for a refusal or a fault."""

@@ -25,7 +25,8 @@ import os
 
 async def application(scope, receive, send):
     assert scope["type"] == "http"
-    await send({"type": "http.response.start", "status": 200, "headers": []})
+    seen = f"{scope['client'][0]} {scope['scheme']}".encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-seen", seen)]})
     await send({"type": "http.response.body", "body": str(os.getpid()).encode()})
 """
 WORKERS, CONNECTIONS = 2, 8
@@ -78,6 +79,15 @@ def test_connections_that_come_at_once_are_shared_out(served: tuple[str, subproc
     held = _elsewhere(lambda: asyncio.run(hold()))
     assert len(held) == WORKERS
     assert min(held.values()) >= CONNECTIONS // 4, held
+
+
+def test_what_a_proxy_says_is_left_to_who_knows_the_proxies(
+    served: tuple[str, subprocess.Popen[bytes]],
+) -> None:
+    """Or the trail could not tell the proxy's word (TRUSTED_PROXIES) from a caller's own."""
+    said = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
+    answer = httpx.get(served[0], headers=said, trust_env=False, timeout=10)
+    assert answer.headers["x-seen"] == "127.0.0.1 http"
 
 
 def test_an_idle_connection_does_not_keep_the_server_from_stopping(

@@ -87,3 +87,5 @@ def test_open_for_a_demo_on_loopback_only_with_a_warning(
     assert "HOOKS_OPEN" in caplog.text
     elsewhere = Client(REMOTE_ADDR="192.0.2.7").get("/cds-services")
     assert elsewhere.status_code == 401
+    by_proxy = Client(headers={"X-Forwarded-For": "192.0.2.7"}).get("/cds-services")
+    assert by_proxy.status_code == 401, "a proxy on this machine brings others"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from ipaddress import ip_network
 from typing import Any
 
 import orjson
@@ -82,6 +83,21 @@ def test_a_call_has_an_id_of_its_own_and_only_refusals_leave_a_line(
     said = [record for record in caplog.records if "django_structlog" in record.name]
     assert [record.levelname for record in said] == ["WARNING"]
     assert len({event.correlation_id for event in AuditEvent.objects.filter(action="hook.call")}) == 2
+
+
+def test_a_line_and_the_trail_name_the_caller_and_not_the_proxy(
+    server: serving.HookServer,
+    hook_client: HookClient,
+    settings: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings.TRUSTED_PROXIES = (ip_network("127.0.0.1"),)
+    said: Any = {"x-forwarded-for": "203.0.113.9"}
+    assert ask(server, SERVICE, b"{}", authorization="", **said)[0] == 401
+    (line,) = [record.msg for record in caplog.records if "django_structlog" in record.name]
+    assert isinstance(line, dict)
+    assert line["ip"] == "203.0.113.9"
+    assert AuditEvent.objects.get(action="hook.call").source_address == "203.0.113.9"
 
 
 def test_a_call_gets_its_card(
