@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.conformance import (  # noqa: F401  (register)
     peers,
+    rules_of_feedback,
     rules_of_launch,
     rules_of_messages,
     rules_of_reading,
@@ -55,6 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     asked.add_argument("--launch", default="launch", help="where it is launched, below the base address")
     asked.add_argument("--keys", default=".well-known/jwks.json", help="where its public keys are")
+    asked.add_argument(
+        "--body-limit", type=int, default=0, metavar="BYTES", help="largest body that the service takes"
+    )
     asked.add_argument("--untimed", action="store_true", help="leave out what depends on the machine's speed")
     asked.add_argument("--markdown", type=Path, help="write the table there, between its marks")
     given = asked.parse_args(arguments)
@@ -62,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         asked.error("give --issuer and --key, or --open for a service that asks for no token")
     key = json.loads(given.key.read_text()) if given.key else None
     ehr = Ehr(given.issuer, key, given.origin, given.tenant, given.patient, given.launches)
+    ehr.body_limit = given.body_limit
     with ExitStack() as open_until_then:
         if given.peers is not None:
             ehr.peers, ehr.rotating = (

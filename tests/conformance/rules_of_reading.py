@@ -67,7 +67,7 @@ def _patient(patient: str) -> dict[str, Any]:
 def absent(service: Service) -> None:
     one, searches, patient = _service_with_searches(service)
     answer = _call(service, one, {"patient": _patient(patient)}, patient)
-    assert cards(answer), "200 without a card"
+    cards(answer)  # none is an answer, too: what counts here is what was read
     peers = _peers(service)
     for kind in set(searches.values()):
         assert peers.asked_for(kind), f"{kind} was not read"

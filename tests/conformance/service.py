@@ -35,6 +35,7 @@ class Ehr:
     peers: Peers | None = None  # the suite's own FHIR server (registered for `issuer`) and key set
     rotating: str = ""  # issuer that is registered with that key set's address
     launching: LaunchingEhr | None = None  # the suite's own EHR that launches, as registered
+    body_limit: int = 0  # bytes of the largest body that the service takes; 0: not known
     launching_v1: LaunchingEhr | None = None  # another, which lists only permission-v1
 
 
