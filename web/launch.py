@@ -24,11 +24,11 @@ from django.views.decorators.http import require_safe
 import cds.launch.launching as launching
 from cds.audit import recording, refusing
 from cds.errors import ClinicError
-from cds.launch import registering, styling
+from cds.launch import ending, registering, styling
 from cds.patients import merging
 from web import under_way
 
-SESSION, WAITING = "launch", "launches"
+SESSION, WAITING = ending.LAUNCH, "launches"
 LANDED = (
     "You came from your EHR and are signed in as a clinician, for this patient only. An estimate here is for "
     "research use and from past patients: it helps to decide whom to look at first, and decides nothing."
@@ -42,6 +42,7 @@ class SessionLaunch:
     patient     whom it was launched for; what is open to it is the record of who survives them (`is_of`)
     encounter   the stay it was launched for, by the EHR's id; "" for none
     assessment  the score on the card whose link led here; "" for none
+    server      the EHR that launched it: its sessions end when it is withdrawn
     """
 
     key: str
@@ -50,6 +51,7 @@ class SessionLaunch:
     show_banner: bool
     style: dict[str, str]
     assessment: str = ""
+    server: str = ""
 
     def is_of(self, patient_id: object) -> bool:
         """Whether that id stands for the launch's patient: the same, or merged with them since or before."""
@@ -125,6 +127,7 @@ def _land(request: HttpRequest, launched: launching.Launched) -> HttpResponse:
             show_banner=launched.show_banner,
             style=dict(launched.style),
             assessment=launched.assessment,
+            server=str(launched.server.pk),
         )
     )
     by, now = recording.person(launched.user, request), timezone.now()

@@ -15,6 +15,7 @@ import ehr
 from cds.audit import recording
 from cds.errors import Invalid, NotFound
 from cds.hooks import registering as clients
+from cds.launch import ending
 from cds.launch.models import SmartIdentity, SmartServer
 from cds.patients import importing
 from cds.patients.models import Source
@@ -66,11 +67,11 @@ def register(
 
 @transaction.atomic
 def withdraw(issuer: str, *, by: recording.Actor, now: datetime) -> SmartServer:
-    """Answer an EHR's launches no more; sessions that run end by themselves. Raises NotFound."""
+    """Answer an EHR's launches no more, and end the sessions that it launched. Raises NotFound."""
     server = get_server(issuer)
     server.is_active = False
     server.save(update_fields=["is_active"])
-    _record("smart_server.withdraw", server, by=by, now=now)
+    _record("smart_server.withdraw", server, by=by, now=now, sessions=ending.end_launched_by(server))
     return server
 
 
@@ -91,6 +92,11 @@ def link(
     )
     _record("smart_server.link", server, by=by, now=now, user=user.pk)
     return found
+
+
+def list_people(server: SmartServer) -> list[SmartIdentity]:
+    """The people of an EHR who have come, or were linked, with their accounts."""
+    return list(server.identities.select_related("user").order_by("fhir_user"))
 
 
 def get_server(issuer: str) -> SmartServer:

@@ -151,7 +151,9 @@ def test_withdrawing_asks_once_and_registering_again_lets_in(ward: Clinic, admin
     made = ehrs(ward)
     for kind, model in (("clients", HookClient), ("servers", SmartServer)):
         where = f"/ehrs/{kind}/{made[kind.removesuffix('s')]}"
-        assert "Withdraw Example Hospital EHR?" in admin.get(f"{where}/withdraw").content.decode()
+        page = admin.get(f"{where}/withdraw").content.decode()
+        assert "Withdraw Example Hospital EHR?" in page
+        assert ("the sessions that it launched end" in page) is (kind == "servers")
         assert model.objects.get().is_active
         admin.post(f"{where}/withdraw")
         assert not model.objects.get().is_active

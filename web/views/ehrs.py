@@ -145,9 +145,14 @@ def withdraw_server(request: HttpRequest, server_id: UUID) -> HttpResponse:
     """Answer an EHR's launches no more, once that is confirmed."""
     held = servers.get_server(request.user, server_id).server
     if request.method != "POST":
-        return render(request, "web/ehrs/withdraw.html", {"held": held, "does": "launch us"})
+        return render(
+            request,
+            "web/ehrs/withdraw.html",
+            {"held": held, "does": "launch us", "ends": "the sessions that it launched end"},
+        )
     registering_servers.withdraw(held.issuer, by=actor_of(request), now=timezone.now())
-    messages.success(request, f"{held.name} is withdrawn: its launches are refused from now on.")
+    said = f"{held.name} is withdrawn: its launches are refused from now on, and its sessions have ended."
+    messages.success(request, said)
     return redirect("ehrs")
 
 

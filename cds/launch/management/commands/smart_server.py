@@ -44,8 +44,11 @@ class Command(BaseCommand):
             metavar="URL",
             help="web origin that may show us in a frame",
         )
-        does.add_parser("list", help="who may launch us")
-        withdraw = does.add_parser("withdraw", help="answer an EHR's launches no more")
+        listed = does.add_parser("list", help="who may launch us")
+        listed.add_argument(
+            "--people", action="store_true", help="and who of theirs has come, as which account"
+        )
+        withdraw = does.add_parser("withdraw", help="answer an EHR's launches no more, and end theirs")
         withdraw.add_argument("--issuer", required=True)
         link = does.add_parser("link", help="say that a person of an EHR is a local account")
         link.add_argument("--issuer", required=True)
@@ -88,6 +91,13 @@ class Command(BaseCommand):
                 f"{server.source.slug}"
             )
             self._warn(server)
+            for one in registering.list_people(server) if options["people"] else []:
+                name = f" ({one.user.get_full_name()})" if one.user.get_full_name() else ""
+                state = "" if one.user.is_active else "  closed"
+                self.stdout.write(
+                    f"  {one.fhir_user}{name}  account {one.user.get_username()}  since "
+                    f"{one.first_at:%Y-%m-%d}{state}"
+                )
 
     def _warn(self, server: SmartServer) -> None:
         said = clients.shared(server.source.slug, registering.beside(server.source, server.issuer))
