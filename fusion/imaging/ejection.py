@@ -6,22 +6,29 @@ wants it for care trains and validates it on its own.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from fusion import checkpoints
 from fusion.config import CinePooling
 from fusion.encoders.cine import COMPONENTS, HIDDEN, Course
-from fusion.errors import BadInput, NotEnoughData
+from fusion.errors import BadInput, BundleMismatch, NotEnoughData
 from fusion.fitting import Fit, fit
 from fusion.inputs import FloatArray
 from fusion.numerics import without_denormals
 
+FORMAT = 1
+WEIGHTS, METADATA = "ejection.safetensors", "metadata.json"
 LEAST_CLIPS = 10
 Clip = tuple[FloatArray, FloatArray, float]  # frames [T, H, W], seconds [T], ejection fraction in %
 Tell = Callable[[int, int, float, "float | None"], None]
@@ -31,6 +38,8 @@ class EjectionModel(nn.Module):
     """Frames float32 [B, T, H, W] in [0, 1], known bool [B, T], seconds [B, T] → ejection fraction [B], %.
 
     Pooling "frame" sees the middle frame alone, "mean" no order: what a cine model is compared with.
+
+    frame  (H, W) in pixels of the clips it was trained on, to which others are resized; None before training
     """
 
     middle: Tensor
@@ -39,6 +48,7 @@ class EjectionModel(nn.Module):
     def __init__(self, pooling: CinePooling = CinePooling.GRU) -> None:
         super().__init__()
         self.pooling = pooling
+        self.frame: tuple[int, int] | None = None
         layers: list[nn.Module] = []
         for before, after in ((1, 8), (8, 16), (16, 32), (32, 32)):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(4, after), nn.ReLU()]
@@ -74,10 +84,60 @@ class EjectionModel(nn.Module):
         self.eval()
         with torch.inference_mode(), without_denormals():
             known = torch.ones(1, len(frames), dtype=torch.bool)
-            said, weights = self(
-                torch.from_numpy(frames)[None], known, torch.from_numpy(seconds - seconds[0])[None]
-            )
+            shown = torch.from_numpy(frames)[None]
+            if self.frame is not None and self.frame != frames.shape[1:]:
+                shown = nn.functional.interpolate(shown, size=self.frame, mode="bilinear", antialias=True)
+            said, weights = self(shown, known, torch.from_numpy(seconds - seconds[0])[None])
         return float(said[0].clamp(0, 100)), weights[0].tolist()
+
+    def save(self, folder: Path) -> str:
+        """Write the folder; SHA-256 of its metadata, which holds that of its weights. Raises BadInput."""
+        if self.frame is None:
+            raise BadInput("only a trained model is saved: see train_ejection")
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = save_tensors({k: v.contiguous().clone() for k, v in self.state_dict().items()})
+        about = {
+            "format": FORMAT,
+            "pooling": self.pooling.value,
+            "inputs": {
+                "shape": ["T", "H", "W"],
+                "dtype": "float32",
+                "range": [0, 1],
+                "resized_to": self.frame,
+                "times": "s",
+            },
+            "outputs": {"ejection fraction": "%", "frame weights": "sum 1"},
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
+            "intended_use": "Research: a number beside its clip, checked by a person.",
+        }
+        said = json.dumps(about, indent=1, sort_keys=True) + "\n"
+        (folder / WEIGHTS).write_bytes(weights)
+        (folder / METADATA).write_text(said)
+        return hashlib.sha256(said.encode()).hexdigest()
+
+    @classmethod
+    def load(cls, folder: Path, *, digest: str = "") -> EjectionModel:
+        """Read and check a folder. Raises BundleMismatch, saying what differs."""
+        try:
+            said, weights = (folder / METADATA).read_text(), (folder / WEIGHTS).read_bytes()
+            about = json.loads(said)
+            form, wanted = about["format"], about["weights_sha256"]
+        except (OSError, ValueError, KeyError, TypeError) as fault:
+            raise BundleMismatch(
+                f"{folder.name} is no ejection model: {METADATA} and {WEIGHTS} are needed"
+            ) from fault
+        if digest and hashlib.sha256(said.encode()).hexdigest() != digest:
+            raise BundleMismatch(f"{METADATA} is not the one that was registered (SHA-256 differs)")
+        if form != FORMAT or hashlib.sha256(weights).hexdigest() != wanted:
+            raise BundleMismatch(f"{WEIGHTS} is not the file that {METADATA} describes")
+        try:
+            model = cls(CinePooling(about["pooling"]))
+            height, width = about["inputs"]["resized_to"]
+            model.frame = int(height), int(width)
+            model.load_state_dict(load_tensors(weights))
+        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as fault:
+            raise BundleMismatch(f"{METADATA} does not describe these weights") from fault
+        return model.eval()
 
     def _scaled(self, features: Tensor) -> Tensor:
         told: Tensor = self.head(features)[:, 0] * self.spread + self.middle
@@ -107,6 +167,7 @@ def train_ejection(
     with torch.random.fork_rng(devices=[]), without_denormals():
         torch.manual_seed(seed)
         model = EjectionModel(pooling)
+        model.frame = int(frames.shape[2]), int(frames.shape[3])
         model.middle.copy_(true.mean())
         model.spread.copy_(true.std().clamp(min=1))
 

@@ -95,8 +95,8 @@ def train_gan(
 ) -> Generator:
     """Real training pictures float32 [N, C, 64, 64] in [0, 1] and classes 0 … K-1 → Generator.
 
-    Every class is drawn alike, whatever its size. Two networks learn in turns, so not by `fusion.fitting`. Raises
-    NotEnoughData and BadInput.
+    Every class is drawn alike, whatever its size. Two networks learn in turns, so not by `fusion.fitting`.
+    Raises NotEnoughData and BadInput.
 
     tell        called every 100 steps with (step, the critic's loss, the generator's)
     checkpoint  file that says then how far it is: a training that was killed goes on to the same generator

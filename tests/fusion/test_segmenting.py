@@ -122,6 +122,37 @@ def test_padding_frames_change_nothing(pooling: CinePooling) -> None:
     torch.testing.assert_close(weights.sum(1), torch.ones(2))
 
 
+@pytest.mark.parametrize("pooling", list(CinePooling))
+def test_an_ejection_model_leaves_its_process(pooling: CinePooling, tmp_path: Path) -> None:
+    """Saved and loaded it says the same, also of a clip of another size; a changed folder is refused."""
+    import torch
+
+    model = train_ejection(clips(10, 0), [], pooling=pooling, epochs=1)
+    digest = model.save(tmp_path)
+    again = EjectionModel.load(tmp_path, digest=digest)
+    ((frames, seconds, _),) = clips(1, 5)
+    assert again.predict(frames, seconds) == model.predict(frames, seconds)
+    larger = np.kron(frames, np.ones((2, 2), np.float32))
+    shrunk = torch.nn.functional.interpolate(
+        torch.from_numpy(larger)[None], size=frames.shape[1:], mode="bilinear", antialias=True
+    )
+    assert again.predict(larger, seconds) == model.predict(shrunk[0].numpy(), seconds)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+    with pytest.raises(BundleMismatch, match="registered"):
+        EjectionModel.load(tmp_path, digest="0" * 64)
+    about = tmp_path / "metadata.json"
+    about.write_text(about.read_text().replace(f'"{pooling}"', '"lstm"' if pooling == "gru" else '"gru"'))
+    with pytest.raises(BundleMismatch, match="does not describe"):
+        EjectionModel.load(tmp_path)
+    (tmp_path / "ejection.safetensors").write_bytes(b"something else")
+    with pytest.raises(BundleMismatch, match="not the file"):
+        EjectionModel.load(tmp_path)
+    with pytest.raises(BundleMismatch, match="no ejection model"):
+        EjectionModel.load(tmp_path / "nothing")
+    with pytest.raises(BadInput, match="only a trained model"):
+        EjectionModel(pooling).save(tmp_path)
+
+
 def test_bad_clips_are_refused() -> None:
     good = clips(10, 0)
     with pytest.raises(NotEnoughData):
