@@ -197,7 +197,7 @@ SCHEMAS: Json = {
         ),
     ),
     "ModelCard": _object(
-        ("schema", "basis", "model", "site_policy", "attributes"),
+        ("schema", "basis", "model", "privacy", "site_policy", "attributes"),
         closed=True,
         schema=FILLED,
         basis=FILLED,
@@ -212,6 +212,7 @@ SCHEMAS: Json = {
             created=MOMENT,
             simulated=FLAG,
         ),
+        privacy={"type": ["object", "null"], "description": "what a private training promises; null: none"},
         site_policy={"type": "object", "additionalProperties": ref("SitePolicy")},  # by outcome
         attributes={
             "type": "object",
