@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cds import settings
+from cds import environment
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -89,7 +89,7 @@ def test_ports_are_open_on_loopback_only() -> None:
 def test_the_proxy_on_this_machine_is_believed_by_web() -> None:
     """It comes through Docker's bridge; that is safe only while no port is open any wider (above)."""
     said = SERVICES["web"]["environment"]["TRUSTED_PROXIES"]
-    networks = settings._networks(re.fullmatch(r"\$\{TRUSTED_PROXIES:-(.*)\}", said)[1])  # type: ignore[index]
+    networks = environment.networks(re.fullmatch(r"\$\{TRUSTED_PROXIES:-(.*)\}", said)[1])  # type: ignore[index]
     for gateway in ("127.0.0.1", "172.17.0.1", "172.18.0.1", "192.168.16.1"):
         assert any(ip_address(gateway) in network for network in networks), gateway
     assert not any(ip_address("203.0.113.9") in network for network in networks)

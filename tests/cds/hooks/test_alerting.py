@@ -14,12 +14,12 @@ from django.db import connection
 from django.utils import timezone
 
 from cds.audit import recording
+from cds.environment import categories, quiet_roles
 from cds.hooks import alerting, keeping
 from cds.hooks.models import CardShown
 from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
 from cds.risk import responding
-from cds.settings import _categories, _quiet_roles
 from tests.cds.hooks.conftest import SERVICE, Call, hook_body, make_score
 
 BY = recording.system("tests")
@@ -110,7 +110,7 @@ def test_a_snooze_holds_for_what_was_snoozed_and_no_higher_category(
 
 
 def test_one_role_is_quieted_and_another_alerted(call: Call, at_high_risk: Patient, settings: Any) -> None:
-    settings.HOOKS_QUIET_ROLES = _quiet_roles("RelatedPerson,PractitionerRole/nurse-7")
+    settings.HOOKS_QUIET_ROLES = quiet_roles("RelatedPerson,PractitionerRole/nurse-7")
     assert card(call, userId="PractitionerRole/nurse-7")["indicator"] == "info"
     assert card(call, userId="PractitionerRole/physician-7")["indicator"] == "warning"
     assert card(call, userId="PractitionerRole/physician-7")["indicator"] == "info"
@@ -138,13 +138,13 @@ def test_some_roles_are_never_alerted(call: Call, at_high_risk: Patient, user: s
 def test_the_sites_thresholds(
     alert_at: str, critical_at: str, category: str, expected: str, settings: Any
 ) -> None:
-    settings.HOOKS_ALERT_AT, settings.HOOKS_CRITICAL_AT = _categories(alert_at), _categories(critical_at)
+    settings.HOOKS_ALERT_AT, settings.HOOKS_CRITICAL_AT = categories(alert_at), categories(critical_at)
     assert alerting.indicator_of("icu-admission", category).value == expected
 
 
 def test_a_threshold_that_is_no_category_stops_the_start() -> None:
     with pytest.raises(ImproperlyConfigured):
-        _categories("high,death=huge")
+        categories("high,death=huge")
 
 
 def test_a_call_with_nothing_new_reads_one_row_and_misses_nothing(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.conf import settings
 from django.utils import timezone
 
 import fusion
@@ -24,7 +23,7 @@ from tests.factories import NOW, TESTS
 
 pytestmark = pytest.mark.django_db
 DAY = timedelta(days=1)
-GUIDE = Path(settings.BASE_DIR) / "docs" / "guides" / "developer.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "developer.md"
 
 
 @pytest.fixture(autouse=True)
