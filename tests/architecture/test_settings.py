@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cds import settings
+from cds import environment
+from cds.environment import Environment
 from cds.hooks import contexts
-from cds.settings import Environment
 
 ROOT = Path(__file__).parents[2]
 GOOD = {
@@ -88,5 +88,5 @@ def test_an_unsafe_production_start_is_refused_and_says_why(
 
 
 def test_settings_know_the_same_words_as_the_hooks() -> None:
-    assert tuple(contexts.HOOKS) == settings.HOOKS
-    assert set(contexts.USER.pattern[1:].partition(")")[0].split("|")) == set(settings.USERS)
+    assert tuple(contexts.HOOKS) == environment.HOOKS
+    assert set(contexts.USER.pattern[1:].partition(")")[0].split("|")) == set(environment.USERS)

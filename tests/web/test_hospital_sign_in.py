@@ -16,8 +16,8 @@ from django.test import Client
 from pytest_django import Settings
 
 import ehr
+from cds import environment, signing
 from cds import settings as project
-from cds import signing
 from cds.audit.models import AuditEvent
 from cds.launch import accounts, discovering
 from cds.launch.models import HospitalIdentity
@@ -263,10 +263,10 @@ def test_a_hospital_account_shows_once_more_who_it_is_before_it_approves(
 
 
 def test_the_settings_are_checked_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert project._oidc_roles("a=b=admin, c=clinician") == (("a=b", "admin"), ("c", "clinician"))
+    assert environment.oidc_roles("a=b=admin, c=clinician") == (("a=b", "admin"), ("c", "clinician"))
     for wrong in ("admins", "admins=king", "=admin"):
         with pytest.raises(ImproperlyConfigured, match="OIDC_ROLES"):
-            project._oidc_roles(wrong)
+            environment.oidc_roles(wrong)
     monkeypatch.setattr(project.ENV, "oidc_issuer", "https://id.example")
     monkeypatch.setattr(project.ENV, "oidc_algorithms", "none,HS256")
     with pytest.raises(
