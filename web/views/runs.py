@@ -23,7 +23,9 @@ from web import charts, words
 from web.people import actor_of, user_of
 
 # besides modalities; the rest is set from the command line
-OFFERED = ("fusion", "finetune", "augment", "epochs", "accumulate", "seed", "dp_noise", "dp_clip", "dp_delta")
+OFTEN = ("fusion", "finetune", "augment", "epochs")
+SELDOM = ("seed", "accumulate", "dp_noise", "dp_clip", "dp_delta")  # folded away, unless one is set
+OFFERED = (*OFTEN, *SELDOM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,10 @@ def new(request: HttpRequest) -> HttpResponse:
             "outcomes": outcomes.OUTCOMES.values(),
             "sources": Source.objects.order_by("title"),
             "modalities": [(name, words.modality(name)) for name in runs.OVERRIDES["modalities"].choices],
-            "settings": [(runs.OVERRIDES[name], form[name]) for name in OFFERED],
+            "often": [(runs.OVERRIDES[name], form[name]) for name in OFTEN],
+            "seldom": [(runs.OVERRIDES[name], form[name]) for name in SELDOM],
+            "is_seldom_set": any(form[name] for name in SELDOM),
+            "offered": [(name, form[name]) for name in OFFERED],
             "error": error,
             "preview": preview,
             "busy": queries.running_run(),
