@@ -16,6 +16,7 @@ from fusion.backbones import kept_slices, split_sentences
 from fusion.batch import Batch, Tokens, collate, is_plausible, shown_notes
 from fusion.bundle import Bundle
 from fusion.calibrate import sigmoid
+from fusion.encoders.record import RecordEncoder
 from fusion.inputs import Modality, PatientInputs, SeriesPoint
 from fusion.model import Evidence
 from fusion.numerics import computing
@@ -160,10 +161,18 @@ def _one(
 
 
 def _missing_fields(bundle: Bundle, patient: PatientInputs) -> tuple[str, ...]:
-    """Tabular fields without a plausible value."""
+    """Tabular fields without a plausible value; not those that no training patient had either: nothing was
+    learned from them, so nobody need go and measure them."""
     if Modality.TABULAR not in bundle.config.modalities:
         return ()
-    return tuple(s.name for s in bundle.config.fields if not is_plausible(patient.fields.get(s.name), s))
+    encoder = bundle.model.encoder(Modality.TABULAR)
+    assert isinstance(encoder, RecordEncoder)
+    learned = encoder.share > 0
+    return tuple(
+        spec.name
+        for spec, was_there in zip(bundle.config.fields, learned.tolist(), strict=True)
+        if was_there and not is_plausible(patient.fields.get(spec.name), spec)
+    )
 
 
 def _frames(

@@ -75,7 +75,7 @@ class Prediction:
     present: tuple[Modality, ...]
     missing: tuple[Modality, ...]
     pending: tuple[Modality, ...]
-    missing_fields: tuple[str, ...]  # fields the model knows and this patient lacks
+    missing_fields: tuple[str, ...]  # fields the model learned from and this patient lacks
     inputs_digest: str
     frame_weights: dict[str, list[float]] = field(
         default_factory=dict

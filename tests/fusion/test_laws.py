@@ -129,6 +129,18 @@ def test_a_field_that_is_missing_is_not_a_field_that_is_zero(
     assert fusion.predict(bundle, asked[:1], explain=False)[0].missing_fields == ("f0",)
 
 
+def test_a_field_that_nobody_had_in_training_is_not_called_missing() -> None:
+    """Nothing was learned from it: the risk is the same with it, and nobody need go and measure it."""
+    rare = fusion.FieldSpec("rare", "Seldom measured", "mL")
+    config = simulated.make_config(fields=(*simulated.FIELDS, rare), modalities=(Modality.TABULAR,))
+    bundle = fusion.train(simulated.examples(60, 1), [], config)
+    patient = dataclasses.replace(simulated.examples(1, 2)[0].inputs, fields={})
+    measured = dataclasses.replace(patient, fields={"f0": 1.0, "rare": 40.0})
+    assert fusion.predict(bundle, [patient], explain=False)[0].missing_fields == ("f0", "f1", "flag")
+    same = dataclasses.replace(patient, fields={"f0": 1.0})
+    assert risks(bundle, measured) == pytest.approx(risks(bundle, same), abs=1e-6)
+
+
 def test_an_implausible_value_is_refused_as_missing_and_counted(
     bundle: fusion.Bundle, patient: fusion.PatientInputs
 ) -> None:
