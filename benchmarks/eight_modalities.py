@@ -127,7 +127,7 @@ def _absent() -> Any:
     raise FileNotFoundError("only embeddings are kept")
 
 
-def main(times: int, trained: int, kinds: Sequence[str]) -> None:
+def ask(times: int, trained: int, kinds: Sequence[str]) -> None:
     """In the copy: train a bundle of each kind, ask about one patient who has all eight, print seconds."""
     import torch
 
@@ -149,4 +149,4 @@ def main(times: int, trained: int, kinds: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    ask(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
