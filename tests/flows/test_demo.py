@@ -86,11 +86,12 @@ def first(data_dir):
 def test_everybody_is_scored_by_a_model_that_says_how_it_came_to_be(first, data_dir):
     assert query(data_dir, "select count(*) from patients_patient") == [(PATIENTS,)]
     assert query(data_dir, "select simulated from patients_source") == [(1,)]
-    scored = query(
-        data_dir,
-        "select count(distinct patient_id) from risk_riskassessment where status in ('final', 'preliminary')",
-    )
-    assert scored == [(PATIENTS,)]
+    everybody = "select count(distinct patient_id) from risk_riskassessment where"
+    is_scored = "status in ('final', 'preliminary')"
+    told = query(data_dir, f"{everybody} {is_scored} or abstained like 'age is outside the range%'")
+    assert told == [(PATIENTS,)]  # of so few patients some are younger than all who were learned from
+    ((scored,),) = query(data_dir, f"{everybody} {is_scored}")
+    assert scored >= 0.9 * PATIENTS
     assert query(data_dir, "select count(*) from risk_riskassessment where work_state <> 'done'") == [(0,)]
     promotions = query(data_dir, "select reason, requested_by_id <> decided_by_id from registry_promotion")
     assert len(promotions) == 1
