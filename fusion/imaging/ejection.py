@@ -6,17 +6,12 @@ wants it for care trains and validates it on its own.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from fusion import checkpoints
@@ -24,11 +19,13 @@ from fusion.config import CinePooling
 from fusion.encoders.cine import COMPONENTS, HIDDEN, Course
 from fusion.errors import BadInput, BundleMismatch, NotEnoughData
 from fusion.fitting import Fit, fit
+from fusion.imaging import kept
+from fusion.imaging.kept import METADATA
 from fusion.inputs import FloatArray
 from fusion.numerics import without_denormals
 
 FORMAT = 1
-WEIGHTS, METADATA = "ejection.safetensors", "metadata.json"
+WEIGHTS = "ejection.safetensors"
 LEAST_CLIPS = 10
 Clip = tuple[FloatArray, FloatArray, float]  # frames [T, H, W], seconds [T], ejection fraction in %
 Tell = Callable[[int, int, float, "float | None"], None]
@@ -94,8 +91,6 @@ class EjectionModel(nn.Module):
         """Write the folder; SHA-256 of its metadata, which holds that of its weights. Raises BadInput."""
         if self.frame is None:
             raise BadInput("only a trained model is saved: see train_ejection")
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = save_tensors({k: v.contiguous().clone() for k, v in self.state_dict().items()})
         about = {
             "format": FORMAT,
             "pooling": self.pooling.value,
@@ -107,35 +102,20 @@ class EjectionModel(nn.Module):
                 "times": "s",
             },
             "outputs": {"ejection fraction": "%", "frame weights": "sum 1"},
-            "weights_sha256": hashlib.sha256(weights).hexdigest(),
             "intended_use": "Research: a number beside its clip, checked by a person.",
         }
-        said = json.dumps(about, indent=1, sort_keys=True) + "\n"
-        (folder / WEIGHTS).write_bytes(weights)
-        (folder / METADATA).write_text(said)
-        return hashlib.sha256(said.encode()).hexdigest()
+        return kept.write(folder, WEIGHTS, self.state_dict(), about)
 
     @classmethod
     def load(cls, folder: Path, *, digest: str = "") -> EjectionModel:
         """Read and check a folder. Raises BundleMismatch, saying what differs."""
-        try:
-            said, weights = (folder / METADATA).read_text(), (folder / WEIGHTS).read_bytes()
-            about = json.loads(said)
-            form, wanted = about["format"], about["weights_sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as fault:
-            raise BundleMismatch(
-                f"{folder.name} is no ejection model: {METADATA} and {WEIGHTS} are needed"
-            ) from fault
-        if digest and hashlib.sha256(said.encode()).hexdigest() != digest:
-            raise BundleMismatch(f"{METADATA} is not the one that was registered (SHA-256 differs)")
-        if form != FORMAT or hashlib.sha256(weights).hexdigest() != wanted:
-            raise BundleMismatch(f"{WEIGHTS} is not the file that {METADATA} describes")
+        about, weights = kept.read(folder, WEIGHTS, what="ejection model", form=FORMAT, digest=digest)
         try:
             model = cls(CinePooling(about["pooling"]))
             height, width = about["inputs"]["resized_to"]
             model.frame = int(height), int(width)
-            model.load_state_dict(load_tensors(weights))
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as fault:
+            model.load_state_dict(weights)
+        except (KeyError, TypeError, ValueError, RuntimeError) as fault:
             raise BundleMismatch(f"{METADATA} does not describe these weights") from fault
         return model.eval()
 

@@ -19,20 +19,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusion import checkpoints
 from fusion.errors import BadInput, BundleMismatch, NotEnoughData, UnknownEncoder
 from fusion.fitting import Fit, fit
+from fusion.imaging import kept
+from fusion.imaging.kept import METADATA
 from fusion.inputs import FloatArray
 from fusion.numerics import without_denormals
 
 FORMAT = 1
-WEIGHTS, METADATA = "segmenter.safetensors", "metadata.json"
+WEIGHTS = "segmenter.safetensors"
 LEAST_PICTURES = 4
 Tell = Callable[[int, int, float, "float | None"], None]
 
@@ -121,49 +120,30 @@ class Segmenter:
 
     def save(self, folder: Path) -> str:
         """Write the folder; SHA-256 of its metadata, which holds that of its weights."""
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = save_tensors({k: v.contiguous().clone() for k, v in self.network.state_dict().items()})
         about = {
             "format": FORMAT,
             "config": dataclasses.asdict(self.config),
-            "weights_sha256": hashlib.sha256(weights).hexdigest(),
             "intended_use": "Measurements shown beside their picture, checked by a person.",
         }
-        said = json.dumps(about, indent=1, sort_keys=True) + "\n"
-        (folder / WEIGHTS).write_bytes(weights)
-        (folder / METADATA).write_text(said)
-        return hashlib.sha256(said.encode()).hexdigest()
+        return kept.write(folder, WEIGHTS, self.network.state_dict(), about)
 
     @classmethod
     def load(cls, folder: Path, *, digest: str = "") -> Segmenter:
         """Read and check a folder. Raises BundleMismatch, saying what differs."""
+        about, weights = kept.read(folder, WEIGHTS, what="segmenter", form=FORMAT, digest=digest)
         try:
-            said = (folder / METADATA).read_text()
-            about: dict[str, Any] = json.loads(said)
-            weights = (folder / WEIGHTS).read_bytes()
-        except (OSError, ValueError) as fault:
-            raise BundleMismatch(
-                f"{folder.name} is no segmenter: {METADATA} and {WEIGHTS} are needed"
-            ) from fault
-        if digest and hashlib.sha256(said.encode()).hexdigest() != digest:
-            raise BundleMismatch(f"{METADATA} is not the one that was registered (SHA-256 differs)")
-        if about.get("format") != FORMAT or hashlib.sha256(weights).hexdigest() != about.get(
-            "weights_sha256"
-        ):
-            raise BundleMismatch(f"{WEIGHTS} is not the file that {METADATA} describes")
-        try:
-            kept = about["config"]
+            said = about["config"]
             config = SegmenterConfig(
                 **{
-                    **kept,
-                    "kind": SegmenterKind(kept["kind"]),
-                    "structures": tuple(kept["structures"]),
-                    "widths": tuple(kept["widths"]),
+                    **said,
+                    "kind": SegmenterKind(said["kind"]),
+                    "structures": tuple(said["structures"]),
+                    "widths": tuple(said["widths"]),
                 }
             )
             segmenter = cls(config)
-            segmenter.network.load_state_dict(load_tensors(weights))
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as fault:
+            segmenter.network.load_state_dict(weights)
+        except (KeyError, TypeError, ValueError, RuntimeError) as fault:
             raise BundleMismatch(f"{METADATA} does not describe these weights") from fault
         return segmenter
 

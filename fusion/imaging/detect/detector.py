@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +11,22 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from fusion import checkpoints
 from fusion.backbones.image import ImageBackbone, load_backbone
 from fusion.errors import BadInput, BundleMismatch, NotEnoughData
 from fusion.fitting import Fit, fit
+from fusion.imaging import kept
 from fusion.imaging.detect.faster_rcnn import FasterRcnn, Found, Truth
 from fusion.imaging.detect.pyramid import Pyramid
 from fusion.imaging.detect.rt_detr import RtDetr
+from fusion.imaging.kept import METADATA
 from fusion.inputs import FloatArray, Frames
 from fusion.numerics import without_denormals
 
 FORMAT = 1
-WEIGHTS, METADATA = "detector.safetensors", "metadata.json"
+WEIGHTS = "detector.safetensors"
 HELD_WIDTH, AT_ONCE = torch.float16, 8
 LEAST_PICTURES = 4
 Tell = Callable[[int, int, float, "float | None"], None]
@@ -147,8 +144,6 @@ class Detector:
 
     def save(self, folder: Path) -> str:
         """Write the folder; SHA-256 of its metadata, which holds that of its weights."""
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = save_tensors({k: v.contiguous().clone() for k, v in self.head.state_dict().items()})
         metadata = {
             "format": FORMAT,
             "config": dataclasses.asdict(self.config),
@@ -160,12 +155,8 @@ class Detector:
                 "resized_to": self.config.size,
             },
             "outputs": {"boxes": "y, x, h, w in pixels of the frame; mm where its spacing is known"},
-            "weights_sha256": hashlib.sha256(weights).hexdigest(),
         }
-        said = json.dumps(metadata, indent=1, sort_keys=True) + "\n"
-        (folder / WEIGHTS).write_bytes(weights)
-        (folder / METADATA).write_text(said)
-        return hashlib.sha256(said.encode()).hexdigest()
+        return kept.write(folder, WEIGHTS, self.head.state_dict(), metadata)
 
     @classmethod
     def load(cls, folder: Path, *, digest: str | None = None, image_weights: Path | None = None) -> Detector:
@@ -174,28 +165,18 @@ class Detector:
         digest         what `save` answered, to refuse any other folder
         image_weights  the backbone's file, where its weights do not come with a package
         """
+        metadata, weights = kept.read(folder, WEIGHTS, what="detector", form=FORMAT, digest=digest or "")
         try:
-            said, weights = (folder / METADATA).read_bytes(), (folder / WEIGHTS).read_bytes()
-            metadata = json.loads(said)
-            config = _config(metadata["config"])
-            version, wanted = metadata["backbone"], metadata["weights_sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as fault:
-            raise BundleMismatch(
-                f"{folder.name} holds no detector: {type(fault).__name__}: {fault}"
-            ) from fault
-        if metadata.get("format") != FORMAT:
-            raise BundleMismatch(f"detector format {metadata.get('format')!r}; this version reads {FORMAT}")
-        if digest is not None and hashlib.sha256(said).hexdigest() != digest:
-            raise BundleMismatch(f"{METADATA} of {folder.name} is not the one whose digest was given")
-        if hashlib.sha256(weights).hexdigest() != wanted:
-            raise BundleMismatch(f"{WEIGHTS} of {folder.name} is not the file that its metadata names")
+            config, version = _config(metadata["config"]), metadata["backbone"]
+        except (ValueError, KeyError, TypeError) as fault:
+            raise BundleMismatch(f"{METADATA} of {folder.name} describes no detector: {fault}") from fault
         backbone = load_backbone(config.backbone, weights=image_weights)
         if backbone.version != version:
             raise BundleMismatch(f"it reads maps of {version}; the backbone here is {backbone.version}")
         detector = cls(config, backbone=backbone)
         try:
-            detector.head.load_state_dict(load_tensors(weights))
-        except (RuntimeError, SafetensorError) as fault:
+            detector.head.load_state_dict(weights)
+        except RuntimeError as fault:
             raise BundleMismatch(f"{WEIGHTS} of {folder.name} does not fit its config") from fault
         return detector
 
