@@ -187,7 +187,8 @@ if ENV.database_url:
     DATABASES = {"default": dj_database_url.parse(ENV.database_url)}
     if DATABASES["default"]["ENGINE"].endswith("postgresql"):
         DATABASES["default"].setdefault("OPTIONS", {})
-        DATABASES["default"]["OPTIONS"].setdefault("pool", {"min_size": 1, "max_size": 8, "timeout": 5})
+        # For pages, and for the ten threads of `cds.hooks.serving`, which keep theirs.
+        DATABASES["default"]["OPTIONS"].setdefault("pool", {"min_size": 1, "max_size": 18, "timeout": 5})
         # A server that vanishes without a word is missed in seconds, not in TCP's quarter of an hour.
         for _name, _value in {
             "connect_timeout": 3,

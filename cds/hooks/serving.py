@@ -47,7 +47,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 PATH = "/cds-services"
-THREADS = 8  # of one process, as many as its database connections
+THREADS = 8  # of one process; with those for feedback, each keeps a database connection (`limiting`)
 BODY_S = 10.0  # for all of a body to come: 5 MB at 4 Mbit/s
 MOST_READ = 128 * 1024 * 1024  # bytes of bodies that are being taken in at once, by one process
 FEEDBACK_THREADS = 2  # the same for feedback, of which a batch takes seconds: no clinician waits behind it
@@ -69,7 +69,7 @@ class HookHandler(BaseHandler):
     def answer(
         self, scope: Scope, body: bytes, until: float, handover: budget.Handover | None = None
     ) -> HttpResponseBase:
-        """Answer one call. Runs in a thread; the database connection goes back at the end."""
+        """Answer one call. Runs in a thread, whose database connection `limiting` keeps or gives back."""
         if time.monotonic() >= until:
             logger.warning("a CDS Hooks call waited for a thread until its time was over")
             return _late(scope)

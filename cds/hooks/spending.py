@@ -25,6 +25,7 @@ all the same, as long as the clocks of our machines and of Redis agree to CLOCKS
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import threading
@@ -177,7 +178,10 @@ class _View:
             socket_connect_timeout=TIMEOUT_S,
             retry=redis.retry.Retry(redis.backoff.NoBackoff(), 1),  # an idle connection may have been closed
         )
-        self._spend = self._store.register_script(SPEND)
+        self._own = (
+            threading.local()
+        )  # a thread's own connection, which no pool has to hand out and take back
+        self._sha = hashlib.sha1(SPEND.encode(), usedforsecurity=False).hexdigest()  # as Redis names a script
         self._epoch = self._store.register_script(EPOCH)
         self._is_away, self._is_fit, self._ask_again, self._told = False, False, 0.0, -math.inf
 
@@ -193,22 +197,16 @@ class _View:
             if not self._is_fit:
                 self._check_fit()
             first = client.first_epoch or self._first(client, now)
-            calls = int(
-                self._spend(
-                    keys=[
-                        EPOCH_KEY,
-                        f"tessera:jti:{client.pk}:{claims['jti']}",
-                        f"tessera:calls:{client.pk}:{minute}",
-                    ],
-                    args=[
-                        _ms(now.timestamp()),
-                        uuid.uuid4().hex,  # a call asked twice, over a broken connection, is no replay
-                        max(1, _ms((keep_until - now).total_seconds())),
-                        _ms(claims["iat"]),
-                        first,
-                        _ms(client.clock_ahead_s + LEASE_S),
-                    ],
-                )
+            calls = self._run(
+                EPOCH_KEY,
+                f"tessera:jti:{client.pk}:{claims['jti']}",
+                f"tessera:calls:{client.pk}:{minute}",
+                _ms(now.timestamp()),
+                uuid.uuid4().hex,  # a call asked twice, over a broken connection, is no replay
+                max(1, _ms((keep_until - now).total_seconds())),
+                _ms(claims["iat"]),
+                first,
+                _ms(client.clock_ahead_s + LEASE_S),
             )
         except (redis.RedisError, OSError) as error:
             self._is_away, self._is_fit, self._ask_again = True, False, time.monotonic() + AWAY_S
@@ -221,6 +219,16 @@ class _View:
             self._tell()
             raise Unavailable("the store of used tokens has just begun anew: sign a new token and try again")
         return calls
+
+    def _run(self, *values: str | int) -> int:
+        """SPEND with its three keys and its values. Raises RedisError."""
+        own: redis.Redis | None = getattr(self._own, "store", None)
+        if own is None:
+            own = self._own.store = self._store.client()
+        try:
+            return int(own.execute_command("EVALSHA", self._sha, 3, *values))
+        except redis.exceptions.NoScriptError:
+            return int(own.execute_command("EVAL", SPEND, 3, *values))
 
     def _check_fit(self) -> None:
         """A store that drops keys when it is full forgets used tokens. Raises RedisError for one."""

@@ -164,7 +164,8 @@ def not_supplied(keys: tuple[str, ...]) -> str:
 @lru_cache(maxsize=512)
 def _field(name: str) -> str:
     """A field in clinical words, in the middle of a sentence."""
-    label = catalogue.label_of(name)
+    measured = catalogue.find_measurement(name)
+    label = measured.label if measured is not None else name.replace("_", " ")
     return label if label[1:2].isupper() or label[1:2] == "-" else label[:1].lower() + label[1:]
 
 

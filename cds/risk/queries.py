@@ -368,4 +368,11 @@ def _responses(patient: Patient, outcome: str) -> tuple[ResponseView, ...]:
 
 
 def _labels(names: Iterable[str]) -> list[str]:
-    return [catalogue.label_of(name) for name in names]
+    return [LABELS.get(name, name) for name in names]
+
+
+LABELS: dict[str, str] = {
+    one.name: one.label
+    for table in (catalogue.COMPUTED, catalogue.LATEST, catalogue.CONDITIONS, catalogue.GENOMICS)
+    for one in table
+}

@@ -17,7 +17,7 @@ from joserfc import jwt
 from joserfc.jwk import ECKey
 
 from cds.audit import recording
-from cds.hooks import client_auth, linking, offering, origins, registering
+from cds.hooks import client_auth, limiting, linking, offering, origins, registering
 from cds.hooks.models import HookClient
 from cds.patients import importing
 from cds.patients.models import Patient
@@ -29,6 +29,12 @@ BASE = "http://127.0.0.1:8000"
 ISSUER = "https://ehr.example.org"
 SERVICE = "/cds-services/tessera-icu-admission-patient-view"
 KEY = ECKey.generate_key("P-384", parameters={"kid": "k1"})
+
+
+@pytest.fixture(autouse=True)
+def _no_connection_kept_for_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that keeps one would keep the test's database from being removed."""
+    monkeypatch.setattr(limiting, "KEPT_S", 0.0)
 
 
 @pytest.fixture(autouse=True)

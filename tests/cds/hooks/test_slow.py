@@ -154,6 +154,48 @@ def test_the_limit_of_a_hook_is_not_that_of_a_page_on_the_same_connection() -> N
         connection.close()
 
 
+@only_postgres
+def test_a_thread_keeps_its_connection_unless_it_failed_or_is_old(
+    server: serving.HookServer, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.HOOKS_BUDGET_S = 60.0
+    monkeypatch.setattr(limiting, "KEPT_S", 600.0)
+    body = orjson.dumps(hook_body())
+
+    def backend(*statuses: int) -> int:
+        """The server process that a call's thread is connected to after the call; 0: to none."""
+        assert ask(server, SERVICE, body)[0] in statuses
+
+        def held() -> int:
+            mine: Any = connection.connection
+            return mine.info.backend_pid if mine is not None else 0
+
+        return server._threads.submit(held).result(LONG_S)
+
+    first = backend(200)
+    assert first
+    assert backend(200) == first
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [first])  # as when PostgreSQL starts again
+    assert backend(200) not in (0, first), "it was noticed before the call"
+
+    def fails() -> None:
+        connection.errors_occurred = True
+        connection.connection.close()
+
+    server._threads.submit(fails).result(LONG_S)
+    assert backend(503) == 0
+    assert backend(200)
+
+    def is_old() -> None:
+        connection.close_at = time.monotonic()
+
+    server._threads.submit(is_old).result(LONG_S)
+    assert backend(200) == 0, "given back after the call"
+    assert backend(200)
+    server._threads.submit(lambda: connection.close()).result(LONG_S)
+
+
 def test_a_fhir_server_that_takes_long(server: serving.HookServer, hook_client: HookClient) -> None:
     fhir = FhirServer()
     fhir.hold.clear()  # it answers when the test is over, and not before

@@ -60,6 +60,24 @@ def test_a_used_token_is_refused_by_every_process(call: Call, shared: redis.Redi
     assert 0 < shared.pttl(kept) <= (300 + 60 + 1) * 1000  # until it has expired, skew included
 
 
+def test_a_script_that_redis_does_not_know_any_more(call: Call, shared: redis.Redis) -> None:
+    assert call(LIST, bearer=token(BASE + LIST)).status_code == 200
+    shared.script_flush()  # as after its restart
+    bearer = token(BASE + LIST)
+    assert call(LIST, bearer=bearer).status_code == 200
+    assert call(LIST, bearer=bearer).status_code == 401
+    assert not SpentToken.objects.exists(), "the database had nothing to do with it"
+
+
+def test_a_thread_whose_connection_to_redis_was_closed(call: Call, shared: redis.Redis) -> None:
+    assert call(LIST, bearer=token(BASE + LIST)).status_code == 200
+    shared.client_kill_filter(_type="normal", skipme=True)
+    bearer = token(BASE + LIST)
+    assert call(LIST, bearer=bearer).status_code == 200
+    assert call(LIST, bearer=bearer).status_code == 401
+    assert not SpentToken.objects.exists()
+
+
 @pytest.mark.parametrize("where", ["redis", "process"])
 def test_more_calls_than_allowed_are_429(
     call: Call, settings: Any, shared: redis.Redis, where: str, monkeypatch: pytest.MonkeyPatch
