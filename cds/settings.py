@@ -351,11 +351,10 @@ HOOKS_REDIS_URL = (
     ENV.redis_url
 )  # where spent tokens and counts are shared; "": the database, and each process
 HOOKS_MIDDLEWARE = [  # of hook calls under gunicorn: no cookie, no session, no page
-    "django_prometheus.middleware.PrometheusBeforeMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "cds.hooks.serving.CallLog",
     "django.middleware.common.CommonMiddleware",
-    "django_prometheus.middleware.PrometheusAfterMiddleware",
+    "cds.hooks.serving.CallMetrics",
 ]
 RISK_POLICIES = ENV.risk_policies.resolve() if ENV.risk_policies else None
 SCORE_INTERVAL_S = ENV.score_interval_minutes * 60

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from prometheus_client import REGISTRY
 
 from cds.audit.models import AuditEvent
 from cds.hooks import origins, serving, views
@@ -65,6 +66,28 @@ def ask(
         {name.decode().lower(): value.decode() for name, value in start["headers"]},
         end["body"],
     )
+
+
+def test_calls_are_counted_and_timed_by_their_view_and_status(
+    server: serving.HookServer, hook_client: HookClient, version: ModelVersion
+) -> None:
+    def counted(status: str) -> tuple[float, float]:
+        labels = {"view": "cds-services", "method": "GET"}
+        return (
+            REGISTRY.get_sample_value(
+                "django_http_responses_total_by_status_view_method_total", labels | {"status": status}
+            )
+            or 0.0,
+            REGISTRY.get_sample_value("django_http_requests_latency_seconds_by_view_method_count", labels)
+            or 0.0,
+        )
+
+    served, timed = counted("200")
+    refused, _ = counted("401")
+    assert ask(server, "/cds-services")[0] == 200
+    assert counted("200") == (served + 1, timed + 1)
+    assert ask(server, "/cds-services", authorization="")[0] == 401
+    assert counted("401") == (refused + 1, timed + 2)
 
 
 def test_a_call_has_an_id_of_its_own_and_only_refusals_leave_a_line(
