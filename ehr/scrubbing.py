@@ -29,10 +29,13 @@ _LABEL = (
     r"insurance(?:[ ]number)?|next[ ]of[ ]kin|contact|signed(?:[ ]by)?|dictated[ ]by|author)"
 )
 _WORD = r"[A-ZÀ-ÖØ-Þ][\w'’À-ÿ-]+"
-# In this order: what a line's label announces goes before its parts do.
+# In this order: what a line's label announces goes before its parts do. A note is anybody's text, so each
+# takes time in proportion to it: a run of letters, digits and hyphens is begun at its first character only.
 SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("LABELLED", re.compile(rf"(?im)(?<=\b){_LABEL}[ ]*[:#=][ ]*[^\n;|]+")),
-    ("ADDRESS", re.compile(r"(?i)\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+|\b(?:https?://|www\.)\S+")),
+    ("ADDRESS", re.compile(
+        r"(?i)(?<![\w.+-])[\w.+-]++@[\w-]++(?:\.[\w-]++)+|\b(?:https?://|www\.)\S+"
+    )),
     ("DATE", re.compile(r"\b\d{1,4}([-/.])\d{1,2}\1\d{1,4}(?:[T ]\d{1,2}:\d{2}(?::\d{2})?(?:\.\d+)?Z?)?")),
     ("DATE", re.compile(rf"(?i)\b\d{{1,2}}(?:st|nd|rd|th|\.)?[ ]?(?:of[ ])?{_MONTH}(?:,?[ ]?\d{{2,4}})?\b")),
     ("DATE", re.compile(rf"(?i)\b{_MONTH}[ ]\d{{1,2}}(?:st|nd|rd|th)?(?:,?[ ]\d{{4}})?\b")),
@@ -43,13 +46,15 @@ SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = (
     )),
     ("NUMBER", re.compile(r"\b\d[\d-]{4,}\d?\b")),
     ("ID", re.compile(
-        r"\b(?!\d{1,3}-(?:years?|yrs?|y|months?|weeks?|days?|hours?|min|h|fold|mm|cm|lead|slice)\b)"
-        r"(?=[\w-]*\d{2})(?=[\w-]*[A-Za-z])[A-Za-z0-9][\w-]{4,}\b"
+        r"(?<![\w-])-*+(?!\d{1,3}-(?:years?|yrs?|y|months?|weeks?|days?|hours?|min|h|fold|mm|cm|lead|slice)\b"
+        r"(?![\w-]*\d{2}))"
+        r"(?=[\w-]*\d{2})(?=[\w-]*[A-Za-z])[A-Za-z0-9][\w-]{3,}\w"
     )),
     ("STREET", re.compile(
         rf"\b\d{{1,5}}[a-z]?[ ](?:{_WORD}[ ]){{1,3}}"
         r"(?:St|Street|Ave|Avenue|Rd|Road|Ln|Lane|Dr|Drive|Blvd|Way|Court|Ct)\b"
-        rf"|\b{_WORD}(?:straße|strasse|str\.|weg|gasse|platz)[ ]\d{{1,4}}[a-z]?\b"
+        r"|(?<![\w'’-])(?=[\w'’-]*[A-ZÀ-ÖØ-Þ])[\w'’-]+(?i:straße|strasse|str\.|weg|gasse|platz)"
+        r"[ ]\d{1,4}[a-z]?\b"
     )),
     ("NAME", re.compile(
         rf"\b(?:Dr|Prof|Mr|Mrs|Ms|Miss|Herr|Frau|Hr|Fr|Sr|Sra|Mme|Mlle)\.?[ ]{_WORD}(?:[ ]{_WORD}){{0,2}}"
