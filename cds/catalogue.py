@@ -116,15 +116,15 @@ EJECTION_FRACTION = Measurement(
 
 MEASURED: tuple[Measured, ...] = (
     Measured(
-        "cardiothoracic_ratio", "Cardiothoracic ratio, measured", "1", 0.2, 0.95, 365,
+        "cardiothoracic_ratio", "Cardiothoracic ratio (measured)", "1", 0.2, 0.95, 365,
         (None, 0.50), "adults, upright frontal view (Danzer 1919)",
     ),
-    Measured("lung_area", "Lung area, measured", "cm2", 20, 1500, 365),
+    Measured("lung_area", "Lung area (measured)", "cm2", 20, 1500, 365),
     Measured(
-        "measured_ejection_fraction", "Ejection fraction, measured", "%", 3, 95, 365,
+        "measured_ejection_fraction", "Ejection fraction (measured)", "%", 3, 95, 365,
         (52.0, 74.0), "adults, women and men together (ASE/EACVI 2015)",
     ),
-    Measured("tumour_volume", "Brain tumour volume, measured", "mL", 0.1, 500, 365),
+    Measured("tumour_volume", "Brain tumour volume (measured)", "mL", 0.1, 500, 365),
 )  # fmt: skip
 
 SERIES: tuple[Measurement, ...] = (
@@ -262,4 +262,12 @@ def find_measurement(name: str) -> Measurement | None:
     return _BY_NAME.get(name)
 
 
+def label_of(name: str) -> str:
+    """What people call a field; one that is in no table here by its own name, in words."""
+    return _LABELS.get(name, name.replace("_", " "))
+
+
 _BY_NAME = {measurement.name: measurement for measurement in LATEST}
+_LABELS: dict[str, str] = {
+    one.name: one.label for table in (COMPUTED, LATEST, CONDITIONS, GENOMICS, MEASURED) for one in table
+}

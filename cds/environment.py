@@ -101,9 +101,9 @@ class Environment(BaseSettings):
         description="For this long the same person is not alerted again to the same risk of a patient.",
     )
     hooks_quiet_roles: str = Field(
-        "Patient,RelatedPerson",
+        "",
         description="Users whom no card ever alerts, by FHIR type or one by one: "
-        "RelatedPerson,PractitionerRole/n17.",
+        "Practitioner,PractitionerRole/n17.",
     )
     risk_policies: Path | None = Field(
         None,

@@ -14,13 +14,15 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet
+
+from tests.conformance.peers import AllAtOnce
 
 CLIENT = "tessera"
 VALUES = (  # LOINC, what, value, UCUM unit: of the simulated patient that people may launch with
@@ -238,7 +240,7 @@ def launching_ehr(port: int = 0) -> Iterator[LaunchingEhr]:
         def log_message(self, *args: Any) -> None:
             """Silent."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server = AllAtOnce(("127.0.0.1", port), Handler)
     ehr.url = f"http://127.0.0.1:{server.server_port}"
     ehr.fhir = f"{ehr.url}/fhir"
     thread = Thread(target=server.serve_forever, daemon=True)

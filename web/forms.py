@@ -31,6 +31,14 @@ class Change:
         return self.before != self.after
 
 
+def whole_number(said: str) -> int | None:
+    """What an address or a form says as a number, 0 or more, of 18 digits at most; None for anything else.
+
+    `str.isdigit` alone is also true of "²", and of more digits than `int` takes.
+    """
+    return int(said) if said.isascii() and said.isdigit() and len(said) < 19 else None
+
+
 class EhrForm(forms.Form):
     """What both kinds of EHRs have: a name, an issuer that stays as it is, a source.
 

@@ -23,7 +23,7 @@ REFUSALS = {
     "408": "The body did not come within ten seconds",
     "412": "No usable prefetch, and it could not be read",
     "413": "A body over 5 MB",
-    "415": "Not declared as JSON",
+    "415": "Not declared as JSON, or compressed",
     "422": "Well-formed, but not one patient's record",
     "429": "Too many calls in this minute; see Retry-After",
     "503": "Not now; see Retry-After",

@@ -21,6 +21,7 @@ FHIR_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 USER = re.compile(r"(Practitioner|PractitionerRole|Patient|RelatedPerson)/[A-Za-z0-9\-.]{1,64}")
 # Patient/[id], absolute or relative, with a version or without (FHIR R4 §2.3)
 _PATIENT = re.compile(r"(?:.*/)?Patient/([^/\s?#]+)(?:/_history/[^/\s?#]+)?", re.DOTALL)
+CLINICIANS = frozenset({"Practitioner", "PractitionerRole"})  # for whom cards are
 MAX_ORDERS = 200  # or appointments
 NOUNS = {"draftOrders": "an order", "appointments": "an appointment"}
 

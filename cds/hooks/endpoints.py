@@ -36,7 +36,7 @@ Body = Callable[..., HttpResponse]
 
 
 class UnsupportedType(ClinicError):
-    """The body is not declared as JSON (415)."""
+    """The body is not declared as plain JSON (415)."""
 
 
 class BodyTooLarge(ClinicError):
@@ -100,6 +100,8 @@ def read_body(request: HttpRequest) -> bytes:
     """The JSON body's bytes. Raises UnsupportedType, BodyTooLarge."""
     if request.content_type != "application/json":
         raise UnsupportedType("Content-Type must be application/json")
+    if request.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+        raise UnsupportedType("no Content-Encoding is read here: send the JSON as it is, not compressed")
     declared = request.META.get("CONTENT_LENGTH") or "0"
     if not (declared.isascii() and declared.isdigit()) or int(declared) > MAX_BODY_BYTES:
         raise BodyTooLarge(f"a body has at most {MAX_BODY_BYTES} bytes")

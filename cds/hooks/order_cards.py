@@ -9,6 +9,8 @@ from cds.hooks import ordering, wording
 from cds.hooks.cards import CardKind, Said, Setting, Shown, said_of, shown_as
 from cds.risk.standing import Standing
 
+WITHOUT = {CardKind.OUT_OF_SCOPE: "not scored", CardKind.FAILED: "the score could not be computed"}
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -30,29 +32,29 @@ def order_card(standing: Standing, setting: Setting, study: ordering.Imaging, kn
     """The card about an imaging study being ordered: what the risk knows already, what it would add."""
     said = said_of(standing, setting)
     number = said.prediction
-    risk = (
-        f"risk {wording.percent(number.risk)} ({wording.interval(number)})"
-        if number is not None
-        else "no risk yet"
-    )
-    if number is not None and said.kind is CardKind.STALE:
-        risk = f"risk was {wording.percent(number.risk)}, stale"
+    kind = wording.escape(study.label)
+    when, age = "", ""
+    if known.is_used and known.taken_at is not None:
+        age = wording.age_in_words(setting.now - known.taken_at)
+        when = f" of {wording.moment(known.taken_at)} ({age} ago)"
     if not known.is_read:
         head = "would not change the risk"
-        kind = wording.escape(study.label)
         tell = [f"**The model does not read this kind of study:** {kind} adds nothing to it."]
+    elif known.is_pending and not known.is_used:
+        head = "one is here and still being read"
+        tell = ["**Known soon:** one is here and being read; the next score uses it."]
+    elif number is None and known.is_used:
+        head = "one is here already"
+        tell = [f"**Here already:** the latest of its kind{when} was read, and no risk could be given."]
+    elif number is None:
+        head = "the model reads such studies"
+        tell = ["**The model reads this kind of study,** and uses it once it can give a risk at all."]
     elif known.is_used:
-        head, when = "the risk already uses one", ""
-        if known.taken_at is not None:
-            age = wording.age_in_words(setting.now - known.taken_at)
-            head, when = f"{head}, {age} old", f" of {wording.moment(known.taken_at)} ({age} ago)"
+        head = "the risk already uses one" + (f", {age} old" if age else "")
         tell = [
             f"**Known already:** the score uses the latest of its kind{when}.",
             "A new one replaces it in the next score, as soon as it is here.",
         ]
-    elif known.is_pending:
-        head = "one is here and still being read"
-        tell = ["**Known soon:** one is here and being read; the next score uses it."]
     else:
         head = "the risk was computed without one"
         tell = [
@@ -63,24 +65,29 @@ def order_card(standing: Standing, setting: Setting, study: ordering.Imaging, kn
             f"On patients held out, AUROC was {known.with_all:.2f} with every input and {known.without:.2f} "
             "without this one."
         )
-    indicator = said.indicator
-    summary = (
-        f"{study.label}: {head}; {risk} {wording.event(number)}"
-        if number
-        else f"{study.label}: {head}; {risk}"
-    )
+    summary = f"{study.label}: {head}; {_risk(said)}"
     return shown_as(
         Said(
             CardKind.ORDER,
             summary,
             [" ".join(tell), *_shorter(said.lines)],
             number,
-            indicator,
+            said.indicator,
             said.suggestions,
         ),
         standing,
         setting,
     )
+
+
+def _risk(said: Said) -> str:
+    """What is known of the risk, at the end of a summary; where there is no number, why in a few words."""
+    number = said.prediction
+    if number is None:
+        return WITHOUT.get(said.kind, "no risk yet")
+    if said.kind is CardKind.STALE:
+        return f"risk was {wording.percent(number.risk)} (stale), {wording.event(number)}"
+    return f"risk {wording.percent(number.risk)} ({wording.interval(number)}) {wording.event(number)}"
 
 
 def _shorter(lines: list[str]) -> list[str]:

@@ -30,7 +30,7 @@ from cds.hooks import (
 )
 from cds.hooks.budget import Budget
 from cds.hooks.client_auth import Caller
-from cds.hooks.contexts import WITH_ORDERS
+from cds.hooks.contexts import CLINICIANS, WITH_ORDERS
 from cds.hooks.endpoints import endpoint, json_response, read_body
 from cds.hooks.feedback import parse_feedback
 from cds.hooks.offering import Service
@@ -55,7 +55,8 @@ def call_service(request: HttpRequest, *, caller: Caller, now: datetime, service
     """A hook of the EHR: the cards of the service's active model, within 500 ms.
 
     No card when somebody snoozed this very outcome for this patient and its risk has not risen to a higher
-    category since, and at order hooks for orders that are not imaging; never because something failed.
+    category since, at order hooks for orders that are not imaging, and for a Patient or RelatedPerson who
+    opens a record: risks are for clinicians, as at a launch. Never because something failed.
     """
     time_left = budget.of(request)
     service = offering.get_service(service_id)
@@ -83,7 +84,7 @@ def _cards(
     """The cards, and what makes them as they must be once somebody may have been alerted meanwhile."""
     context, patient = taken.asked.context, taken.patient
     studies = ordering.imaging_ordered(context.orders) if service.hook in WITH_ORDERS else []
-    if service.hook in WITH_ORDERS and not studies:
+    if context.role not in CLINICIANS or (service.hook in WITH_ORDERS and not studies):
         return [], list
     standing = assessing.current_one(
         patient,

@@ -164,8 +164,7 @@ def not_supplied(keys: tuple[str, ...]) -> str:
 @lru_cache(maxsize=512)
 def _field(name: str) -> str:
     """A field in clinical words, in the middle of a sentence."""
-    measured = catalogue.find_measurement(name)
-    label = measured.label if measured is not None else name.replace("_", " ")
+    label = catalogue.label_of(name)
     return label if label[1:2].isupper() or label[1:2] == "-" else label[:1].lower() + label[1:]
 
 

@@ -86,10 +86,18 @@ def _publish(message: OutboxMessage) -> bool:
 
 
 def _check_broker() -> None:
-    """Knock before publishing: the client would try a dead address for six seconds. Raises OSError."""
+    """Knock before publishing, and wait for an answer, whatever a Redis says to PING. Raises OSError.
+
+    The client would try a dead address for six seconds, and wait five for one that is silent.
+    """
     broker = urlsplit(str(app.conf.broker_url))
-    if broker.scheme in ("redis", "rediss") and broker.hostname:
-        socket.create_connection((broker.hostname, broker.port or 6379), timeout=KNOCK_S).close()
+    if broker.scheme not in ("redis", "rediss") or not broker.hostname:
+        return
+    with socket.create_connection((broker.hostname, broker.port or 6379), timeout=KNOCK_S) as door:
+        if broker.scheme == "redis":  # not through TLS: there the connection has to do
+            door.sendall(b"PING\r\n")
+            if not door.recv(1):
+                raise ConnectionError("the broker closed the connection")
 
 
 def messages_in(queue: Queue) -> int | None:

@@ -207,7 +207,7 @@ def _measurement(size: Measured, held: list[Measurement]) -> MeasurementView:
     )
     return MeasurementView(
         name=row.name,
-        label=size.label.removesuffix(", measured"),
+        label=size.label.removesuffix(" (measured)"),
         value=row.value,
         unit=row.unit,
         why=row.why,

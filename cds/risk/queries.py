@@ -368,11 +368,4 @@ def _responses(patient: Patient, outcome: str) -> tuple[ResponseView, ...]:
 
 
 def _labels(names: Iterable[str]) -> list[str]:
-    return [LABELS.get(name, name) for name in names]
-
-
-LABELS: dict[str, str] = {
-    one.name: one.label
-    for table in (catalogue.COMPUTED, catalogue.LATEST, catalogue.CONDITIONS, catalogue.GENOMICS)
-    for one in table
-}
+    return [catalogue.label_of(name) for name in names]

@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked.add_argument("--key", type=Path, help="file of the private JWK of that issuer, with a kid")
     asked.add_argument("--open", action="store_true", help="the service asks for no token")
     asked.add_argument("--origin", default="", help="web origin registered with the service, for CORS")
+    asked.add_argument("--frame", default="", help="web origin registered as one that may frame its pages")
     asked.add_argument("--tenant", default="")
     asked.add_argument("--patient", default="conformance-1", help="id of the patient the calls are about")
     asked.add_argument(
@@ -65,8 +66,16 @@ def main(arguments: list[str] | None = None) -> int:
     if not given.open and not (given.key and given.issuer):
         asked.error("give --issuer and --key, or --open for a service that asks for no token")
     key = json.loads(given.key.read_text()) if given.key else None
-    ehr = Ehr(given.issuer, key, given.origin, given.tenant, given.patient, given.launches)
-    ehr.body_limit = given.body_limit
+    ehr = Ehr(
+        given.issuer,
+        key,
+        origin=given.origin,
+        frame=given.frame,
+        tenant=given.tenant,
+        patient=given.patient,
+        launches=given.launches,
+        body_limit=given.body_limit,
+    )
     with ExitStack() as open_until_then:
         if given.peers is not None:
             ehr.peers, ehr.rotating = (

@@ -93,7 +93,7 @@ def _serving(
     )
     known = Ehr(ISSUER, key, ORIGIN, launches=launching.fhir, peers=beside, rotating=ROTATING)
     known.launching, known.launching_v1 = launching, launching_v1
-    known.body_limit = 5 * 2**20
+    known.body_limit, known.frame = 5 * 2**20, ORIGIN
     service = Service(url, known)
     try:
         _wait_for(url)

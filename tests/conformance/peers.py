@@ -10,6 +10,7 @@ import json
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,17 +22,25 @@ from joserfc.jwk import ECKey
 TOKEN = "conformance-access-token"
 
 
+class AllAtOnce(ThreadingHTTPServer):
+    """For callers that ask for every key of a prefetch at the same moment: Python's own server would let a
+    sixth connection wait for a second."""
+
+    daemon_threads, request_queue_size = True, 128
+
+
 class Peers:
     """The two servers: what they publish, and what they were asked.
 
-    keys   private keys; their public halves are at `key_url`
+    keys   private keys; their public halves are at `key_url`. A kid is of this run alone: a service that was
+           registered with an earlier one holds another key by the same name otherwise
     asked  path with query and the Authorization header of each request for FHIR, in order
     reads  how often the key set was read
     """
 
     def __init__(self) -> None:
         self.url = ""
-        self.keys = [ECKey.generate_key("P-384", {"kid": "rotating-1"})]
+        self.keys = [ECKey.generate_key("P-384", {"kid": f"rotating-{uuid.uuid4().hex[:8]}"})]
         self.asked: list[tuple[str, str]] = []
         self.reads = 0
 
@@ -108,7 +117,7 @@ def serving(host: str = "127.0.0.1", port: int = 0) -> Iterator[Peers]:
         def log_message(self, *args: Any) -> None:
             """Silent."""
 
-    server = ThreadingHTTPServer((host, port), Handler)
+    server = AllAtOnce((host, port), Handler)
     peers.url = f"http://{host}:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -168,8 +168,8 @@ def frames(service: Service) -> None:
     assert found is not None, "no frame-ancestors"
     named = found[1].split()
     assert not {"*", "https:", "http:"} & set(named), named
-    if service.ehr.origin:
-        assert service.ehr.origin in named, named
+    if service.ehr.frame:
+        assert service.ehr.frame in named, named
 
 
 @rule(30, "the public keys of the service are public only, each with a kid, and may be kept for a while")

@@ -114,7 +114,7 @@ def skew(service: Service) -> None:
     _signed(service)
     now = int(time.time())
     _accepted(service, iat=now + SKEW_S - 20)
-    _accepted(service, iat=now - 400, exp=now - SKEW_S + 20)
+    _accepted(service, iat=now - SKEW_S, exp=now - SKEW_S + 20)
     _refused_at_discovery(service, iat=now + 2 * SKEW_S, exp=now + 600)
     _refused_at_discovery(service, iat=now - 600, exp=now - 2 * SKEW_S)
 

@@ -28,7 +28,8 @@ class Ehr:
 
     issuer: str = ""
     key: Mapping[str, Any] | None = None
-    origin: str = ""
+    origin: str = ""  # web origin that calls (CORS)
+    frame: str = ""  # web origin whose pages may show the service's
     tenant: str = ""
     patient: str = "conformance-1"
     launches: str = ""  # FHIR base address of an EHR whose launches the service answers

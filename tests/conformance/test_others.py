@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.conformance import peers, rules_of_feedback, rules_of_messages, rules_of_reading
+from tests.conformance import (
+    peers,
+    rules_of_feedback,
+    rules_of_launch,
+    rules_of_messages,
+    rules_of_reading,
+)
 from tests.conformance.judging import Check, NotApplicable
 from tests.conformance.service import Ehr, Service
 
@@ -30,11 +37,13 @@ OFFERED = {
 
 
 @contextmanager
-def another(shown: list[dict[str, Any]], body_limit: int = 0) -> Iterator[tuple[str, list[Any]]]:
+def another(
+    shown: list[dict[str, Any]], body_limit: int = 0, policy: str = ""
+) -> Iterator[tuple[str, list[Any]]]:
     """A service of somebody else that answers a call with these cards: its address, and the feedback it had.
 
     It reads what a prefetch lacks, refuses a longer body (0: takes any), and feedback about other suggestions
-    than its own.
+    than its own. Its pages say `policy`.
     """
     told: list[Any] = []
 
@@ -67,6 +76,7 @@ def another(shown: list[dict[str, Any]], body_limit: int = 0) -> Iterator[tuple[
             body = json.dumps(said).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Security-Policy", policy)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -144,3 +154,27 @@ def test_feedback_accepts_what_the_card_suggested() -> None:
         rules_of_messages.whole_prefetch(service)
         rules_of_feedback.feedback(service)
     assert [one.get("acceptedSuggestions") for one in told] == [[{"id": "s-1"}], None, None]
+
+
+def test_every_key_of_a_prefetch_may_be_asked_for_at_once() -> None:
+    """Also before the suite's server has taken any of them: a service has half a second for all."""
+    server = peers.AllAtOnce(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    with ExitStack() as held:
+        held.callback(server.server_close)
+        for _ in range(30):
+            held.enter_context(socket.create_connection(("127.0.0.1", server.server_port), timeout=20))
+
+
+def test_keys_of_another_run_are_not_called_by_the_same_name() -> None:
+    assert peers.Peers().keys[0].kid != peers.Peers().keys[0].kid
+
+
+def test_who_calls_need_not_be_who_frames() -> None:
+    """An origin for CORS says nothing of frames; a page that any site may frame is wrong all the same."""
+    with another([], policy="frame-ancestors 'self' https://chart.example") as (url, _):
+        with as_seen(url, origin="https://caller.example") as service:
+            rules_of_launch.frames(service)
+        with as_seen(url, frame="https://chart.example") as service:
+            rules_of_launch.frames(service)
+        with as_seen(url, frame="https://caller.example") as service, pytest.raises(AssertionError):
+            rules_of_launch.frames(service)

@@ -38,7 +38,9 @@ def test_an_admin_writes_and_everybody_reads(ward: Clinic, sign_in: Callable[[st
     assert "other" in again.content.decode()
 
 
-@pytest.mark.parametrize(("number", "text"), [("", "x"), ("one", "x"), ("0", "x" * 4001)])
+@pytest.mark.parametrize(
+    ("number", "text"), [("", "x"), ("one", "x"), ("²", "x"), ("9" * 5000, "x"), ("0", "x" * 4001)]
+)
 def test_a_bad_form_says_what_is_wrong_and_keeps_the_text(
     ward: Clinic, sign_in: Callable[[str], Client], number: str, text: str
 ) -> None:

@@ -12,6 +12,7 @@ from django.test.utils import CaptureQueriesContext
 
 from cds.audit.models import AuditEvent
 from tests.web.clinic import Clinic
+from web import forms
 
 
 def rows(page: str) -> list[str]:
@@ -87,6 +88,16 @@ def test_the_look_is_on_record_with_whom_it_showed(ward: Clinic, sign_in: Callab
     assert event.detail["patients"] == shown
     sign_in("clinician").post("/worklist", {"search": "Sommer"})
     assert "Sommer" not in str(list(AuditEvent.objects.values()))
+
+
+@pytest.mark.parametrize("odd", ["²", "9" * 5000, "-1", "٣", "x", ""])
+def test_an_odd_number_in_an_address_is_none(
+    ward: Clinic, sign_in: Callable[[str], Client], odd: str
+) -> None:
+    clinician, admin = sign_in("clinician"), sign_in("admin")
+    assert clinician.get("/worklist", {"page": odd}).status_code == 200
+    assert admin.get("/monitoring", {"days": odd}).status_code == 200
+    assert forms.whole_number(odd) is None
 
 
 def test_few_queries(ward: Clinic, sign_in: Callable[[str], Client]) -> None:

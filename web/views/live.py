@@ -8,6 +8,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHt
 from django.views.decorators.http import require_GET
 
 from web import launch, streams
+from web.forms import whole_number
 
 
 @require_GET
@@ -39,4 +40,4 @@ async def events(request: HttpRequest) -> HttpResponseBase:
 def _since(request: HttpRequest) -> int | None:
     """Where to go on: the browser's Last-Event-ID, else what the page noted when it was made."""
     given = request.headers.get("Last-Event-ID") or request.GET.get("since", "")
-    return int(given) if given.isdigit() and len(given) < 19 else None
+    return whole_number(given)

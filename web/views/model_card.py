@@ -13,6 +13,7 @@ from cds.errors import Conflict, Invalid
 from cds.patients import access
 from cds.registry import describing, model_card, queries
 from web import launch, presenters
+from web.forms import whole_number
 from web.people import actor_of, user_of
 
 
@@ -62,15 +63,15 @@ def attribute(request: HttpRequest, version_id: object, key: str) -> HttpRespons
     text, error, status = line.text, "", 200
     if request.method == "POST":
         access.check_edit_cards(request.user)
-        text, number = request.POST.get("text", ""), request.POST.get("number", "")
+        text, number = request.POST.get("text", ""), whole_number(request.POST.get("number", ""))
         try:
-            if not number.isdigit():
+            if number is None:
                 raise Invalid("the form was not complete: open it again")
             model_card.edit(
                 version,
                 key,
                 text,
-                number=int(number),
+                number=number,
                 by=actor_of(request),
                 user=user_of(request),
                 now=timezone.now(),

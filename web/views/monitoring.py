@@ -22,6 +22,7 @@ from cds.registry.models import ModelVersion
 from cds.risk import figures, shifts
 from web import charts_of_days, words
 from web.charts import Chart
+from web.forms import whole_number
 
 DAYS = (1, 7, 30)
 
@@ -32,8 +33,8 @@ def monitoring(request: HttpRequest) -> HttpResponse:
     """One version over the last day, week or month; the active one first."""
     access.check_view_models(request.user)
     version = _asked_version(request)
-    asked = request.GET.get("days", "")
-    days = int(asked) if asked.isdigit() and int(asked) in DAYS else 7
+    asked = whole_number(request.GET.get("days", ""))
+    days = asked if asked in DAYS else 7
     context: dict[str, Any] = {
         "version": version,
         "versions": queries.list_versions(),

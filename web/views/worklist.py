@@ -16,6 +16,7 @@ from cds.patients import access
 from cds.risk import lists, thresholds
 from cds.risk.seen import Filters, WorklistPage
 from cds.risk.standing import DataState
+from web.forms import whole_number
 from web.people import actor_of
 
 
@@ -85,8 +86,8 @@ def _filters(asked: QueryDict, *, search: str) -> Filters:
 
 
 def _page(asked: QueryDict) -> int:
-    given = asked.get("page", "1")
-    return int(given) if given.isdigit() and len(given) < 7 else 1
+    given = whole_number(asked.get("page", "1"))
+    return given if given is not None and given < 1_000_000 else 1
 
 
 def _query(asked: QueryDict) -> str:

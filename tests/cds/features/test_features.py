@@ -57,6 +57,10 @@ class TestCatalogue:
             assert spec.high is not None
             assert spec.low < spec.high
             assert "_" not in spec.label
+            assert catalogue.label_of(spec.name) == spec.label, "a card and the panel call it otherwise"
+        for size in catalogue.MEASURED:
+            assert catalogue.label_of(size.name) == size.label
+            assert "," not in size.label, "labels stand in lists"
 
 
 @pytest.mark.django_db

@@ -14,6 +14,7 @@ from django.db import connection
 from django.utils import timezone
 
 from cds.audit import recording
+from cds.audit.models import AuditEvent
 from cds.environment import categories, quiet_roles
 from cds.hooks import alerting, keeping
 from cds.hooks.models import CardShown
@@ -110,17 +111,24 @@ def test_a_snooze_holds_for_what_was_snoozed_and_no_higher_category(
 
 
 def test_one_role_is_quieted_and_another_alerted(call: Call, at_high_risk: Patient, settings: Any) -> None:
-    settings.HOOKS_QUIET_ROLES = quiet_roles("RelatedPerson,PractitionerRole/nurse-7")
+    settings.HOOKS_QUIET_ROLES = quiet_roles("Practitioner,PractitionerRole/nurse-7")
     assert card(call, userId="PractitionerRole/nurse-7")["indicator"] == "info"
     assert card(call, userId="PractitionerRole/physician-7")["indicator"] == "warning"
     assert card(call, userId="PractitionerRole/physician-7")["indicator"] == "info"
     assert card(call, userId="PractitionerRole/registrar-7")["indicator"] == "warning"  # in another role
-    assert card(call, userId="Practitioner/nurse-7")["indicator"] == "warning"  # the role is not known then
+    assert card(call, userId="Practitioner/nurse-7")["indicator"] == "info"  # all of whom no role is known
+    settings.HOOKS_QUIET_ROLES = quiet_roles("")
+    assert card(call, userId="Practitioner/nurse-8")["indicator"] == "warning"
 
 
 @pytest.mark.parametrize("user", ["Patient/p1", "RelatedPerson/r1"])
-def test_some_roles_are_never_alerted(call: Call, at_high_risk: Patient, user: str) -> None:
-    assert card(call, userId=user)["indicator"] == "info"
+def test_a_patient_is_not_shown_a_risk(call: Call, at_high_risk: Patient, user: str) -> None:
+    """Who opens their own record in a portal is no clinician: a launch refuses them, a card says nothing."""
+    answer = call(SERVICE, hook_body(context={**WHO, "userId": user}, prefetch=PREFETCH))
+    assert (answer.status_code, answer.json()) == (200, {"cards": []})
+    assert not CardShown.objects.filter(user=user).exists()
+    seen = AuditEvent.objects.filter(action="hook.call").latest("pk")
+    assert (seen.outcome, seen.detail["user"]) == ("success", user)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -80,13 +81,35 @@ def test_the_card_about_an_order_is_the_golden_one(
     check_golden(name, shown, patient, version)
 
 
-def test_without_a_number_an_order_card_still_says_that_it_is_not_low(
-    patient: Patient, version: ModelVersion
+@pytest.mark.parametrize(
+    ("state", "known", "summary"),
+    [
+        (DataState.UPDATING, Known(True), "the model reads such studies; no risk yet"),
+        (DataState.ABSTAINED, Known(True), "the model reads such studies; not scored"),
+        (DataState.NOT_ELIGIBLE, Known(True), "the model reads such studies; not scored"),
+        (DataState.FAILED, Known(True), "the model reads such studies; the score could not be computed"),
+        (DataState.ABSTAINED, Known(True, is_used=True, taken_at=NOW), "one is here already; not scored"),
+        (DataState.UPDATING, Known(True, is_pending=True), "one is here and still being read; no risk yet"),
+        (DataState.ABSTAINED, Known(False), "would not change the risk; not scored"),
+    ],
+)
+def test_without_a_number_an_order_card_says_why_and_that_it_is_not_low(
+    state: DataState, known: Known, summary: str, patient: Patient, version: ModelVersion
 ) -> None:
-    standing = standing_as(DataState.UPDATING, patient, version, risk=None)
-    shown = order_card(standing, setting_for(patient), RADIOGRAPH, Known(True))
-    assert "no risk yet" in shown.card.summary
-    assert "This is not a low risk" in shown.card.detail
+    """Nothing in it may sound as if a risk had been computed."""
+    standing = standing_as(state, patient, version, risk=None)
+    card = order_card(standing, setting_for(patient), RADIOGRAPH, known).card
+    assert card.summary == f"Chest radiograph: {summary}"
+    assert "This is not a low risk" in card.detail
+    assert not re.search(
+        r"computed without|the score (does|uses)|the risk already", card.summary + card.detail
+    )
+
+
+def test_a_stale_risk_of_an_order_is_called_so(patient: Patient, version: ModelVersion) -> None:
+    standing = standing_as(DataState.STALE, patient, version, reason="older than 2 h")
+    card = order_card(standing, setting_for(patient), RADIOGRAPH, Known(True)).card
+    assert card.summary.endswith("; risk was 31 % (stale), admission to intensive care within 14 days")
 
 
 def test_what_is_known_of_a_study(patient: Patient, version: ModelVersion) -> None:

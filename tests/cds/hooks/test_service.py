@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import uuid
 from datetime import timedelta
 from typing import Any
@@ -313,6 +314,9 @@ def test_a_token_for_the_fhir_server_is_kept_nowhere(
         ({"raw": b'{"hook": "\\\\\\u0000"}'}, 400),
         ({"raw": b"{}", "content_type": "text/plain"}, 415),
         ({"raw": b"{}", "content_type": "application/x-www-form-urlencoded"}, 415),
+        ({"raw": gzip.compress(b"{}"), "content-encoding": "gzip"}, 415),
+        ({"raw": b"{}", "content-encoding": "br"}, 415),
+        ({"raw": b"{}", "content-encoding": "identity"}, 400),
         ({"raw": b" " * (5 * 1024 * 1024 + 1)}, 413),
     ],
 )

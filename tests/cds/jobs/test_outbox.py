@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
+from threading import Thread
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import structlog
@@ -43,6 +48,44 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> _Broker:
     monkeypatch.setattr(outbox, "_check_broker", lambda: None)
     monkeypatch.setattr(outbox, "_away_until", 0.0)
     return fake
+
+
+@contextmanager
+def at_the_door(answer: bytes | None) -> Iterator[str]:
+    """The URL of somebody who takes connections and says this to whatever comes; None: nothing at all."""
+    with socket.create_server(("127.0.0.1", 0)) as door, ExitStack() as taken:
+
+        def take() -> None:
+            with suppress(OSError):
+                while True:
+                    one = taken.enter_context(door.accept()[0])
+                    if answer is not None:
+                        one.recv(100)
+                        one.sendall(answer)
+                        one.close()
+
+        Thread(target=take, daemon=True).start()
+        yield f"redis://127.0.0.1:{door.getsockname()[1]}/0"
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_there"),
+    [(b"+PONG\r\n", True), (b"-NOAUTH Authentication required.\r\n", True), (b"", False), (None, False)],
+)
+def test_a_broker_that_takes_connections_and_is_silent_is_away(
+    answer: bytes | None, is_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client would wait five seconds for it, and a hook call has half of one."""
+    published: list[str] = []
+    monkeypatch.setattr(outbox, "_away_until", 0.0)
+    monkeypatch.setattr(outbox, "KNOCK_S", 0.3 if not is_there else 30.0)
+    with at_the_door(answer) as url:
+        fake = Mock(conf=Mock(broker_url=url))
+        fake.signature.return_value.apply_async.side_effect = lambda **_: published.append("sent")
+        monkeypatch.setattr(outbox, "app", fake)
+        outbox.enqueue(Job.SCORE, now=timezone.now(), assessment_id="a1")
+    assert bool(published) is is_there
+    assert (OutboxMessage.objects.get().sent_at is not None) is is_there
 
 
 def test_a_job_goes_out_after_the_commit_to_its_queue(broker: _Broker) -> None:
