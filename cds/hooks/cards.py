@@ -21,7 +21,7 @@ from cds.hooks.alerting import Alert
 from cds.hooks.contexts import Context
 from cds.hooks.replies import Card, Coding, Indicator, OverrideReason, Source, Suggestion
 from cds.patients.models import Patient
-from cds.registry.outcomes import OUTCOMES
+from cds.registry.outcomes import OUTCOMES, reason_without_number
 from cds.risk import responding, thresholds
 from cds.risk.models import RiskPrediction
 from cds.risk.standing import DataState, Standing
@@ -138,7 +138,7 @@ def _without_a_number(standing: Standing, setting: Setting) -> Said:
         kind, words = CardKind.OUT_OF_SCOPE, "not scored, outside what the model may judge"
     elif state in (DataState.NOT_ELIGIBLE, DataState.CURRENT, DataState.PARTIAL):
         kind, words = CardKind.OUT_OF_SCOPE, "not scored, the patient is not eligible"
-        reason = reason or "the model gives no risk of this for this patient at present"
+        reason = reason or reason_without_number(setting.outcome)
     else:
         kind, words = CardKind.NOT_YET_KNOWN, "not yet known"
     lines = ["**No risk is given. This is not a low risk.**"]

@@ -18,7 +18,6 @@ from cds.registry.outcomes import OUTCOMES
 WRITERS: dict[str, Callable[[ModelVersion], str]] = {}
 FEW = 30  # of the rarer answer: below it, say so
 USED = {"age": "date of birth (as age)", "female": "sex"}
-NOT_ASKED = {"icu-admission": "patients who are in intensive care, or were earlier in the same stay"}
 
 
 def describe(version: ModelVersion) -> dict[str, str]:
@@ -93,7 +92,9 @@ def _out_of_scope(version: ModelVersion) -> str:
             "automatically; some will slip through."
         )
     moments = "; ".join(
-        f"{_label(name)}: {NOT_ASKED[name]}" for name in version.outcomes if name in NOT_ASKED
+        f"{_label(name)}: {OUTCOMES[name].at_risk.whom}"
+        for name in version.outcomes
+        if name in OUTCOMES and OUTCOMES[name].at_risk.whom
     )
     return " ".join([*said, f"Not asked of: {moments}." if moments else ""])
 

@@ -30,7 +30,7 @@ from cds.studies.models import Study
 
 INTENSIVE_CARE = "intensive-care"
 FOLLOW_UP_TOO_SHORT = "follow-up too short"
-NOT_AT_RISK = "already in intensive care in this stay"
+NO_NUMBER = "the model gives no risk of this for this patient at present"
 STAYS = ("inpatient", "emergency", INTENSIVE_CARE)
 
 
@@ -109,10 +109,27 @@ class Moments:
 
 
 @dataclass(frozen=True, slots=True)
+class AtRisk:
+    """Who can still have a first event: nobody else is learned from or scored.
+
+    is_past  whether the stays say of a moment that somebody cannot; None: everybody can, no stay is asked
+    reason   why there is no number then, in words for people
+    whom     who they are, for model cards
+    """
+
+    is_past: Callable[[Sequence[Stay], datetime], bool] | None
+    reason: str = ""
+    whom: str = ""
+
+
+EVERYBODY = AtRisk(None)
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """phrase completes "23 in 100 patients like this …"; rule says what the record tells of it after a moment
-    (nobody who had died by then is asked about); act_at is the risk from which the policy that is shipped
-    asks somebody to act (`policies`)."""
+    (nobody who had died by then, or is no longer `at_risk`, is asked about); act_at is the risk from which
+    the policy that is shipped asks somebody to act (`policies`)."""
 
     name: str
     label: str
@@ -120,6 +137,7 @@ class Outcome:
     horizon: timedelta
     rule: Rule
     moments: Moments
+    at_risk: AtRisk
     act_at: float = 0.25
 
     @property
@@ -159,10 +177,22 @@ def read_history(patient: Patient, *, cutoff: datetime) -> History:
     )
 
 
+def is_past(outcome: Outcome, stays: Sequence[Stay], as_of: datetime) -> bool:
+    """Whether somebody with these stays can no longer have a first event of this outcome."""
+    return outcome.at_risk.is_past is not None and outcome.at_risk.is_past(stays, as_of)
+
+
+def reason_without_number(name: str) -> str:
+    """Why a version that answers for an outcome gave no number for somebody it did score."""
+    return (OUTCOMES[name].at_risk.reason if name in OUTCOMES else "") or NO_NUMBER
+
+
 def label(outcome: Outcome, history: History, *, as_of: datetime) -> Label:
     """Whether `outcome` happened within its horizon after `as_of`."""
     if history.deceased_at is not None and history.deceased_at <= as_of:
         return Label(None, "died before the prediction")
+    if is_past(outcome, history.encounters, as_of):
+        return Label(None, outcome.at_risk.reason)
     return outcome.rule(outcome, history, as_of)
 
 
@@ -179,8 +209,6 @@ def _intensive_care(outcome: Outcome, history: History, as_of: datetime) -> Labe
     stays = [encounter for encounter in history.encounters if encounter.kind == INTENSIVE_CARE]
     if any(stay.start is None for stay in stays):
         return Label(None, "start of intensive care not known")
-    if been_in_intensive_care(history.encounters, as_of):
-        return Label(None, NOT_AT_RISK)
     starts = [stay.start for stay in stays if stay.start is not None]
     if within := [start for start in starts if as_of < start <= as_of + outcome.horizon]:
         return Label(1, after=min(within) - as_of)
@@ -244,6 +272,11 @@ OUTCOMES: dict[str, Outcome] = {
         timedelta(days=14),
         rule=_intensive_care,
         moments=IMAGE_STUDIES,
+        at_risk=AtRisk(
+            been_in_intensive_care,
+            "already in intensive care in this stay",
+            "patients who are in intensive care, or were earlier in the same stay",
+        ),
     ),
     "death": Outcome(
         "death",
@@ -252,6 +285,7 @@ OUTCOMES: dict[str, Outcome] = {
         timedelta(days=30),
         rule=_death,
         moments=IMAGE_STUDIES,
+        at_risk=EVERYBODY,
         act_at=0.15,
     ),
 }

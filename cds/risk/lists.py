@@ -14,7 +14,7 @@ from cds.patients import access
 from cds.patients.models import Patient, PatientIdentifier
 from cds.registry import queries as registry_queries
 from cds.registry.models import ModelVersion
-from cds.registry.outcomes import NOT_AT_RISK, OUTCOMES
+from cds.registry.outcomes import OUTCOMES, reason_without_number
 from cds.risk import thresholds
 from cds.risk.models import Response, RiskAssessment, RiskPrediction
 from cds.risk.seen import Filters, WorklistPage, WorklistRow
@@ -131,7 +131,7 @@ def _row(row: dict[str, Any], version: ModelVersion | None, outcome: str, *, now
     standing = standing_of(version, row["done"], row["newest"], revision=row["revision"], now=now)
     row["state"], row["reason"] = standing.state, standing.reason
     if row["done"] is not None and row["risk"] is None and row["state"] != DataState.ABSTAINED:
-        row["state"], row["reason"] = DataState.NOT_ELIGIBLE, NOT_AT_RISK
+        row["state"], row["reason"] = DataState.NOT_ELIGIBLE, reason_without_number(outcome)
     return row
 
 

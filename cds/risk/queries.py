@@ -22,7 +22,7 @@ from cds.patients import access
 from cds.patients.models import Patient
 from cds.registry import queries as registry_queries
 from cds.registry.models import ModelVersion
-from cds.registry.outcomes import NOT_AT_RISK, OUTCOMES
+from cds.registry.outcomes import OUTCOMES, reason_without_number
 from cds.risk import evidence, thresholds
 from cds.risk.evidence import MODALITY_WORDS
 from cds.risk.lists import age_years, full_name, record_number, worklist
@@ -167,7 +167,7 @@ def _outcome(patient: Patient, standing: Standing, outcome: str, *, now: datetim
     prediction = assessment.predictions.filter(outcome=outcome).first() if assessment else None
     state, reason = standing.state, standing.reason
     if assessment is not None and prediction is None and not assessment.abstained:
-        state, reason = DataState.NOT_ELIGIBLE, NOT_AT_RISK
+        state, reason = DataState.NOT_ELIGIBLE, reason_without_number(outcome)
     said: dict[str, Any] = prediction.explanation if prediction else {}
     spec = OUTCOMES.get(outcome)
     as_of = assessment.as_of if assessment else None

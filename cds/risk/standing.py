@@ -21,10 +21,11 @@ from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
 from cds.registry.outcomes import (
     INTENSIVE_CARE,
-    NOT_AT_RISK,
+    OUTCOMES,
     STAYS,
     Stay,
-    been_in_intensive_care,
+    is_past,
+    reason_without_number,
     stays_of,
 )
 from cds.risk.models import AssessmentStatus, RiskAssessment
@@ -117,9 +118,9 @@ def not_eligible(
     stays: Sequence[Stay] | None = None,
 ) -> str:
     """Why this version has nothing to say about this patient at all, or ""."""
-    if not scored_outcomes(patient, version.outcomes, as_of, stays=stays):
-        return NOT_AT_RISK
-    return ""
+    if scored_outcomes(patient, version.outcomes, as_of, stays=stays):
+        return ""
+    return "; ".join(dict.fromkeys(reason_without_number(name) for name in version.outcomes))
 
 
 def scored_outcomes(
@@ -129,12 +130,13 @@ def scored_outcomes(
     *,
     stays: Sequence[Stay] | None = None,
 ) -> list[str]:
-    """The outcomes the patient is still at risk of at `as_of`."""
-    if "icu-admission" not in outcomes:
+    """The outcomes the patient is still at risk of at `as_of`; of one that is not known here everybody is."""
+    known = [OUTCOMES[name] for name in outcomes if name in OUTCOMES]
+    if all(one.at_risk.is_past is None for one in known):
         return list(outcomes)
-    if been_in_intensive_care(stays_of(patient) if stays is None else stays, as_of):
-        return [outcome for outcome in outcomes if outcome != "icu-admission"]
-    return list(outcomes)
+    stays = stays_of(patient) if stays is None else stays
+    past = {one.name for one in known if is_past(one, stays, as_of)}
+    return [name for name in outcomes if name not in past]
 
 
 # -- reading rows --------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from cds.errors import Invalid
 from cds.jobs import leases
 from cds.registry import cohorts, describing, outcomes, runs, training
 from cds.registry.models import ModelVersion, TrainingRun
+from cds.risk import standing
 from tests.cds.registry import ward
 from tests.cds.registry.rows import make_patient, make_series, make_stay
 from tests.factories import NOW, TESTS
@@ -93,6 +94,24 @@ def test_its_model_card_names_its_moments() -> None:
     assert "a moment is a discharge." in describing.describe(version)["development.criteria"]
 
 
+def test_who_is_past_it_is_neither_scored_nor_learned_from_by_its_own_word() -> None:
+    patient, both = make_patient(), ["readmission", "icu-admission"]
+    make_stay(patient, "inpatient", NOW - DAY, NOW + DAY)
+    version = ModelVersion(outcomes=["readmission"])
+    assert standing.scored_outcomes(patient, both, NOW) == ["icu-admission"]
+    assert standing.not_eligible(patient, version, NOW) == "in hospital at present"
+    history = outcomes.read_history(patient, cutoff=NOW + 100 * DAY)
+    asked = outcomes.label_all(both, history, as_of=NOW)
+    assert asked["readmission"] == outcomes.Label(None, "in hospital at present")
+    make_stay(patient, "intensive-care", NOW - DAY, NOW + DAY)
+    assert standing.scored_outcomes(patient, both, NOW) == []
+    assert standing.scored_outcomes(patient, [*both, "death", "unknown"], NOW) == ["death", "unknown"]
+    assert standing.scored_outcomes(patient, both, NOW + 2 * DAY) == both
+    assert "Readmission within 30 days: patients who are in hospital" in str(
+        describing.describe(version)["caution.out_of_scope"]
+    )
+
+
 def test_a_rule_that_does_not_say_when_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     _patients(2)
     timeless = replace(outcomes.OUTCOMES["readmission"], rule=lambda *_: outcomes.Label(1))
@@ -102,5 +121,5 @@ def test_a_rule_that_does_not_say_when_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_outcome_without_a_rule_cannot_be_written() -> None:
-    with pytest.raises(TypeError, match=r"rule.*moments"):
+    with pytest.raises(TypeError, match=r"rule.*moments.*at_risk"):
         outcomes.Outcome("rain", "Rain", "get wet", timedelta(days=1))  # type: ignore[call-arg]
