@@ -2,15 +2,16 @@
 
 Whoever records something of a patient waits for a transaction that has done so before it, so a batch is kept
 a few items at a time, those of one audit chain together: none holds two chains, so no two batches wait for
-each other. An item is kept once, however often it is sent; where a batch ends early, sending it again is
-harmless and goes on where it ended.
+each other. An item is kept once, however often it is sent; what it accepts besides, where an EHR tells each
+accepted suggestion by itself with the same second, is added to it. Where a batch ends early, sending it again
+is harmless and goes on where it ended.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import groupby
 from uuid import UUID
@@ -30,6 +31,7 @@ from cds.risk import responding
 
 AT_ONCE = 10  # items of one transaction
 _Key = tuple[UUID, str, datetime]
+_Held = Mapping[_Key, Sequence[str]]  # what is kept, with the suggestions accepted
 
 
 class NotAllKept(ClinicError):
@@ -64,9 +66,9 @@ def keep(batch: Batch, *, service_id: str, caller: Caller, time_left: Budget, no
     cards = _cards_of(batch, service_id, caller)
     batch = _without_strangers(batch, cards)
     known = {place: item for place, item in batch.items.items() if item.card in cards}
-    kept = _held(cards)
-    fresh = {_key(item): item for item in reversed(known.values())}  # of one said twice the first
-    told = [_told(item, cards[item.card]) for key, item in fresh.items() if key not in kept]
+    held, asked = _held(cards), _once(known.values())
+    kept = {key for key, item in asked.items() if not _adds(item, held)}
+    told = [_told(item, cards[item.card]) for key, item in asked.items() if key not in kept]
     for some in _in_short(told):
         if time_left.to_keep() <= 0:
             break
@@ -115,8 +117,29 @@ def _without_strangers(batch: Batch, cards: Mapping[UUID, CardShown]) -> Batch:
     return Batch(batch.size, sound, {**batch.faults, **strange})
 
 
-def _held(cards: Collection[UUID]) -> set[_Key]:
-    return set(Feedback.objects.filter(card__in=cards).values_list("card_id", "outcome", "outcome_at"))
+def _held(cards: Collection[UUID]) -> _Held:
+    rows = Feedback.objects.filter(card__in=cards)
+    return {
+        (card, outcome, at): accepted
+        for card, outcome, at, accepted in rows.values_list(
+            "card_id", "outcome", "outcome_at", "accepted_suggestions"
+        )
+    }
+
+
+def _once(items: Iterable[FeedbackItem]) -> dict[_Key, FeedbackItem]:
+    """Of one said twice the first, with whatever any of them accepts."""
+    found: dict[_Key, FeedbackItem] = {}
+    for item in items:
+        first = found.setdefault(_key(item), item)
+        both = tuple(dict.fromkeys((*first.accepted_suggestions, *item.accepted_suggestions)))
+        found[_key(item)] = replace(first, accepted_suggestions=both)
+    return found
+
+
+def _adds(item: FeedbackItem, held: _Held) -> bool:
+    """Whether an item says more than is kept of it."""
+    return _key(item) not in held or not set(item.accepted_suggestions) <= set(held[_key(item)])
 
 
 def _key(item: FeedbackItem) -> _Key:
@@ -140,8 +163,16 @@ def _keep_some(told: Sequence[_Told], *, caller: Caller, now: datetime) -> None:
     """Inside the caller's transaction. Whoever keeps the same at the same time waits at the chain."""
     recording.hold(patient_id=told[0].patient_id, object_type="CardShown", object_id=told[0].card.pk)
     held = _held({one.card.pk for one in told})
-    fresh = [one for one in told if one.key not in held]
+    more = [one for one in told if _adds(one.item, held)]
+    fresh = [one for one in more if one.key not in held]
     Feedback.objects.bulk_create([_row(one, now) for one in fresh])
+    for one in more:
+        if one.key in held:
+            both = list(dict.fromkeys((*held[one.key], *one.item.accepted_suggestions)))
+            rows = Feedback.objects.filter(
+                card=one.card, outcome=one.item.outcome, outcome_at=one.item.outcome_at
+            )
+            rows.update(accepted_suggestions=both)
     recording.record_many(
         by=caller.actor,
         action="hook.feedback",
@@ -151,7 +182,7 @@ def _keep_some(told: Sequence[_Told], *, caller: Caller, now: datetime) -> None:
             recording.Act(
                 one.card.pk, one.patient_id, {"answer": one.item.outcome, "reason": one.item.reason_code}
             )
-            for one in fresh
+            for one in more
         ],
     )
     for one in fresh:

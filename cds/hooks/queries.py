@@ -15,7 +15,7 @@ from cds.errors import NotFound
 from cds.hooks import registering
 from cds.hooks.contexts import HOOKS
 from cds.hooks.models import Feedback, HookClient
-from cds.patients import access
+from cds.patients import access, merging
 from cds.patients.models import Patient
 from cds.risk import responding
 
@@ -69,7 +69,7 @@ def list_said(viewer: access.Viewer, patient: Patient, outcome: str) -> list[Sai
     access.check_view_patients(viewer)
     if not access.visible_patients(viewer).filter(pk=patient.pk).exists():
         raise NotFound("no such patient")
-    about = Q(card__patient=patient) | Q(card__patient__merged_into=patient)
+    about = Q(card__patient__in=merging.everybody(patient))
     is_told = ~Q(comment="") | ~Q(reason_code="") | ~Q(accepted_suggestions=[])
     is_answer = Q(
         card__prediction__isnull=False,

@@ -86,8 +86,12 @@ def test_what_was_said_in_the_ehr_is_seen_by_who_may_see_the_patient(
     assert "said-in-ehr" not in text_of(sign_in("clinician"), other)
     other.merged_into = patient
     other.save(update_fields=["merged_into"])
-    CardShown.objects.update(patient=other)
-    assert "on the way to theatre" in text_of(sign_in("clinician"), patient)
+    first = ward.patients[2]
+    first.merged_into = other  # into one who was merged later
+    first.save(update_fields=["merged_into"])
+    for whose in (other, first):
+        CardShown.objects.update(patient=whose)
+        assert "on the way to theatre" in text_of(sign_in("clinician"), patient)
     stranger = User.objects.create_user("elsewhere")
     access.give_role(stranger, access.Role.CLINICIAN)
     with pytest.raises(NotFound):

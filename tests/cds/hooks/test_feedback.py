@@ -72,6 +72,27 @@ def test_an_acceptance_acknowledges(call: Call, shown: dict[str, Any]) -> None:
     assert Response.objects.get().kind == "acknowledged"
 
 
+def test_suggestions_that_are_told_one_by_one_are_all_kept(call: Call, shown: dict[str, Any]) -> None:
+    """An EHR may tell each accepted suggestion by itself, with the same second."""
+    first, second = (one["uuid"] for one in shown["suggestions"])
+    each = [accepted(shown["uuid"], one) for one in (first, second)]
+    for sent in ([each[0]], [each[1]], each, [accepted(shown["uuid"])]):
+        assert call(URL, {"feedback": sent}).status_code == 200
+        assert Feedback.objects.get().accepted_suggestions[:1] == [first]
+    assert Feedback.objects.get().accepted_suggestions == [first, second]
+    assert Response.objects.get().kind == "acknowledged"
+    assert (
+        AuditEvent.objects.filter(action="hook.feedback").count() == 2
+    )  # what said nothing new is not noted
+
+
+def test_suggestions_of_one_batch_are_all_kept(call: Call, shown: dict[str, Any]) -> None:
+    first, second = (one["uuid"] for one in shown["suggestions"])
+    items = [accepted(shown["uuid"], one) for one in (second, first)]
+    assert call(URL, {"feedback": items}).status_code == 200
+    assert Feedback.objects.get().accepted_suggestions == [second, first]
+
+
 def test_a_card_is_kept_with_what_it_suggested(shown: dict[str, Any]) -> None:
     offered = {one["uuid"]: one["label"] for one in shown["suggestions"]}
     assert set(offered.values()) == {"Order: Echocardiogram", "Order: Lactate"}
