@@ -247,7 +247,15 @@ YES_NO = frozenset(
     + [flag.name for flag in CONDITIONS]
     + [one.name for one in GENOMICS if one.genes]
 )
-UNIT_WORDS = {"1": "", "a": "years", "mm[Hg]": "mmHg", "Cel": "°C", "10*3/uL": "×10³/µL", "kg/m2": "kg/m²"}
+UNIT_WORDS = {
+    "1": "",
+    "a": "years",
+    "mm[Hg]": "mmHg",
+    "Cel": "°C",
+    "10*3/uL": "×10³/µL",
+    "kg/m2": "kg/m²",
+    "cm2": "cm²",
+}
 
 
 def value_in_words(name: str, value: float, unit: str) -> str:

@@ -36,6 +36,7 @@ def build() -> dict[str, str]:
 
     made = clinic.build(patients=30)
     clinic.feedback(made)
+    said(made)
     run = clinic.training_run(made.now, by=made.people["admin"], state=WorkState.RUNNING, fraction=0.3)
     return {
         "patient": str(made.patients[0].pk),
@@ -49,6 +50,39 @@ def build() -> dict[str, str]:
         "source": str(source(made)),
         **clinic.ehrs(made),
     }
+
+
+def said(made: clinic.Clinic) -> None:
+    """What an EHR told of a card of the first patient, in words that fit no line; and a tumour's volume."""
+    from datetime import timedelta
+
+    from cds.hooks.models import CardShown, Feedback
+    from cds.studies.models import Measurement, Series
+    from tests.web import clinic
+
+    patient, now = made.patients[0], made.now
+    card = CardShown.objects.create(
+        service=f"tessera-{clinic.OUTCOME}-encounter-discharge", hook_instance="said", kind="risk",
+        patient=patient, outcome=clinic.OUTCOME, version=made.version, shown_at=now,
+        suggestions={"a": "Order: N-terminal pro-B-type natriuretic peptide"},
+    )  # fmt: skip
+    for minutes, one in enumerate(
+        (
+            {"outcome": "accepted", "accepted_suggestions": ["a"]},
+            {"outcome": "overridden", "comment": "Donaudampfschifffahrtsgesellschaft" * 12},
+            {"outcome": "overridden", "reason_code": "X" * 80, "reason_system": "urn:ehr"},
+        )
+    ):
+        Feedback.objects.create(
+            card=card, outcome_at=now - timedelta(minutes=minutes), received_at=now, **one
+        )
+    series = Series.objects.filter(study__patient=patient).first()
+    assert series is not None
+    for version, value, why in (("0" * 16, 41.7, ""), ("1" * 16, None, "SliceThickness is not stated " * 9)):
+        Measurement.objects.create(
+            series=series, pixels_digest=series.pixels_digest, name="tumour_volume", value=value, why=why,
+            unit="mL", method="Brain-tumour-segmenter-of-this-site" * 4, method_version=version, made_at=now,
+        )  # fmt: skip
 
 
 def source(made: clinic.Clinic) -> int:

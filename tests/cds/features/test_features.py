@@ -61,6 +61,7 @@ class TestCatalogue:
         for size in catalogue.MEASURED:
             assert catalogue.label_of(size.name) == size.label
             assert "," not in size.label, "labels stand in lists"
+            assert catalogue.value_in_words(size.name, 12.0, size.unit) in ("12", "12 cm²", "12 %", "12 mL")
 
 
 @pytest.mark.django_db
