@@ -3,7 +3,7 @@
     python -m benchmarks.oracle                  # 10 seeds; writes docs/benchmarks.md
     python -m benchmarks.oracle --seeds 2 --test 2000
     python -m benchmarks.oracle --peer           # pytorch-widedeep too, in an environment of its own
-    python -m benchmarks.oracle --default        # the default fusion alone, with inputs missing: far shorter
+    python -m benchmarks.oracle --default        # the default fusion alone: far shorter
 
 Encoders are trained once for each seed; the kinds of fusion are fitted on the same out-of-fold evidence.
 """
@@ -72,9 +72,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=5000, help="patients the models are asked about")
     parser.add_argument("--peer", action="store_true", help="also pytorch-widedeep, installed for this run")
     parser.add_argument("--peer-python", type=Path, help="… or an interpreter that has it already")
-    parser.add_argument(
-        "--default", action="store_true", help="the default fusion alone, with inputs missing"
-    )
+    parser.add_argument("--default", action="store_true", help="the default fusion alone")
     parser.add_argument("--processes", type=int, default=1, help="of --default")
     parser.add_argument("--dry", action="store_true", help="print only")
     asked = parser.parse_args()
@@ -114,22 +112,28 @@ def run(seeds: int, test: int, *, peer: bool = False, peer_python: Path | None =
 
 
 def default_run(seeds: int, test: int, processes: int = 1) -> Iterator[str]:
-    """The default fusion alone, with inputs missing, as Markdown after each seed."""
-    found: Found = defaultdict(lambda: defaultdict(list))
-    patterns: Found = defaultdict(lambda: defaultdict(list))
+    """The default fusion alone, as Markdown after each seed."""
+    found: dict[float, Found] = {share: defaultdict(lambda: defaultdict(list)) for share in SHARES}
+    patterns: dict[float, Found] = {share: defaultdict(lambda: defaultdict(list)) for share in SHARES}
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         for seed, told in enumerate(pool.map(partial(_default_round, test), range(seeds))):
-            for kept, heard in zip((found, patterns), told, strict=True):
-                for name, figures in heard.items():
-                    for figure, values in figures.items():
-                        kept[name][figure] += values
+            for share, (arms, rows) in told.items():
+                for kept, heard in ((found[share], arms), (patterns[share], rows)):
+                    for name, figures in heard.items():
+                        for figure, values in figures.items():
+                            kept[name][figure] += values
             print(f"seed {seed}", file=sys.stderr, flush=True)
             yield _default_page(found, patterns, seed + 1, test)
 
 
-def _default_round(test: int, seed: int) -> tuple[Found, Found]:
+def _default_round(test: int, seed: int) -> dict[float, tuple[Found, Found]]:
     torch.set_num_threads(1)
-    one, lacks = _round(simulate(test, 10_000 + seed, missing=0.0), SHARES[-1], seed)
+    asked = simulate(test, 10_000 + seed, missing=0.0)
+    return {share: _default_share(asked, share, seed) for share in SHARES}
+
+
+def _default_share(asked: Cohort, share: float, seed: int) -> tuple[Found, Found]:
+    one, lacks = _round(asked, share, seed)
     arms: dict[str, Callable[[Mask], Array]] = {
         "oracle": lambda present: one.asked.oracle(~present),
         CONFIG.fusion.value: lambda present: one.fused(one.bundle, present),
@@ -139,29 +143,33 @@ def _default_round(test: int, seed: int) -> tuple[Found, Found]:
         figures: dict[str, list[float]] = defaultdict(list)
         _score(figures, ask, one, lacks)
         found[name] = dict(figures)
-    told = {name: {k: [v] for k, v in figures.items()} for name, figures in one.by_pattern()}
-    return found, told
+    return found, {name: {k: [v] for k, v in figures.items()} for name, figures in one.by_pattern()}
 
 
-def _default_page(found: Found, patterns: Found, seeds: int, test: int) -> str:
-    plain = {
-        arm: ", ".join(f"{name} {_mean(f[f'{name}, as said'])}" for name in SUBGROUPS)
-        for arm, f in found.items()
-    }
+def _default_page(found: dict[float, Found], patterns: dict[float, Found], seeds: int, test: int) -> str:
     parts = [
-        "## The default fusion beside the oracle, inputs missing (simulated)",
+        "## The default fusion beside the oracle (simulated)",
         "",
         f"`python -m benchmarks.oracle --default --seeds {seeds} --test {test}`: the cohorts and measures of "
         "the whole run, the default alone.",
-        "",
-        *_share_table(found, patterns, SHARES[-1]),
-        "",
-        f"Had no interval been shifted for a subgroup: {plain[CONFIG.fusion.value]}; around the best "
-        f"possible risks, intervals of the same length: {plain['oracle']}.",
-        "",
-        f"- {datetime.now(UTC):%Y-%m-%d}; {measuring.machine()}.",
     ]
+    for share in SHARES:
+        plain = {
+            arm: ", ".join(f"{name} {_mean(f[f'{name}, as said'])}" for name in SUBGROUPS)
+            for arm, f in found[share].items()
+        }
+        parts += ["", f"### {_title(share)}", "", *_share_table(found[share], patterns[share], share)]
+        parts += [
+            "",
+            f"Had no interval been moved for a subgroup: {plain[CONFIG.fusion.value]}; around the best "
+            f"possible risks, intervals of the same q: {plain['oracle']}.",
+        ]
+    parts += ["", f"- {datetime.now(UTC):%Y-%m-%d}; {measuring.machine()}."]
     return "\n".join(parts) + "\n"
+
+
+def _title(share: float) -> str:
+    return "Complete" if not share else f"{share:.0%} missing"
 
 
 def _round(asked: Cohort, share: float, seed: int) -> tuple[_Round, Mask]:
@@ -393,7 +401,7 @@ def _page(
         "AUROC of the oracle for the same pattern of present modalities minus that of the arm.",
     ]
     for share in SHARES:
-        parts += ["", f"### {'Complete' if not share else f'{share:.0%} missing'}", ""]
+        parts += ["", f"### {_title(share)}", ""]
         parts += _share_table(found[share], patterns[share], share)
     if any("pytorch-widedeep" in found[share] for share in SHARES):
         parts += ["", f"- {PEER_NOTE}"]
