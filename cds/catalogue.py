@@ -242,6 +242,15 @@ GENOMICS: tuple[Genomic, ...] = (
 )
 
 
+MODALITY_WORDS = {
+    "tabular": "Record",
+    "series": "Labs and vitals over time",
+    "text": "Notes",
+    "genomics": "Genomics",
+    "image": "Image",
+    "cine": "Cine",
+    "volume": "Volume (CT or MR)",
+}
 YES_NO = frozenset(
     [one.name for one in COMPUTED if one.is_binary]
     + [flag.name for flag in CONDITIONS]

@@ -18,11 +18,11 @@ from django.conf import settings
 from django.utils import timezone
 
 from cds import catalogue
+from cds.catalogue import MODALITY_WORDS
 from cds.hooks.replies import SUMMARY_LIMIT
 from cds.patients.models import Patient
 from cds.registry.models import ModelVersion
 from cds.risk.models import RiskPrediction
-from cds.risk.queries import MODALITY_WORDS
 from cds.risk.standing import Standing
 
 DRIVERS_SHOWN = 3

@@ -11,6 +11,7 @@ from typing import Any
 
 from django.conf import settings
 
+from cds.catalogue import MODALITY_WORDS
 from cds.registry import attributes
 from cds.registry.models import ModelVersion
 from cds.registry.outcomes import OUTCOMES
@@ -111,7 +112,7 @@ def _risks(version: ModelVersion) -> str:
                 f"{_label(name)}: only {rarer} of the rarer answer among test patients; wide intervals."
             )
     for what, why in sorted(_mapping(version.metadata.get("left_out")).items()):
-        said.append(f"Not used ({what}): {why}.")
+        said.append(f"Not used: {_unused(what)} ({why}).")
     said.extend(
         f"{str(note)[:1].upper()}{str(note)[1:].rstrip('.')}." for note in version.report.get("notes", ())
     )
@@ -317,6 +318,14 @@ def privacy(version: ModelVersion) -> str:
         f"{said['steps']} steps, {said['patients']} patients. It covers {said['covers']}. It does not cover "
         f"{'; '.join(said['does_not_cover'])}."
     )
+
+
+def _unused(what: str) -> str:
+    """A modality and a head of the model, as a bundle names them ("cine, death@15d"), in words."""
+    modality, _, head = what.partition(", ")
+    name, _, within = head.partition("@")
+    sooner = f", by {within.removesuffix('d')} days" if within else ""
+    return f"{MODALITY_WORDS.get(modality, modality).lower()} for {_label(name)}{sooner}"
 
 
 def _label(name: str) -> str:

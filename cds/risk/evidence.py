@@ -12,7 +12,7 @@ from typing import Any
 from django.db.models import F, Q
 
 from cds import catalogue
-from cds.catalogue import MEASURED, Measured
+from cds.catalogue import MEASURED, MODALITY_WORDS, Measured
 from cds.patients.models import Note, Observation, Patient
 from cds.risk.models import HeatMap, RiskAssessment, RiskPrediction
 from cds.risk.seen import (
@@ -26,15 +26,6 @@ from cds.risk.seen import (
 )
 from cds.studies.models import Measurement, Series
 
-MODALITY_WORDS = {
-    "tabular": "Record",
-    "series": "Labs and vitals over time",
-    "text": "Notes",
-    "genomics": "Genomics",
-    "image": "Image",
-    "cine": "Cine",
-    "volume": "Volume (CT or MR)",
-}
 STRONG = 0.02  # a sentence that moves the estimate by two points or more
 RAW_VALUES, SHOWN_SERIES = 12, 6
 

@@ -16,10 +16,10 @@ from typing import Any
 from django.db.models import Count, Q
 
 from cds import catalogue
+from cds.catalogue import MODALITY_WORDS
 from cds.jobs.models import WorkState
 from cds.registry.models import ModelVersion
 from cds.risk.models import Response, RiskAssessment, ShiftReport
-from cds.risk.queries import MODALITY_WORDS
 
 NEWEST = 1000  # rows that are read one by one: times, missing inputs
 REASONS = 12  # of abstaining

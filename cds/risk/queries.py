@@ -16,6 +16,7 @@ from django.conf import settings
 from numpy.typing import NDArray
 
 from cds import catalogue
+from cds.catalogue import MODALITY_WORDS
 from cds.errors import NotFound
 from cds.jobs.models import WorkState
 from cds.patients import access
@@ -24,7 +25,6 @@ from cds.registry import queries as registry_queries
 from cds.registry.models import ModelVersion
 from cds.registry.outcomes import OUTCOMES, reason_without_number
 from cds.risk import evidence, thresholds
-from cds.risk.evidence import MODALITY_WORDS
 from cds.risk.lists import age_years, full_name, record_number, worklist
 from cds.risk.models import HeatMap, Response, RiskAssessment, RiskPrediction
 from cds.risk.responding import OVERRIDE_REASONS
@@ -41,7 +41,7 @@ from cds.risk.seen import (
 from cds.risk.standing import DataState, Standing, left_out_in_words, stand
 
 __all__ = [
-    "MODALITY_WORDS", "banner", "find_assessment", "find_card_score", "find_heat_map", "find_prediction",
+    "banner", "find_assessment", "find_card_score", "find_heat_map", "find_prediction",
     "find_response", "heat_map_values", "panel", "worklist",
 ]  # fmt: skip
 NEW_MODEL = timedelta(days=14)

@@ -47,13 +47,15 @@ def test_keys_rotate_and_withdrawal_works_without_a_restart(call: Call, tmp_path
     file.write_bytes(orjson.dumps({"keys": [new.as_dict(private=False)]}))
     assert status(call, token(URL)) == 200
     add = ["hook_client", "add", "Example EHR", "--issuer", ISSUER, "--jwks", str(file), "--source", "ehr"]
-    call_command(*add, stdout=StringIO())
+    reached = ["--fhir-server", "https://fhir.example/r4", "--origin", "https://chart.example"]
+    call_command(*add, *reached, stdout=StringIO())
     assert HookClient.objects.count() == 1
     assert status(call, token(URL)) == 401
     assert status(call, token(URL, key=new, header={"kid": "k2"})) == 200
     listed = StringIO()
     call_command("hook_client", "list", stdout=listed)
     assert ISSUER in listed.getvalue()
+    assert all(address in listed.getvalue() for address in reached[1::2])
     call_command("hook_client", "withdraw", "--issuer", ISSUER, stdout=StringIO())
     assert status(call, token(URL, key=new, header={"kid": "k2"})) == 401
 

@@ -71,6 +71,15 @@ def test_a_version_without_a_report_is_described_without_figures(db: None) -> No
     assert "nan" not in " ".join(said.values()).lower()
 
 
+def test_what_is_not_used_is_said_in_words(db: None) -> None:
+    version = clinic.version(1, now=NOW)
+    version.metadata = {"left_out": {"cine, death": "3 of each are needed", "text, death@15d": "too few"}}
+    said = describing.describe(version)["caution.risks"]
+    assert "Not used: cine for Death within 30 days (3 of each are needed)." in said
+    assert "Not used: notes for Death within 30 days, by 15 days (too few)." in said
+    assert "@" not in said
+
+
 def test_the_variables_name_what_the_model_reads(db: None) -> None:
     version = clinic.version(1, now=NOW)
     version.metadata = {

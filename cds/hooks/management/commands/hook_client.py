@@ -94,6 +94,9 @@ class Command(BaseCommand):
                     f"  keys from {client.jwks_url}, read last {read:%Y-%m-%d %H:%M:%S %Z}"
                     + (f"; then: {client.keys_problem}" if client.keys_problem else "")
                 )
+            for what, where in (("FHIR servers", client.fhir_servers), ("origins", client.origins)):
+                if where:
+                    self.stdout.write(f"  {what} {', '.join(where)}")
             if client.is_active:
                 self._warn(client)
 
