@@ -19,16 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusion.batch import Tokens
 from fusion.calibrate import sigmoid
-from fusion.coalitions import gains, subsets, weight
+from fusion.coalitions import chances, gains, subsets
 
 Array = NDArray[np.float64]
 ALL_ORDERS = 3  # parts up to which every order is tried
 PAIRS, FEW_PAIRS, MANY = 4, 2, 16  # antithetic pairs of orders; fewer for more than MANY parts
 
-Speak = Callable[[Tokens], Tensor]
-Worth = Callable[[Tensor, Tensor], Array]  # evidence [N, M, R], present [N, M] → calibrated logits [N, R]
+Mask = NDArray[np.bool_]
+Fuse = Callable[[Tensor, Tensor], Tensor]  # evidence [N, M, R], present [N, M] → logits [N, R]
+Calibrate = Callable[[Array, Mask], Array]  # these, present [N, M] → calibrated logits [N, R]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -43,89 +43,75 @@ class Shares:
 class Part:
     """One present modality whose tokens are to share its value.
 
-    tokens  its prepared Tokens, of one patient
-    speak   prepared Tokens of U patients → its evidence [U, R]
+    known  bool [L], which of its tokens are known
+    speak  bool [U, L], tokens that are shown → its evidence float32 [U, R]
+    fuse   bool [S, M], modalities that are present, and that evidence → logits [S, U, R]
     """
 
     place: int
-    tokens: Tokens
-    speak: Speak
+    known: Mask
+    speak: Callable[[Mask], Tensor]
+    fuse: Callable[[Mask, Tensor], Tensor]
 
 
-def shapley(evidence: Tensor, present: Tensor, worth: Worth) -> Shares:
+def shapley(evidence: Tensor, present: Tensor, fuse: Fuse, calibrate: Calibrate) -> Shares:
     """One patient: evidence [M, R], present [M] → each modality's Shapley value."""
-    return valued(evidence, present, worth, ())[0]
+    return valued(evidence, present, fuse, calibrate, ())[0]
 
 
 def valued(
-    evidence: Tensor, present: Tensor, worth: Worth, parts: Sequence[Part]
+    evidence: Tensor, present: Tensor, fuse: Fuse, calibrate: Calibrate, parts: Sequence[Part]
 ) -> tuple[Shares, list[Array]]:
     """One patient, evidence [M, R], present [M]: Shapley values, and Owen values of the tokens of each part.
 
-    Owen values are points, float64 [L, R], zero where a token is unknown. `worth` is asked once for all.
+    Owen values are points, float64 [L, R], zero where a token is unknown. `calibrate` is asked once for all.
     """
     here = torch.nonzero(present).squeeze(1).tolist()
-    masks = _masks(here, len(present))
-    questions = [_revealing(part, evidence, here, len(present)) for part in parts]
-    given = torch.cat([evidence.expand(len(masks), -1, -1), *(q.given for q in questions)])
-    logits = worth(given, torch.from_numpy(np.concatenate([masks, *(q.asked for q in questions)])))
-    risks = sigmoid(logits)
+    masks = np.zeros((2 ** len(here), len(present)), bool)
+    masks[:, here] = subsets(len(here))
+    fused = [fuse(evidence.expand(len(masks), -1, -1), torch.from_numpy(masks)).double().numpy()]
+    asked = [masks]
+    for part in parts:
+        beside = masks[masks[:, part.place]]
+        told = part.fuse(beside, part.speak(_shown(part.known))).double().numpy()  # [S, U, R]
+        fused.append(told.reshape(-1, told.shape[2]))
+        asked.append(beside.repeat(told.shape[1], axis=0))
+    logits = calibrate(np.concatenate(fused), np.concatenate(asked))
+    risks = np.split(sigmoid(logits), np.cumsum([len(each) for each in asked])[:-1])
     shares = np.zeros((2, len(present), evidence.shape[1]))
     if here:
-        shares[:, here] = gains(len(here)) @ np.stack([risks[: len(masks)], logits[: len(masks)]])
-    ends = len(masks) + np.cumsum([len(q.asked) for q in questions], dtype=int)
-    points = [q.points(risks[end - len(q.asked) : end]) for q, end in zip(questions, ends, strict=True)]
+        shares[:, here] = gains(len(here)) @ np.stack([risks[0], logits[: len(masks)]])
+    points = [
+        _points(part.known, told, risks[0][~masks[:, part.place]])
+        for part, told in zip(parts, risks[1:], strict=True)
+    ]
     return Shares(*shares), points
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Revealing:
-    """One modality's tokens, revealed one by one beside every subset of the other modalities.
+def _shown(known: Mask) -> Mask:
+    """Known tokens bool [L] → which of them are shown each time, bool [U, L]."""
+    _, steps, _ = _revealed(int(known.sum()))
+    shown = np.zeros((len(steps), len(known)), bool)
+    shown[:, known] = steps
+    return shown
 
-    given    float32 [N, M, R] and asked bool [N, M]: every subset of the others without this modality, then
-             each with each way of revealing it
-    places   which of its `tokens` are known;  orders, back: as `_revealed` tells
-    weights  float64 [subsets], of Shapley
+
+def _points(known: Mask, told: Array, without: Array) -> Array:
+    """Owen values of one modality's tokens, float64 [L, R], as they are shown one by one beside every subset
+    of the other modalities. Points are linear in risks, so the subsets are averaged first.
+
+    told     float64 [S x U, R], risks beside each subset, as `_shown` tells
+    without  float64 [S, R], risks beside each subset when the modality is absent
     """
-
-    given: Tensor
-    asked: NDArray[np.bool_]
-    tokens: int
-    places: NDArray[np.int64]
-    orders: NDArray[np.int64]
-    back: NDArray[np.int64]
-    weights: Array
-
-    def points(self, risks: Array) -> Array:
-        """Risks of what was asked, float64 [N, R] → points of each token, float64 [tokens, R]."""
-        subsets = len(self.weights)
-        without = risks[:subsets, None, None]
-        worths = risks[subsets:].reshape(subsets, -1, risks.shape[1])[
-            :, self.back
-        ]  # [subset, order, step, R]
-        steps = np.diff(worths, axis=2, prepend=np.broadcast_to(without, worths[:, :, :1].shape))
-        shares = np.einsum("s,sotr->otr", self.weights, steps) / len(self.orders)
-        total = np.zeros((self.tokens, risks.shape[1]))
-        np.add.at(total, self.places[self.orders], shares)
-        return total
-
-
-def _revealing(part: Part, evidence: Tensor, here: Sequence[int], modalities: int) -> _Revealing:
-    place, known = part.place, part.tokens.known
-    places = np.flatnonzero(known[0].numpy())
+    places = np.flatnonzero(known)
     orders, steps, back = _revealed(len(places))
-    revealed = np.zeros((len(steps), known.shape[1]), bool)
-    revealed[:, places] = steps
-    alike = part.tokens.rows(torch.zeros(len(revealed), dtype=torch.long))
-    said = part.speak(alike.hiding(torch.from_numpy(revealed)))
-    masks = _masks([m for m in here if m != place], modalities)
-    together = masks.copy()
-    together[:, place] = True
-    given = evidence.repeat(len(masks) * (1 + len(revealed)), 1, 1)
-    given[len(masks) :, place] = said.repeat(len(masks), 1)
-    asked = np.concatenate([masks, together.repeat(len(revealed), axis=0)])
-    weights = np.array([weight(size, len(here)) for size in masks.sum(axis=1).tolist()])
-    return _Revealing(given, asked, known.shape[1], places, orders, back, weights)
+    weights = chances(len(without).bit_length())
+    mean = (weights @ told.reshape(len(weights), -1)).reshape(len(steps), -1)
+    worths = mean[back]  # [order, step, R]
+    before = np.broadcast_to(weights @ without, worths[:, :1].shape)
+    total = np.zeros((len(known), without.shape[1]))
+    np.add.at(total, places[orders], np.diff(worths, axis=1, prepend=before) / len(orders))
+    return total
 
 
 @lru_cache(maxsize=128)
@@ -141,13 +127,6 @@ def _revealed(parts: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray
     flat = known.reshape(-1, parts)
     _, first, back = np.unique(np.packbits(flat, axis=1), axis=0, return_index=True, return_inverse=True)
     return orders, flat[first], np.asarray(back).reshape(orders.shape)
-
-
-def _masks(players: Sequence[int], modalities: int) -> NDArray[np.bool_]:
-    """bool [2^k, M]: every subset of the players; row s holds the bits of s."""
-    masks = np.zeros((2 ** len(players), modalities), bool)
-    masks[:, players] = subsets(len(players))
-    return masks
 
 
 def _orders(parts: int) -> list[list[int]]:

@@ -71,21 +71,22 @@ class Calibration:
         return np.asarray(accumulated(sigmoid(np.array([self.base])), self.curves)[0], np.float64)
 
     def logits(self, fused: Array, present: NDArray[np.bool_], modalities: Sequence[str]) -> Array:
-        """Uncalibrated logits [B, R] and masks [B, M] → logits of the risks float64 [B, R]."""
-        base = np.array(self.base)
-        given = fused.astype(np.float64)
-        mapped = np.stack([m(given[:, r], base[r]) for r, m in enumerate(self.maps)], axis=1)
+        """Uncalibrated logits [..., R] and masks [..., M] → logits of the risks float64 [..., R]."""
         pattern = present @ (1 << np.arange(len(modalities)))
-        if self.patterns:
-            scale, shift = self._per_pattern(tuple(modalities))
-            mapped = base + scale[pattern] * (mapped - base) + shift[pattern]
-        base_rate, is_known = sigmoid(base), pattern[:, None] > 0
-        risk = base_rate + np.array(self.trust) * (sigmoid(mapped) - base_rate)
-        risk = accumulated(np.where(is_known, risk, base_rate), self.curves)
+        is_known = pattern > 0
+        scale, shift = self._per_pattern(tuple(modalities))
+        risks = []
+        for r, (base, to_risk, trust) in enumerate(zip(*self.per_outcome(), strict=True)):
+            mapped = to_risk(fused[..., r].astype(np.float64), base)
+            if self.patterns:
+                mapped = base + scale[pattern, r] * (mapped - base) + shift[pattern, r]
+            base_rate = sigmoid(base)
+            risks.append(np.where(is_known, base_rate + trust * (sigmoid(mapped) - base_rate), base_rate))
+        risk = accumulated(np.moveaxis(np.stack(risks), 0, -1), self.curves)
         known = np.log(risk) - np.log1p(-risk)
         if self.curves:
             return np.asarray(known, np.float64)
-        return np.where(is_known, known, base)
+        return np.where(is_known[..., None], known, np.array(self.base))
 
     def _per_pattern(self, modalities: tuple[str, ...]) -> tuple[Array, Array]:
         """Scale and shift float64 [2^M, R] by pattern as a number, bit m for modality m; 1 and 0 where a

@@ -20,6 +20,12 @@ def weight(size: int, players: int) -> float:
 
 
 @lru_cache(maxsize=16)
+def chances(players: int) -> NDArray[np.float64]:
+    """float64 [2^(players - 1)]: Shapley's weight of each subset of the other players; they sum to 1."""
+    return np.array([weight(size, players) for size in subsets(players - 1).sum(axis=1).tolist()])
+
+
+@lru_cache(maxsize=16)
 def gains(players: int) -> NDArray[np.float64]:
     """float64 [players, 2^players]: times the worth of every subset, each player's Shapley value."""
     held = subsets(players).T

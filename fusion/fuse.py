@@ -31,6 +31,15 @@ class Fusion(nn.Module):
         """The same modalities for all outcomes: present bool [B, M]."""
         raise AssertionError(f"{type(self).__name__} does not fuse")
 
+    def varied(self, evidence: Tensor, present: Tensor, place: int, said: Tensor) -> Tensor:
+        """One patient, [M, R], under every mask, bool [S, M, R], with each evidence of one modality, [U, R],
+        in its place → [S, U, R]. Kinds work out once a mask what the others add; this asks about all S x U.
+        """
+        given = evidence.repeat(len(present), len(said), 1, 1)
+        given[:, :, place] = said
+        asked = self(given.flatten(0, 1), present.repeat_interleave(len(said), dim=0))
+        return asked.unflatten(0, (len(present), len(said)))
+
     def penalty(self) -> Tensor:
         """How far the weights are from what would be believed without data."""
         return torch.stack([p.square().sum() for p in self.parameters()]).sum()
@@ -63,6 +72,12 @@ class LateFusion(Fusion):
         parts = weight * _masked(evidence, present) + self.offset * here
         return parts.sum(1)
 
+    def varied(self, evidence: Tensor, present: Tensor, place: int, said: Tensor) -> Tensor:
+        """Under one mask, a straight line in what one modality says."""
+        ends = torch.stack([_put(evidence, place, x) for x in (0.0, 1.0)]).repeat(len(present), 1, 1)
+        silent, loud = self(ends, present.repeat_interleave(2, dim=0)).view(-1, 2, 1, said.shape[1]).unbind(1)
+        return silent + (loud - silent) * said
+
     def penalty(self) -> Tensor:
         return (
             (self.weight - self.START).square().sum()
@@ -89,6 +104,26 @@ class GatedFusion(Fusion):
         gates = torch.sigmoid(self.gate(context)).view_as(evidence)
         return ((gates * evidence + self.offset) * here).sum(1)
 
+    def varied(self, evidence: Tensor, present: Tensor, place: int, said: Tensor) -> Tensor:
+        """The context before it is bent is a sum: what the others say under each mask, and what it says."""
+        modalities, outcomes = self.offset.shape
+        to_context = self.context.weight.view(HIDDEN, modalities, outcomes + 1)[:, place, :outcomes]
+        to_gate, gate_bias = (
+            self.gate.weight.view(modalities, outcomes, -1),
+            self.gate.bias.view_as(self.offset),
+        )
+        shifts = []
+        for r in range(outcomes):
+            here = present[..., r]
+            known = _masked(_put(evidence, place, 0.0), here[..., None])  # [S, M, R]
+            context = self.context(torch.cat([known, here.float()[..., None]], dim=2).flatten(1))
+            more = (said @ to_context.T) * here[:, place, None, None]
+            bent = torch.tanh(context[:, None] + more)  # [S, U, HIDDEN]
+            gates = torch.sigmoid(nn.functional.linear(bent, to_gate[:, r], gate_bias[:, r]))
+            others = (gates @ known[..., r, None])[..., 0] + (self.offset[:, r] * here).sum(1, keepdim=True)
+            shifts.append(others + gates[..., place] * said[:, r] * here[:, [place]])
+        return torch.stack(shifts).movedim(0, -1)
+
 
 class AttentionFusion(Fusion):
     """One token per present modality and a summary token that attends over them."""
@@ -104,15 +139,53 @@ class AttentionFusion(Fusion):
 
     def together(self, evidence: Tensor, present: Tensor) -> Tensor:
         evidence = _masked(evidence, present[..., None])
-        content = self.content(evidence) + self.name
-        tokens = torch.cat([torch.zeros_like(content[:, :1]) + self.summary, content], dim=1)
-        hidden = torch.cat([torch.zeros_like(present[:, :1]), ~present], dim=1)
-        attended, _ = self.attention(
-            tokens[:, :1], tokens, tokens, key_padding_mask=hidden, need_weights=False
-        )
-        direct = (self.through * evidence).sum(1)
-        shift: Tensor = self.head(attended[:, 0]) + direct
+        scores, says = self._tokens(self.content(evidence) + self.name)
+        own_score, own_says = self._tokens(self.summary.expand(len(evidence), -1, -1))
+        scores = torch.cat([own_score, scores.masked_fill(~present[..., None], -torch.inf)], dim=1)
+        said = torch.einsum("bmh,bmhr->br", torch.softmax(scores, dim=1), torch.cat([own_says, says], dim=1))
+        shift: Tensor = said + self._constant() + (self.through * evidence).sum(1)
         return shift * present.any(dim=1, keepdim=True)
+
+    def varied(self, evidence: Tensor, present: Tensor, place: int, said: Tensor) -> Tensor:
+        """One more token in a softmax is a gate between what was attended to without it and what it says."""
+        evidence = _put(_masked(evidence, present.any(0)), place, 0.0)
+        score, says = self._tokens(torch.cat([self.summary[0], self.content(evidence) + self.name]))
+        new_score, new_says = self._tokens(self.content(said) + self.name[place])
+        constant, shifts = self._constant(), []
+        for r in range(said.shape[1]):
+            is_in, hidden = present[:, [place], r], ~present[..., r]
+            hidden[:, place] = True
+            hidden = torch.cat([torch.zeros_like(is_in), hidden], dim=1)
+            scores = score.masked_fill(hidden[..., None], -torch.inf)  # [S, 1 + M, heads]
+            before = torch.einsum("smh,mh->hs", torch.softmax(scores, dim=1), says[..., r])[..., None]
+            louder = new_score.T[:, None] - torch.logsumexp(scores, dim=1).T[..., None]  # [heads, S, U]
+            gate = torch.sigmoid(louder) * is_in
+            attended = (before + gate * (new_says[..., r].T[:, None] - before)).sum(0)
+            direct = (present[..., r] * self.through[:, r] * evidence[:, r]).sum(1, keepdim=True)
+            direct = direct + is_in * (self.through[place, r] * said[:, r])
+            shifts.append((attended + constant[r] + direct) * present[..., r].any(dim=1, keepdim=True))
+        return torch.stack(shifts).movedim(0, -1)
+
+    def _tokens(self, content: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [..., HIDDEN] → each one's score in each head [..., HEADS], the summary asking, and what it
+        adds there to each outcome when it is all that is attended to [..., HEADS, R].
+
+        The layers between are linear and the summary asks all patients the same, so they are multiplied out:
+        one product instead of keys, values and two projections. (A bias of the keys cancels in the softmax.)
+        """
+        ask, key, value = self.attention.in_proj_weight.view(3, HEADS, -1, HIDDEN)
+        query = ask @ self.summary[0, 0] + self.attention.in_proj_bias[:HIDDEN].view(HEADS, -1)
+        to_score = torch.einsum("hd,hdk->hk", query, key) / query.shape[1] ** 0.5
+        out = (self.head.weight @ self.attention.out_proj.weight).view(-1, HEADS, query.shape[1])
+        to_says = torch.einsum("rhd,hdk->hrk", out, value)
+        says = content @ to_says.flatten(0, 1).T
+        return content @ to_score.T, says.unflatten(-1, to_says.shape[:2])
+
+    def _constant(self) -> Tensor:
+        """What the biases add to each outcome, float32 [R]: weights of a softmax sum to one."""
+        out = self.attention.out_proj(self.attention.in_proj_bias[2 * HIDDEN :])
+        told: Tensor = self.head(out)
+        return told
 
 
 class StackedFusion(Fusion):
@@ -143,9 +216,21 @@ class StackedFusion(Fusion):
         own = self.own.transpose(1, 2)[pattern, outcome].transpose(1, 2)  # [B, M, R]
         strength = torch.tanh(evidence / 2)  # twice the shift of an even chance
         upper = torch.triu(torch.ones_like(self.pairs[..., 0]), diagonal=1)[..., None]
-        between = torch.einsum("bmr,bkr,mkr->br", strength, strength, self.pairs * upper)
+        between = (torch.einsum("bkr,mkr->bmr", strength, self.pairs * upper) * strength).sum(1)
         known = (pattern > 0).float()
         return ((self.weight + own) * evidence).sum(1) + between + self.offset[pattern, outcome] * known
+
+    def varied(self, evidence: Tensor, present: Tensor, place: int, said: Tensor) -> Tensor:
+        """Under one mask, a line in what one modality says plus a line in its strength."""
+        silent = _put(evidence, place, 0.0)
+        pattern = (present * self.bits[:, None]).sum(1)
+        outcome = torch.arange(said.shape[1]).expand_as(pattern)
+        line = self.weight[place] + self.own[pattern, place, outcome]  # [S, R]
+        pairs = torch.triu(self.pairs.movedim(2, 0), diagonal=1)
+        pairs = (pairs + pairs.transpose(1, 2))[:, place].T  # [M, R]
+        bend = (pairs * torch.tanh(_masked(silent, present) / 2)).sum(1)
+        more = line[:, None] * said + bend[:, None] * torch.tanh(said / 2)
+        return self(silent.expand_as(present), present)[:, None] + present[:, [place]] * more
 
     def penalty(self) -> Tensor:
         return (
@@ -170,6 +255,13 @@ def build_fusion(kind: FusionKind, modalities: int, outcomes: int) -> Fusion:
 def _masked(evidence: Tensor, present: Tensor) -> Tensor:
     """Zero where absent: `where`, not a product, so that not even a NaN gets through."""
     return torch.where(present, evidence, torch.zeros(()))
+
+
+def _put(evidence: Tensor, place: int, value: float) -> Tensor:
+    """The same evidence [M, R] but for one modality."""
+    changed = evidence.clone()
+    changed[place] = value
+    return changed
 
 
 def _each(present: Tensor, evidence: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fusion.batch import Batch, Tokens
@@ -92,6 +94,12 @@ class FusionModel(nn.Module):
         """Evidence [B, M, R] and mask [B, M] → uncalibrated logits [B, R]; nothing present → base_logit."""
         shift: Tensor = self.fusion(evidence, self.heard[(present * self.bits).sum(1)])
         return self.base_logit + shift
+
+    def fuse_varied(self, evidence: Tensor, place: int, present: NDArray[np.bool_], said: Tensor) -> Tensor:
+        """The same of one patient, evidence [M, R], under each mask bool [S, M], with each evidence [U, R] in
+        the place of one modality: logits [S, U, R]."""
+        heard = self.heard[torch.from_numpy(present @ self.bits.numpy())]
+        return self.base_logit + self.fusion.varied(evidence, heard, place, said)
 
     def forward(self, batch: Batch) -> Tensor:
         """Batch → uncalibrated logits [B, R]."""

@@ -8,4 +8,4 @@ from numpy.typing import NDArray
 
 def sigmoid(logits: NDArray[np.float64] | float) -> NDArray[np.float64]:
     """Logits → probabilities, without overflow."""
-    return np.asarray(1 / (1 + np.exp(-np.clip(logits, -60, 60))), np.float64)
+    return np.asarray(1 / (1 + np.exp(-np.minimum(np.maximum(logits, -60), 60))), np.float64)

@@ -79,9 +79,11 @@ def risks(bundle: Bundle, batch: Batch, *, only: Sequence[Modality] | None = Non
 
 def calibrated(bundle: Bundle, evidence: Tensor, present: Tensor) -> NDArray[np.float64]:
     """Evidence [B, M, R], present [B, M] → calibrated logits float64 [B, R]."""
-    fused = bundle.model.fuse(evidence, present).double().numpy()
-    names = [m.value for m in bundle.config.modalities]
-    return bundle.calibration.logits(fused, present.numpy(), names)
+    return _calibrate(bundle, bundle.model.fuse(evidence, present).double().numpy(), present.numpy())
+
+
+def _calibrate(bundle: Bundle, fused: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return bundle.calibration.logits(fused, present, [m.value for m in bundle.config.modalities])
 
 
 def _one(
@@ -210,12 +212,16 @@ def _explained(
         if modality in PIXELS or not bool(evidence.present[i, place]):
             continue
         tokens = bundle.model.encoder(modality).prepare(batch.tokens[modality].rows(one))
-        parts.append(Part(place, tokens, partial(_speak, bundle, place)))
-    shares, points = valued(evidence.logits[i], evidence.present[i], partial(calibrated, bundle), parts)
+        speak = partial(_speak, bundle, place, tokens)
+        fuse = partial(bundle.model.fuse_varied, evidence.logits[i], place)
+        parts.append(Part(place, tokens.known[0].numpy(), speak, fuse))
+    shares, points = valued(
+        evidence.logits[i], evidence.present[i], bundle.model.fuse, partial(_calibrate, bundle), parts
+    )
     drivers: list[Driver] = []
     said: list[list[float]] = []  # points of each driver, one an outcome
     for part, found in zip(parts, points, strict=True):
-        known = np.flatnonzero(part.tokens.known[0].numpy())
+        known = np.flatnonzero(part.known)
         drivers += _described(bundle, patient, config.modalities[part.place], known.tolist())
         said += found[known].tolist()
     return shares, [
@@ -224,9 +230,10 @@ def _explained(
     ]
 
 
-def _speak(bundle: Bundle, place: int, tokens: Tokens) -> Tensor:
-    """What one modality says of its prepared tokens: evidence [U, R]."""
-    said = bundle.model.encoder(bundle.config.modalities[place])(tokens).logits
+def _speak(bundle: Bundle, place: int, tokens: Tokens, shown: NDArray[np.bool_]) -> Tensor:
+    """What one modality says of the prepared tokens of one patient, some of them shown, bool [U, L]: evidence
+    [U, R]."""
+    said = bundle.model.encoder(bundle.config.modalities[place]).shown(tokens, torch.from_numpy(shown))
     return torch.where(bundle.model.trained[place], said, torch.zeros(()))
 
 

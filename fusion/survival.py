@@ -87,11 +87,11 @@ def intervals_from_labels(labels: Mapping[str, int], names: Sequence[str]) -> li
 
 
 def accumulated(hazards: Array, curves: Curves) -> Array:
-    """Chances [B, R]; those of a curve are hazards and become risks by horizon: 1 - prod(1 - hazard)."""
+    """Chances [..., R]; those of a curve are hazards and become risks by horizon: 1 - prod(1 - hazard)."""
     risks = np.array(hazards, np.float64)
     for places in curves:
-        survived = np.cumprod(1 - risks[:, places], axis=1)
-        risks[:, places] = 1 - survived
+        survived = np.cumprod(1 - risks[..., places], axis=-1)
+        risks[..., places] = 1 - survived
     return risks
 
 

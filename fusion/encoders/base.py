@@ -64,6 +64,12 @@ class Encoder(nn.Module, ABC):
     def forward(self, prepared: Tokens, fixed: Tensor | None = None) -> Encoded:
         """The trained part; `fixed` is what `fixed_voice` says of the same, where that is at hand."""
 
+    def shown(self, prepared: Tokens, known: Tensor) -> Tensor:
+        """One patient's prepared tokens, each time only some of them shown, bool [U, L] → logits [U, R]."""
+        alike = prepared.rows(torch.zeros(len(known), dtype=torch.long))
+        encoded: Encoded = self(alike.hiding(known))
+        return encoded.logits
+
     def fixed_voice(self, prepared: Tokens) -> Tensor | None:
         """What `fit_first` fitted and no epoch changes, float32 [B, R], where asking anew takes long."""
         return None

@@ -112,6 +112,14 @@ class RecordEncoder(Encoder):
         embedding, logits = self.trunk(self.features(prepared))
         return Encoded(embedding, self._with_trees(prepared, logits, fixed))
 
+    def shown(self, prepared: Tokens, known: Tensor) -> Tensor:
+        hidden, seen = self.features(both(prepared)).unflatten(1, (known.shape[1], -1))
+        _, logits = self.trunk(torch.where(known[..., None], seen, hidden).flatten(1))
+        if not bool(self.trees.is_fitted.any()):
+            return logits
+        said = self.trees.shown(self._raw(prepared).view(known.shape[1], -1).numpy(), known.numpy())
+        return torch.where(self.trees.is_fitted, (logits + said) / 2, logits)
+
     def fixed_voice(self, prepared: Tokens) -> Tensor | None:
         return self.trees(self._raw(prepared)) if bool(self.trees.is_fitted.any()) else None
 
@@ -134,3 +142,10 @@ class RecordEncoder(Encoder):
         missing = torch.full_like(numbers, torch.nan)
         flat = torch.where(prepared.known[..., None], numbers, missing).flatten(1)
         return flat if flat.shape[1] else flat.new_full((len(flat), 1), torch.nan)
+
+
+def both(prepared: Tokens) -> Tokens:
+    """One patient twice: with every token hidden, and as it is. What is worked out for each token by itself
+    need not be worked out for more: it is one or the other."""
+    known = prepared.known
+    return prepared.rows(torch.zeros(2, dtype=torch.long)).hiding(torch.cat([torch.zeros_like(known), known]))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fusion import parallel
 from fusion.batch import Tokens
 from fusion.encoders.base import CLIP, Encoded
-from fusion.encoders.record import RecordEncoder
+from fusion.encoders.record import RecordEncoder, both
 from fusion.rows import GRID, SUMMARY
 
 HIDDEN = 32
@@ -61,28 +61,45 @@ class SeriesEncoder(RecordEncoder):
 
     def forward(self, prepared: Tokens, fixed: Tensor | None = None) -> Encoded:
         if self.training:  # the GRU alone: the other voices are fitted
-            return Encoded(*self._recurrent(prepared))
+            return Encoded(*self._recurrent(self._course(prepared)))
         embedding, logits = self.trunk(self.features(prepared))
         if not torch.compiler.is_exporting() and not bool(self.speaks):
             return Encoded(embedding, self._with_trees(prepared, logits, fixed))
-        _, said = self._recurrent(prepared)
-        share = torch.where(self.trees.is_fitted, 1 / 3, 1 / 2) * self.speaks
         voices = self._with_trees(prepared, logits, fixed)
-        return Encoded(embedding, (1 - share) * voices + share * said)
+        return Encoded(embedding, self._with_gru(voices, self._course(prepared)))
+
+    def shown(self, prepared: Tokens, known: Tensor) -> Tensor:
+        voices = super().shown(prepared, known)
+        if not bool(self.speaks):
+            return voices
+        hidden, seen = self._course(both(prepared))
+        course = torch.where(known.repeat(1, 3)[:, None], seen, hidden)
+        alike = int((hidden == seen)[:-1].all(dim=1).long().cumprod(0).sum())  # steps before the first value
+        _, state = self.gru(hidden[None, :alike]) if alike else (None, None)
+        return self._with_gru(voices, course[:, alike:], state)
 
     def end_training(self, *, helped: bool) -> None:
         self.speaks.fill_(float(helped))
 
-    def _recurrent(self, prepared: Tokens) -> tuple[Tensor, Tensor]:
-        """The GRU's last state, float32 [B, HIDDEN], and what it says, float32 [B, R]."""
+    def _with_gru(self, voices: Tensor, course: Tensor, before: Tensor | None = None) -> Tensor:
+        """The mean of voices and the GRU's; `before`: its state ahead of the course, [1, 1, HIDDEN]."""
+        _, said = self._recurrent(course, before)
+        share = torch.where(self.trees.is_fitted, 1 / 3, 1 / 2) * self.speaks
+        return (1 - share) * voices + share * said
+
+    def _course(self, prepared: Tokens) -> Tensor:
+        """What the GRU sees, float32 [B, GRID, 3 x channels]: fading values, where one was, their age."""
         held = torch.where(prepared.known[..., None], prepared.values, 0.0)
         values, seen = held[..., len(SUMMARY) : len(SUMMARY) + GRID], held[..., len(SUMMARY) + GRID :]
         last, age = _carried(values, seen)
         rate = nn.functional.softplus(self.fading)[:, None]
         course = torch.cat([last * torch.exp(-rate * age), seen, age], dim=1).transpose(1, 2)
-        if not course.shape[2]:
-            course = course.new_zeros(len(held), GRID, 3)
-        states, _ = self.gru(parallel.dropout(course, 0.1, self.training))
+        return course if course.shape[2] else course.new_zeros(len(held), GRID, 3)
+
+    def _recurrent(self, course: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The GRU's last state, float32 [B, HIDDEN], and what it says, float32 [B, R]."""
+        start = None if before is None else before.expand(-1, len(course), -1).contiguous()
+        states, _ = self.gru(parallel.dropout(course, 0.1, self.training), start)
         final = states[:, -1]
         return final, self.said(parallel.dropout(final, 0.3, self.training))
 

@@ -6,6 +6,9 @@ it: what is unknown stays unknown. Worth it with many patients; with few, `fit` 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,7 +18,8 @@ LEAST_ROWS, LEAST_EVENTS = 600, 60  # below which trees learn the noise
 MOST_ROWS = 10_000
 TREES, LEAVES, DEPTH = 300, 15, 6
 LEARNING_RATE = 0.03
-NODES = 2 * LEAVES - 1
+NODES = 2 * LEAVES - 1  # fit into the bits of a 32-bit number
+TOGETHER = 5  # tokens whose ways to be shown are all worked out
 
 
 class Trees(nn.Module):
@@ -46,6 +50,7 @@ class Trees(nn.Module):
         self.register_buffer("start", torch.zeros(outcomes))
         self.register_buffer("is_fitted", torch.zeros(outcomes, dtype=torch.bool))
         self.may_grow = torch.ones(outcomes, dtype=torch.bool)
+        self._splits: _Splits | None = None  # made when first asked for, kept until other trees are here
 
     def expect(self, known: Tensor) -> None:
         """int [R, 2]: the fewest patients they will be fitted on, with the outcome known and of the rarer
@@ -96,6 +101,7 @@ class Trees(nn.Module):
             self.left[at] = torch.from_numpy(left.astype(np.int32))
             self.right[at] = torch.from_numpy(right.astype(np.int32))
             self.value[at] = torch.from_numpy(np.where(is_leaf, nodes["value"], 0).astype(np.float32))
+        self._splits = None
         self.start[r] = float(np.ravel(model._baseline_prediction)[0]) - base
         self.is_fitted[r] = True
 
@@ -123,3 +129,89 @@ class Trees(nn.Module):
             at = child.index_select(0, 2 * at + goes_left.int())
         said = self.value.flatten().index_select(0, at).reshape(rows, outcomes, TREES)
         return self.start + said.sum(dim=2)
+
+    def shown(self, features: NDArray[np.float32], known: NDArray[np.bool_]) -> Tensor:
+        """One row asked again and again, some of it hidden: what `forward` says of it, float32 [U, R].
+
+        features  float32 [L, K], NaN for missing: K numbers to a token; always as many to these trees
+        known     bool [U, L], which tokens are shown each time
+
+        Whether a token is shown decides alone which way its splits send the row. So the leaves that each
+        token rules out, when it is shown and when it is hidden, are worked out once, a bit for each leaf of
+        each tree; the leaf that is reached is the one that none rules out (after QuickScorer, Lucchese 2015).
+        """
+        tokens, numbers = features.shape
+        if self._splits is None:
+            self._splits = _Splits.of(self, tokens, numbers)
+        splits = self._splits
+        out = np.zeros((len(known), splits.leaves.size), np.uint32)
+        pairs = np.stack([splits.out_when_hidden, splits.out_when_shown(features)], axis=1)
+        for start in range(
+            0, tokens, TOGETHER
+        ):  # every way to show a few tokens; each time takes one of them
+            some = slice(start, start + TOGETHER)
+            ways = np.zeros((1, splits.leaves.size), np.uint32)
+            for token in pairs[some]:
+                ways = (token[:, None] | ways).reshape(-1, splits.leaves.size)
+            out |= ways[known[:, some] @ (1 << np.arange(len(pairs[some])))]
+        leaf = np.bitwise_count((splits.leaves & ~out) - 1)  # the place of the only bit
+        said = self.value.flatten().numpy()[leaf + np.arange(0, self.value.numel(), NODES)]
+        return self.start + torch.from_numpy(said.reshape(len(known), -1, TREES).sum(axis=2))
+
+    def _load_from_state_dict(self, *given: Any, **named: Any) -> None:
+        super()._load_from_state_dict(*given, **named)
+        self._splits = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Splits:
+    """All splits of all trees, T in all, sorted by token and tree. Sets of leaves are bits: node n is 1 << n.
+
+    feature, limit, missing_left  of each split
+    out_left, out_right  uint32, the leaves it rules out when the row goes left, or right
+    starts, place        where each token and tree begins among them, and where it stands in [L, T]
+    out_when_hidden      uint32 [L, T], leaves that a token's splits rule out when it is hidden
+    leaves               uint32 [T], of each tree
+    """
+
+    feature: NDArray[np.int64]
+    limit: NDArray[np.float32]
+    missing_left: NDArray[np.bool_]
+    out_left: NDArray[np.uint32]
+    out_right: NDArray[np.uint32]
+    starts: NDArray[np.int64]
+    place: NDArray[np.int64]
+    out_when_hidden: NDArray[np.uint32]
+    leaves: NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, trees: Trees, tokens: int, numbers: int) -> _Splits:
+        """Of trees that were fitted on so many tokens of so many numbers."""
+        left, right = (side.flatten(0, 1).numpy().astype(int) for side in (trees.left, trees.right))
+        below = np.where(left == np.arange(NODES), 1 << np.arange(NODES), 0).astype(np.uint32)
+        for _ in range(DEPTH):  # the leaves at or below each node
+            below |= np.take_along_axis(below, left, 1) | np.take_along_axis(below, right, 1)
+        tree, node = np.nonzero(left != right)
+        feature = trees.feature.flatten(0, 1).numpy()[tree, node].astype(int)
+        stands = feature // numbers * len(left) + tree
+        order = np.argsort(stands, kind="stable")
+        tree, node, feature = tree[order], node[order], feature[order]
+        place, starts = np.unique(stands[order], return_index=True)
+        out_left, out_right = below[tree, right[tree, node]], below[tree, left[tree, node]]
+        missing_left = trees.missing_left.flatten(0, 1).numpy()[tree, node]
+        hidden = np.zeros((tokens, len(left)), np.uint32)
+        if len(place):
+            hidden.flat[place] = np.bitwise_or.reduceat(np.where(missing_left, out_left, out_right), starts)
+        limit = trees.threshold.flatten(0, 1).numpy()[tree, node]
+        return cls(feature, limit, missing_left, out_left, out_right, starts, place, hidden, below[:, 0])
+
+    def out_when_shown(self, features: NDArray[np.float32]) -> NDArray[np.uint32]:
+        """The leaves that each token's splits rule out when it is shown, uint32 [L, T]."""
+        held = features.ravel()[self.feature]
+        goes_left = np.where(np.isnan(held), self.missing_left, held <= self.limit)
+        out = np.zeros_like(self.out_when_hidden)
+        if len(self.place):
+            out.flat[self.place] = np.bitwise_or.reduceat(
+                np.where(goes_left, self.out_left, self.out_right), self.starts
+            )
+        return out

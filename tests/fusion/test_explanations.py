@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 import fusion
 from fusion import Modality
 from fusion.attribution import Part, _orders, shapley, valued
-from fusion.batch import Tokens
 from fusion.wording import summarise_risk
 from tests.fusion import simulated
 
@@ -42,6 +41,10 @@ def test_drivers_add_up_to_their_modality(bundle: fusion.Bundle) -> None:
                 assert sum(d.points for d in drivers) == pytest.approx(share.points, abs=1e-6)
 
 
+def as_they_are(logits: np.ndarray, _: np.ndarray) -> np.ndarray:
+    return logits
+
+
 def test_shapley_equals_the_definition_by_orderings() -> None:
     """Against the average over all 4! orders of arrival, worked out by hand."""
     from itertools import permutations
@@ -49,10 +52,10 @@ def test_shapley_equals_the_definition_by_orderings() -> None:
     rng = np.random.default_rng(0)
     table = rng.normal(size=(16, 1))
 
-    def worth(_: torch.Tensor, present: torch.Tensor) -> np.ndarray:
-        return table[(present.long() * torch.tensor([1, 2, 4, 8])).sum(1).numpy()]
+    def fuse(_: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(table[(present.long() * torch.tensor([1, 2, 4, 8])).sum(1).numpy()])
 
-    found = shapley(torch.zeros(4, 1), torch.ones(4, dtype=torch.bool), worth)
+    found = shapley(torch.zeros(4, 1), torch.ones(4, dtype=torch.bool), fuse, as_they_are)
     expected = np.zeros(4)
     for order in permutations(range(4)):
         held = 0
@@ -73,13 +76,13 @@ def test_shapley_values_sum_to_the_logit_for_any_game(players: int, hidden: int,
     null = int(rng.integers(players))
     calls = 0
 
-    def worth(_: torch.Tensor, masks: torch.Tensor) -> np.ndarray:
+    def fuse(_: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
         without = (masks.long() * bits).sum(1).numpy() & ~(1 << null)  # this player changes nothing
-        return table[without]
+        return torch.from_numpy(table[without])
 
-    found = shapley(torch.zeros(players, 2), present, worth)
+    found = shapley(torch.zeros(players, 2), present, fuse, as_they_are)
     everyone = int((present.long() * bits).sum()) & ~(1 << null)
     assert calls == 1
     assert found.logit.sum(axis=0) == pytest.approx(table[everyone] - table[0], abs=1e-9)
@@ -192,21 +195,28 @@ def test_an_answer_draws_nothing_and_leaves_no_trace(bundle: fusion.Bundle) -> N
 
 
 def test_parts_are_valued_as_when_revealed_one_by_one() -> None:
-    """`valued` asks for many coalitions in one batch, by an order it keeps: here each is asked alone."""
+    """`valued` asks for many coalitions at once, and averages over subsets before it takes steps: here each
+    is asked alone."""
     place, others, parts = 0, 2, 5  # five of six tokens are known: more than every order is tried for
     rng = np.random.default_rng(7)
     weight = torch.from_numpy(rng.normal(size=6)).float()
-    tokens = Tokens(torch.zeros(1, 6, 1), torch.tensor([[True, True, False, True, True, True]]))
+    shown = np.array([True, True, False, True, True, True])
     evidence, present = torch.tensor([[0.0], [0.7], [-0.4]]), torch.ones(3, dtype=torch.bool)
 
-    def speak(asked: Tokens) -> torch.Tensor:
-        said = (asked.known * weight).sum(1)
+    def speak(asked: np.ndarray) -> torch.Tensor:
+        said = (torch.from_numpy(asked) * weight).sum(1)
         return (said + 0.3 * said**2)[:, None]
 
-    def worth(given: torch.Tensor, here: torch.Tensor) -> np.ndarray:
-        return (given[..., 0] * here).sum(1, keepdim=True).double().numpy()
+    def fuse(given: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
+        return (given[..., 0] * here).sum(1, keepdim=True)
 
-    _, (points,) = valued(evidence, present, worth, [Part(place, tokens, speak)])
+    def varied(masks: np.ndarray, said: torch.Tensor) -> torch.Tensor:
+        given = evidence.repeat(len(masks), len(said), 1, 1)
+        given[:, :, place] = said
+        asked = torch.from_numpy(masks).repeat_interleave(len(said), 0)
+        return fuse(given.flatten(0, 1), asked).view(len(masks), len(said), 1)
+
+    _, (points,) = valued(evidence, present, fuse, as_they_are, [Part(place, shown, speak, varied)])
     found = points[:, 0]
     known = [0, 1, 3, 4, 5]
     expected, orders = np.zeros(6), _orders(parts)
@@ -214,11 +224,11 @@ def test_parts_are_valued_as_when_revealed_one_by_one() -> None:
         for subset in range(2**others):
             inside = [m for m in (1, 2) if subset >> (m - 1) & 1]
             chance = math.factorial(len(inside)) * math.factorial(others - len(inside)) / math.factorial(3)
-            mask, before = torch.zeros(1, 6, dtype=torch.bool), sum(float(evidence[m]) for m in inside)
+            mask, before = np.zeros((1, 6), bool), sum(float(evidence[m]) for m in inside)
             risk = 1 / (1 + math.exp(-before))
             for part in order:
                 mask[0, known[part]] = True
-                after = 1 / (1 + math.exp(-before - float(speak(tokens.hiding(mask)))))
+                after = 1 / (1 + math.exp(-before - float(speak(mask))))
                 expected[known[part]] += chance * (after - risk) / len(orders)
                 risk = after
     np.testing.assert_allclose(found, expected, atol=1e-7)

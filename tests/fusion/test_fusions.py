@@ -11,7 +11,7 @@ import torch
 
 import fusion
 from fusion import FusionKind, Modality, second_stage
-from fusion.fuse import build_fusion
+from fusion.fuse import AttentionFusion, Fusion, build_fusion
 from fusion.metrics import auroc
 from fusion.model import FusionModel
 from fusion.patterns import all_subsets
@@ -167,6 +167,47 @@ def test_outcomes_may_hear_different_modalities(kind: FusionKind) -> None:
     both = fuse(evidence, present)
     for r in range(2):
         torch.testing.assert_close(both[:, r], fuse(evidence, present[..., r])[:, r])
+
+
+def _drawn(kind: FusionKind) -> Fusion:
+    """Of four modalities and two outcomes, every weight drawn."""
+    torch.manual_seed(0)
+    fuse = build_fusion(kind, 4, 2).eval()
+    for parameter in fuse.parameters():
+        torch.nn.init.normal_(parameter, std=0.6)
+    return fuse
+
+
+@pytest.mark.parametrize("kind", list(FusionKind))
+def test_varying_one_modality_is_asking_for_each_by_itself(kind: FusionKind) -> None:
+    """The short way of every kind, under masks that differ by outcome, beside the long way of them all; and
+    what stands in the place that is varied, or in one that nobody hears, is not looked at."""
+    fuse = _drawn(kind)
+    present, said = torch.rand(16, 4, 2) < 0.6, 2 * torch.randn(9, 2)
+    present[:, 3] = False
+    evidence = 2 * torch.randn(4, 2)
+    heard = []
+    with torch.no_grad():
+        for place in range(3):
+            expected = Fusion.varied(fuse, evidence, present, place, said)
+            wild = evidence.clone()
+            wild[[place, 3]] = torch.nan
+            torch.testing.assert_close(fuse.varied(wild, present, place, said), expected)
+            heard.append(float(expected.std(1).max()))
+    assert max(heard) > 0.1
+
+
+def test_attention_multiplied_out_is_the_attention_of_torch() -> None:
+    fuse = _drawn(FusionKind.ATTENTION)
+    assert isinstance(fuse, AttentionFusion)
+    evidence, present = 2 * torch.randn(50, 4, 2), torch.rand(50, 4) < 0.6
+    with torch.no_grad():
+        held = torch.where(present[..., None], evidence, torch.zeros(()))
+        tokens = torch.cat([fuse.summary.expand(50, -1, -1), fuse.content(held) + fuse.name], dim=1)
+        hidden = torch.cat([torch.zeros(50, 1, dtype=torch.bool), ~present], dim=1)
+        attended, _ = fuse.attention(tokens[:, :1], tokens, tokens, key_padding_mask=hidden)
+        expected = fuse.head(attended[:, 0]) + (fuse.through * held).sum(1)
+        torch.testing.assert_close(fuse(evidence, present), expected * present.any(1, keepdim=True))
 
 
 def test_a_stacked_bundle_is_saved_and_loaded_whole(tmp_path) -> None:

@@ -187,6 +187,39 @@ def test_trees_as_tensors_answer_as_the_trees_they_were_made_from() -> None:
     assert trees(asked)[:, 0].numpy() == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("numbers", [1, 3])
+def test_trees_asked_of_one_row_with_parts_hidden_say_what_they_say_of_each(numbers: int) -> None:
+    """Also after other trees took their place; and where the row itself lacks something."""
+    values, known, generator = drawn(800, fields=12)
+    held = torch.where(known, values, torch.tensor(torch.nan))
+    labels = happens(values[:, 0] + 1.5 * values[:, 1] * values[:, 2], generator)
+    trees, others = Trees(2), Trees(2)
+    for seed, each in enumerate((trees, others)):
+        each.fit(held, torch.stack([labels, held[:, 5].isnan().float()], 1), torch.zeros(2), seed=seed)
+    shown = torch.rand(40, 12 // numbers, generator=generator) < 0.6
+    is_there = shown.repeat_interleave(numbers, dim=1)
+    for row in held[:5]:
+        alike = torch.where(is_there, row, torch.tensor(torch.nan))
+        found = trees.shown(row.view(-1, numbers).numpy(), shown.numpy())
+        torch.testing.assert_close(found, trees(alike))
+        assert float(found.std(0).min()) > 1e-3
+    trees.load_state_dict(others.state_dict())
+    torch.testing.assert_close(trees.shown(row.view(-1, numbers).numpy(), shown.numpy()), others(alike))
+
+
+@pytest.mark.parametrize("count", [200, 800], ids=["logistic alone", "with bins and trees"])
+def test_a_record_with_fields_hidden_says_what_it_says_without_them(count: int) -> None:
+    values, known, generator = drawn(count, fields=7)
+    encoder = fitted(values, known, happens(1.5 * torch.where(known, values, 0.0)[:, 0], generator))
+    assert bool(encoder.trees.is_fitted.all()) == (count >= 600)
+    with torch.no_grad():
+        for row in range(5):
+            prepared = encoder.prepare(Tokens(values[row : row + 1, :, None], known[row : row + 1]))
+            shown = known[row] & (torch.rand(20, 7, generator=generator) < 0.6)
+            alike = prepared.rows(torch.zeros(20, dtype=torch.long)).hiding(shown)
+            torch.testing.assert_close(encoder.shown(prepared, shown), encoder(alike).logits)
+
+
 @pytest.mark.parametrize(("count", "events"), [(400, 200), (800, 30)], ids=["few patients", "few events"])
 def test_trees_say_nothing_where_they_would_learn_the_noise(count: int, events: int) -> None:
     values, known, _ = drawn(count)

@@ -63,6 +63,24 @@ def said(encoder: SeriesEncoder, held: Tokens) -> torch.Tensor:
         return encoder(encoder.prepare(held)).logits[:, 0]
 
 
+@pytest.mark.parametrize("speaks", [True, False])
+@pytest.mark.parametrize("first", [48.0, 20.0], ids=["from the first step on", "late"])
+def test_a_stay_with_channels_hidden_says_what_it_says_without_them(speaks: bool, first: float) -> None:
+    encoder = trained(speaks=speaks)
+    points = (
+        SeriesPoint("hr", first, 130.0),
+        SeriesPoint("lactate", 5.0, 9.0),
+        *(p for p in stay(np.random.default_rng(4)) if p.hours_before < first),
+    )
+    with torch.no_grad():
+        prepared = encoder.prepare(tokens(points))
+        shown = torch.tensor([[True, True], [True, False], [False, True], [False, False]])
+        alike = prepared.rows(torch.zeros(4, dtype=torch.long)).hiding(shown)
+        found = encoder.shown(prepared, shown)
+        torch.testing.assert_close(found, encoder(alike).logits)
+        assert len({round(float(one), 4) for one in found}) == 4
+
+
 def test_the_order_of_points_never_matters() -> None:
     rng = np.random.default_rng(1)
     points = stay(rng)
