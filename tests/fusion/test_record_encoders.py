@@ -189,13 +189,14 @@ def test_trees_as_tensors_answer_as_the_trees_they_were_made_from() -> None:
 
 @pytest.mark.parametrize("numbers", [1, 3])
 def test_trees_asked_of_one_row_with_parts_hidden_say_what_they_say_of_each(numbers: int) -> None:
-    """Also after other trees took their place; and where the row itself lacks something."""
+    """Also where the row itself lacks something, and after other trees took their place, fitted or loaded."""
     values, known, generator = drawn(800, fields=12)
     held = torch.where(known, values, torch.tensor(torch.nan))
     labels = happens(values[:, 0] + 1.5 * values[:, 1] * values[:, 2], generator)
     trees, others = Trees(2), Trees(2)
+    told = torch.stack([labels, held[:, 5].isnan().float()], 1)
     for seed, each in enumerate((trees, others)):
-        each.fit(held, torch.stack([labels, held[:, 5].isnan().float()], 1), torch.zeros(2), seed=seed)
+        each.fit(held, told, torch.zeros(2), seed=seed)
     shown = torch.rand(40, 12 // numbers, generator=generator) < 0.6
     is_there = shown.repeat_interleave(numbers, dim=1)
     for row in held[:5]:
@@ -203,6 +204,8 @@ def test_trees_asked_of_one_row_with_parts_hidden_say_what_they_say_of_each(numb
         found = trees.shown(row.view(-1, numbers).numpy(), shown.numpy())
         torch.testing.assert_close(found, trees(alike))
         assert float(found.std(0).min()) > 1e-3
+    trees.fit(held, 1 - told, torch.zeros(2), seed=2)
+    torch.testing.assert_close(trees.shown(row.view(-1, numbers).numpy(), shown.numpy()), trees(alike))
     trees.load_state_dict(others.state_dict())
     torch.testing.assert_close(trees.shown(row.view(-1, numbers).numpy(), shown.numpy()), others(alike))
 
