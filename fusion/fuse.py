@@ -37,8 +37,8 @@ class Fusion(nn.Module):
         """
         given = evidence.repeat(len(present), len(said), 1, 1)
         given[:, :, place] = said
-        asked = self(given.flatten(0, 1), present.repeat_interleave(len(said), dim=0))
-        return asked.unflatten(0, (len(present), len(said)))
+        asked = self.forward(given.flatten(0, 1), present.repeat_interleave(len(said), dim=0))
+        return asked.view(len(present), len(said), -1)
 
     def penalty(self) -> Tensor:
         """How far the weights are from what would be believed without data."""
@@ -75,7 +75,8 @@ class LateFusion(Fusion):
     def varied(self, evidence: Tensor, present: Tensor, place: int, said: Tensor) -> Tensor:
         """Under one mask, a straight line in what one modality says."""
         ends = torch.stack([_put(evidence, place, x) for x in (0.0, 1.0)]).repeat(len(present), 1, 1)
-        silent, loud = self(ends, present.repeat_interleave(2, dim=0)).view(-1, 2, 1, said.shape[1]).unbind(1)
+        told = self.forward(ends, present.repeat_interleave(2, dim=0))
+        silent, loud = told.view(-1, 2, 1, said.shape[1]).unbind(1)
         return silent + (loud - silent) * said
 
     def penalty(self) -> Tensor:
@@ -140,9 +141,11 @@ class AttentionFusion(Fusion):
     def together(self, evidence: Tensor, present: Tensor) -> Tensor:
         evidence = _masked(evidence, present[..., None])
         scores, says = self._tokens(self.content(evidence) + self.name)
-        own_score, own_says = self._tokens(self.summary.expand(len(evidence), -1, -1))
-        scores = torch.cat([own_score, scores.masked_fill(~present[..., None], -torch.inf)], dim=1)
-        said = torch.einsum("bmh,bmhr->br", torch.softmax(scores, dim=1), torch.cat([own_says, says], dim=1))
+        own_score, own_says = self._tokens(self.summary)
+        scores = scores.masked_fill(~present[..., None], -torch.inf)
+        scores = torch.cat([torch.zeros_like(scores[:, :1]) + own_score, scores], dim=1)
+        says = torch.cat([torch.zeros_like(says[:, :1]) + own_says, says], dim=1)
+        said = (torch.softmax(scores, dim=1)[..., None] * says).sum((1, 2))
         shift: Tensor = said + self._constant() + (self.through * evidence).sum(1)
         return shift * present.any(dim=1, keepdim=True)
 
@@ -230,7 +233,7 @@ class StackedFusion(Fusion):
         pairs = (pairs + pairs.transpose(1, 2))[:, place].T  # [M, R]
         bend = (pairs * torch.tanh(_masked(silent, present) / 2)).sum(1)
         more = line[:, None] * said + bend[:, None] * torch.tanh(said / 2)
-        return self(silent.expand_as(present), present)[:, None] + present[:, [place]] * more
+        return self.forward(silent.expand_as(present), present)[:, None] + present[:, [place]] * more
 
     def penalty(self) -> Tensor:
         return (

@@ -114,6 +114,7 @@ class RecordEncoder(Encoder):
 
     def shown(self, prepared: Tokens, known: Tensor) -> Tensor:
         hidden, seen = self.features(both(prepared)).unflatten(1, (known.shape[1], -1))
+        logits: Tensor
         _, logits = self.trunk(torch.where(known[..., None], seen, hidden).flatten(1))
         if not bool(self.trees.is_fitted.any()):
             return logits
