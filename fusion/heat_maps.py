@@ -34,7 +34,9 @@ GRID = 14  # places a side that are taken away or given back
 COARSE = 6  # places a side that are left of a blurred picture
 POINTS = 7  # of a deletion or insertion curve between its two ends
 ORDERS = 4  # random orders a map has to beat: a meaningless map does so by chance in 1 of 5
-PATH = 16  # points of the integral from the blurred picture to the picture
+PATH = 16  # points of the integral from the blurred picture to the picture, at first
+FINEST = PATH * 9  # three times as many, and again, where the parts do not sum to the difference
+NEAR = 0.1  # share of the difference that may be left unexplained without a finer path
 ROUGH = 6  # the same where the map is only compared with another
 AT_ONCE = 16  # pictures through the backbone together
 CASCADE = (1 / 3, 2 / 3, 1.0)  # shares of the layers, from the last, whose weights are drawn at random
@@ -133,10 +135,22 @@ def attributions(look: Look, points: int = PATH) -> Tensor:
 
     They sum to logit(picture) - logit(blurred picture), up to the error of a midpoint rule of `points`.
     """
-    start = blurred(look.prepared)
-    way = look.prepared - start
-    total = torch.zeros_like(look.prepared[0])
-    steps = (torch.arange(points) + 0.5) / points
+    return _gradients(look, _midpoints(points)) * _way(look) / points
+
+
+def _midpoints(points: int) -> Tensor:
+    return (torch.arange(points) + 0.5) / points
+
+
+def _way(look: Look) -> Tensor:
+    """From the blurred picture to the picture, float32 [3, size, size]."""
+    return (look.prepared - blurred(look.prepared))[0]
+
+
+def _gradients(look: Look, steps: Tensor) -> Tensor:
+    """Sum of the fused logit's gradients at these shares of the way, float32 [3, size, size]."""
+    start, way = blurred(look.prepared), _way(look)
+    total = torch.zeros_like(way)
     for some in steps.split(AT_ONCE // 2):
         at = (start + some[:, None, None, None] * way).requires_grad_(True)
         with torch.enable_grad():
@@ -145,26 +159,38 @@ def attributions(look: Look, points: int = PATH) -> Tensor:
                 return total
             (gradient,) = torch.autograd.grad(logits.sum(), at)
         total += gradient.sum(dim=0)
-    return total * way[0] / points
+    return total
 
 
-def integrated_gradients(look: Look, direction: float, points: int = PATH) -> tuple[Tensor, float]:
-    """Map float32 [h, w] >= 0 on the grid of places, and the share of the difference left unexplained."""
-    found = attributions(look, points)
+def integrated_gradients(
+    look: Look, direction: float, points: int = PATH, finest: int = FINEST
+) -> tuple[Tensor, float]:
+    """Map float32 [h, w] >= 0 on the grid of places, and the share of the difference left unexplained.
+
+    points  of the path at first; three times as many while more than NEAR is left, up to `finest`. A third of
+            the points of each finer path are those of the one before.
+    """
     with_it, without = look.logits(torch.cat([look.prepared, blurred(look.prepared)])).tolist()
-    difference = with_it - without
-    gap = abs(float(found.sum()) - difference) / max(abs(difference), 1e-6)
+    difference, way = with_it - without, _way(look)
+    total = _gradients(look, _midpoints(points))
+    while True:
+        found = total * way / points
+        gap = abs(float(found.sum()) - difference) / max(abs(difference), 1e-6)
+        if gap <= NEAR or points * 3 > finest:
+            break
+        points *= 3
+        total += _gradients(look, _midpoints(points).view(-1, 3)[:, [0, 2]].flatten())
     places = F.adaptive_avg_pool2d(direction * found.sum(dim=0)[None, None], GRID)[0, 0]
     return F.relu(places), gap
 
 
 def draw(
-    look: Look, method: HeatMapMethod, direction: float, points: int = PATH
+    look: Look, method: HeatMapMethod, direction: float, points: int = PATH, finest: int = FINEST
 ) -> tuple[Tensor, float | None]:
     """The map [h, w] of that method, and for integrated gradients the gap of completeness."""
     if method == HeatMapMethod.GRAD_CAM:
         return grad_cam(look, direction), None
-    return integrated_gradients(look, direction, points)
+    return integrated_gradients(look, direction, points, finest)
 
 
 def cascade(look: Look, method: HeatMapMethod, direction: float, heat: Tensor) -> list[float]:
@@ -172,7 +198,7 @@ def cascade(look: Look, method: HeatMapMethod, direction: float, heat: Tensor) -
     seed, found = look.bundle.config.seed, []
     for share in CASCADE:
         other = look.through(half_random(look.backbone, share, seed))
-        found.append(rank_correlation(heat, draw(other, method, direction, ROUGH)[0]))
+        found.append(rank_correlation(heat, draw(other, method, direction, ROUGH, ROUGH)[0]))
     return found
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fusion
-from fusion import HeatMapMethod, Modality
+from fusion import HeatMapMethod, Modality, heat_maps
 from fusion.batch import collate
 from fusion.heat_maps import GRID, Look, attributions, blurred, curves, half_random, rank_correlation
 from tests.fusion import simulated
@@ -109,6 +109,32 @@ def test_integrated_gradients_sum_to_what_the_picture_adds(trained) -> None:
         method=HeatMapMethod.INTEGRATED_GRADIENTS,
     )
     assert 0 <= found.sanity["completeness_gap"] < 0.25
+
+
+def test_a_path_is_made_finer_until_the_parts_sum_to_the_difference(trained, monkeypatch) -> None:
+    bundle, held = trained
+    asked: list[int] = []
+    whole = heat_maps._gradients
+
+    def counted(look, steps):
+        asked.append(len(steps))
+        return whole(look, steps)
+
+    monkeypatch.setattr(heat_maps, "_gradients", counted)
+    look = look_at(bundle, held[0][0])
+    monkeypatch.setattr(heat_maps, "NEAR", 0.0)  # never near enough: as fine as it may be
+    finest, gap = heat_maps.integrated_gradients(look, 1.0, points=4, finest=36)
+    assert asked == [4, 8, 24], "what is known of the coarser path is not asked again"
+    asked.clear()
+    same = torch.relu(
+        torch.nn.functional.adaptive_avg_pool2d(attributions(look, 36).sum(dim=0)[None, None], GRID)[0, 0]
+    )
+    assert torch.allclose(finest, same, atol=1e-6)
+    monkeypatch.setattr(heat_maps, "NEAR", 1e9)
+    asked.clear()
+    _, rough = heat_maps.integrated_gradients(look, 1.0, points=4, finest=36)
+    assert asked == [4]
+    assert gap <= rough + 0.05
 
 
 def test_a_pixel_that_does_not_differ_from_the_baseline_gets_no_share(trained) -> None:
