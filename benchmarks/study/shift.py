@@ -33,11 +33,11 @@ FOLDS, SIDE = 5, 320  # side: pictures are shrunk to it before anything is simul
 BACKBONES = {"as it is": "efficientnet_lite0", "harmonised": "efficientnet_lite0+harmonised"}
 WINDOWS, DRAWS = (20, 50), 60
 SHOWS = (
-    "What it shows: a model that reads pictures as they come loses most to noise, borders, flat contrast "
-    "and blur. Harmonising takes back what grey-scale curves, windows and borders cost (for flat contrast "
-    "alone the interval excludes 0), does little for blur and resolution, and makes noise somewhat worse, "
-    "as it stretches the noise too; on unchanged pictures it costs nothing here. The detector sees every "
-    "one of these shifts with 20 pictures and raised no false alarm; a real and milder change, only "
+    "What it shows: a model that reads pictures as they come loses most to noise, blur, coarse resolution "
+    "and flat contrast. Harmonised it is above, for every change, and loses next to nothing to grey-scale "
+    "curves, windows and borders; but no single difference is beyond chance, and much of what noise and "
+    "resolution cost stays lost. On unchanged pictures harmonising costs nothing here. The detector sees "
+    "every one of these shifts with 20 pictures and raised no false alarm; a real and milder change, only "
     "pictures taken lying down, it mostly does not see with 20. What it does not: shifts are simulated, "
     "one at a time and alike for all pictures; the harmonisation was chosen among four on these same "
     "pictures; two repeats and 123 patients leave wide intervals; that inputs shifted does not say that "
