@@ -331,9 +331,13 @@ def _load_weights(model: FusionModel, weights: bytes) -> dict[str, Tensor]:
         raise BundleMismatch(f"{WEIGHTS} is not a safetensors file") from fault
     beside = {name: state.pop(name) for name in list(state) if name.startswith((SCOPE, SUMMARY))}
     own = model.state_dict()
-    for name in own:  # bundles from before a fusion could leave a modality out, or components had own limits
-        if name == "heard" or name.endswith(".projection.limit"):
+    for name in own:  # of bundles from before a fusion could leave a modality out, or these were learned
+        if name == "heard" or name.endswith((".projection.limit", ".trees.share")):
             state.setdefault(name, own[name])
+        if ".trees." in name and name in state and state[name].dim() == 3:  # … or a series had so many trees
+            lacking = own[name].shape[1] - state[name].shape[1]
+            if lacking > 0:  # a tree of zeros says nothing
+                state[name] = torch.nn.functional.pad(state[name], (0, 0, 0, lacking))
     if differ := sorted(own.keys() ^ state.keys()):
         raise BundleMismatch(f"tensors do not fit the config: {', '.join(differ[:3])}")
     for name, tensor in state.items():

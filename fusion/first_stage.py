@@ -23,6 +23,7 @@ from fusion.choosing import MARGIN, standard_errors
 from fusion.config import FusionConfig, Imbalance
 from fusion.encoders import Encoder
 from fusion.encoders.linear import rescaled
+from fusion.encoders.record import RecordEncoder
 from fusion.finetune import Tuned
 from fusion.fitting import Fit, fit
 from fusion.image_tuning import ImageTuning
@@ -30,6 +31,7 @@ from fusion.inputs import Modality
 from fusion.losses import masked_bce, weighed_bce
 from fusion.model import FusionModel
 from fusion.telling import Teller
+from fusion.weighing import Judge, weigh
 
 LEAST_TUNING = 20  # tuning patients with a modality before early stopping looks at them
 LEAST_GAIN = 1e-4  # of the watched loss, below which what was trained is not worth keeping
@@ -73,12 +75,14 @@ class Shared:
 
     rows, known  the fewest patients of any fold (see `Encoder.expect`)
     penalty      chosen in the first fold
+    share        of what the trees say beside the linear part, float32 [R]; None until it is learned
     is_silent    what is trained beyond `fit_first` is not: without it, patients out of fold were told as well
     """
 
     rows: int
     known: Tensor
     penalty: Tensor | None = None
+    share: Tensor | None = None
     is_silent: bool = False
 
 
@@ -114,6 +118,7 @@ class FirstStage:
                 continue
             self.shared[modality] = self._fewest(place)
             first = torch.zeros(count, outcomes)
+            judges: list[Judge] = []
             for fold in range(int(self.folds.max()) + 1):
                 name = f"{modality.value}, fold {fold + 1} of {int(self.folds.max()) + 1}"
                 seen = torch.from_numpy(self.folds != fold)
@@ -121,6 +126,14 @@ class FirstStage:
                 scratch.base_logit.copy_(self.model.base_logit)
                 said, simply, _ = self._train(scratch, modality, seen, name, f"fold{fold}")
                 out_of_fold[~seen, place], first[~seen] = said[~seen], simply[~seen]
+                asked = torch.nonzero(~seen & self.data.batch.present[:, place]).squeeze(1)
+                if isinstance(encoder := scratch.encoder(modality), RecordEncoder) and len(asked):
+                    judges.append((encoder, asked))
+            if judges and bool(judges[0][0].trees.is_fitted.any()):
+                tokens, labels = self.data.batch.tokens[modality], self.data.labels
+                self.shared[modality].share = weigh(
+                    judges, tokens, labels, self.model.base_logit, first, out_of_fold[:, place]
+                )
             if not parallel.decide(self._is_better(place, first, out_of_fold[:, place])):
                 self.shared[modality].is_silent, out_of_fold[:, place] = True, first
             everyone = torch.ones(count, dtype=torch.bool)
@@ -256,6 +269,8 @@ def _fit_encoder(
         groups=groups[rows.numpy()],
         margin=config.extra.get("voice_margin", MARGIN),
     )
+    if shared.share is not None:
+        encoder.get_buffer("trees.share").copy_(shared.share)
     parallel.align(encoder)
     if shared.penalty is None:
         shared.penalty = encoder.trunk.penalty.clone()

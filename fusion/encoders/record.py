@@ -22,7 +22,7 @@ class RecordEncoder(Encoder):
     bins    piecewise-linear encoding between training quantiles (Gorishniy 2022): risk may rise at both ends
     known   whether the field is known stands beside its numbers, standardised too: *which* values a clinic
             has asked for tells something. A missing field is a zero with that flag down, whatever stood there
-    trees   with many patients, boosted trees on the same numbers are a second voice; the mean is said
+    trees   with many patients, boosted trees on the same numbers are a second voice; a weighted mean is said
     """
 
     mean: Tensor
@@ -30,14 +30,14 @@ class RecordEncoder(Encoder):
     share: Tensor
     edges: Tensor
 
-    def __init__(self, fields: int, numbers: int, width: int, outcomes: int) -> None:
+    def __init__(self, fields: int, numbers: int, width: int, outcomes: int, bags: int = 1) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(fields, numbers))
         self.register_buffer("scale", torch.ones(fields, numbers))
         self.register_buffer("share", torch.full((fields,), 0.5))
         self.register_buffer("edges", torch.zeros(fields, numbers, BINS + 1))
         self.trunk = Trunk(max(1, fields * (numbers * (1 + BINS) + 1)), width, outcomes)
-        self.trees = Trees(outcomes)
+        self.trees = Trees(outcomes, bags)
 
     def expect(self, rows: int, known: Tensor) -> None:
         super().expect(rows, known)
@@ -119,18 +119,26 @@ class RecordEncoder(Encoder):
         if not bool(self.trees.is_fitted.any()):
             return logits
         said = self.trees.shown(self._raw(prepared).view(known.shape[1], -1).numpy(), known.numpy())
-        return torch.where(self.trees.is_fitted, (logits + said) / 2, logits)
+        return self._together(logits, said)
 
     def fixed_voice(self, prepared: Tokens) -> Tensor | None:
         return self.trees(self._raw(prepared)) if bool(self.trees.is_fitted.any()) else None
 
+    def voices(self, prepared: Tokens) -> tuple[Tensor, Tensor]:
+        """What the linear part says and what the trees say, float32 [B, R] each: without trees, the same."""
+        linear: Tensor = self.trunk.linear(self.features(prepared))
+        return linear, torch.where(self.trees.is_fitted, self.trees(self._raw(prepared)), linear)
+
     def _with_trees(self, prepared: Tokens, logits: Tensor, fixed: Tensor | None) -> Tensor:
-        """Mean of the two voices, where the trees have one. While the trunk is trained they are silent: on
-        the patients they were fitted on they know too much."""
+        """Weighted mean of the two voices, where the trees have one. While the trunk is trained they are
+        silent: on the patients they were fitted on they know too much."""
         if self.training or (not torch.compiler.is_exporting() and not bool(self.trees.is_fitted.any())):
             return logits
         said = self.trees(self._raw(prepared)) if fixed is None else fixed
-        return torch.where(self.trees.is_fitted, (logits + said) / 2, logits)
+        return self._together(logits, said)
+
+    def _together(self, logits: Tensor, said: Tensor) -> Tensor:
+        return torch.where(self.trees.is_fitted, logits + self.trees.share * (said - logits), logits)
 
     def _numbers(self, prepared: Tokens) -> Tensor:
         """Standardised numbers float32 [B, F, K], zero where unknown."""

@@ -14,15 +14,16 @@ from fusion.encoders.record import RecordEncoder, both
 from fusion.rows import GRID, SUMMARY
 
 HIDDEN = 32
+BAGS = 3  # of trees: many columns that tell nearly the same, so that which of them a tree splits on is chance
 
 
 class SeriesEncoder(RecordEncoder):
     """[B, channels, SUMMARY + 2 GRID] → [B, E].
 
-    Up to three voices, whose mean is said: a penalised logistic model on the summaries over three windows of
-    time, boosted trees on the same (both as for fields), and a GRU over the grid. The GRU sees, at each step,
-    every channel's mean, whether there was a value, and how long ago the last one was; a value fades towards
-    the channel's mean as it ages, at a learned rate (GRU-D, Che 2018).
+    Up to three voices, whose weighted mean is said: a penalised logistic model on the summaries over three
+    windows of time, boosted trees on the same (both as for fields), and a GRU over the grid. The GRU sees, at
+    each step, every channel's mean, whether there was a value, and how long ago the last one was; a value
+    fades towards the channel's mean as it ages, at a learned rate (GRU-D, Che 2018).
     """
 
     grid_mean: Tensor
@@ -30,7 +31,7 @@ class SeriesEncoder(RecordEncoder):
     speaks: Tensor
 
     def __init__(self, channels: int, width: int, outcomes: int) -> None:
-        super().__init__(channels, len(SUMMARY), width, outcomes)
+        super().__init__(channels, len(SUMMARY), width, outcomes, BAGS)
         self.register_buffer("grid_mean", torch.zeros(channels))
         self.register_buffer("grid_scale", torch.ones(channels))
         self.register_buffer("speaks", torch.zeros(()))  # 1 once the GRU is trained

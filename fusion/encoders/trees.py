@@ -1,4 +1,4 @@
-"""Boosted trees as tensors: fitted by scikit-learn, evaluated by torch (and ONNX), kept as safetensors.
+"""Boosted trees as tensors: grown by `boosting`, evaluated by torch (and ONNX), kept as safetensors.
 
 Histogram gradient boosting (Ke 2017) splits on thresholds and sends a missing value to the side that suits
 it: what is unknown stays unknown. Worth it with many patients; with few, `fit` leaves the trees silent.
@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fusion.encoders.boosting import DEPTH, LEAVES, TREES, boost
+
 LEAST_ROWS, LEAST_EVENTS = 600, 60  # below which trees learn the noise
 MOST_ROWS = 10_000
-TREES, LEAVES, DEPTH = 300, 15, 6
-LEARNING_RATE = 0.03
 NODES = 2 * LEAVES - 1  # fit into the bits of a 32-bit number
 TOGETHER = 5  # tokens whose ways to be shown are all worked out
 
@@ -26,6 +26,7 @@ class Trees(nn.Module):
     """float32 [B, F] with NaN for missing → logits [B, R]; zero until fitted.
 
     is_fitted  bool [R]
+    share      float32 [R], of what is said beside another voice: half until `fusion.weighing` tells
     may_grow   bool [R]: where every fold has patients enough (see `Encoder.expect`)
     """
 
@@ -37,10 +38,13 @@ class Trees(nn.Module):
     value: Tensor
     start: Tensor
     is_fitted: Tensor
+    share: Tensor
 
-    def __init__(self, outcomes: int) -> None:
+    def __init__(self, outcomes: int, bags: int = 1) -> None:
+        """bags: how many times TREES trees are grown, each time anew; their mean is said."""
         super().__init__()
-        shape = (outcomes, TREES, NODES)
+        self.bags = bags
+        shape = (outcomes, bags * TREES, NODES)
         self.register_buffer("feature", torch.zeros(shape, dtype=torch.int32))
         self.register_buffer("threshold", torch.zeros(shape))
         self.register_buffer("missing_left", torch.zeros(shape, dtype=torch.bool))
@@ -49,6 +53,7 @@ class Trees(nn.Module):
         self.register_buffer("value", torch.zeros(shape))
         self.register_buffer("start", torch.zeros(outcomes))
         self.register_buffer("is_fitted", torch.zeros(outcomes, dtype=torch.bool))
+        self.register_buffer("share", torch.full((outcomes,), 0.5))
         self.may_grow = torch.ones(outcomes, dtype=torch.bool)
         self._splits: _Splits | None = None  # made when first asked for, kept until other trees are here
 
@@ -70,24 +75,11 @@ class Trees(nn.Module):
     def _fit_one(
         self, r: int, x: NDArray[np.float32], y: NDArray[np.float32], base: float, seed: int
     ) -> None:
-        from sklearn.ensemble import HistGradientBoostingClassifier
-
         if len(x) > MOST_ROWS:
             kept = np.random.default_rng(seed).permutation(len(x))[:MOST_ROWS]
             x, y = x[kept], y[kept]
-        model = HistGradientBoostingClassifier(
-            max_iter=TREES,
-            learning_rate=LEARNING_RATE,
-            max_leaf_nodes=LEAVES,
-            max_depth=DEPTH,
-            min_samples_leaf=20,
-            l2_regularization=5.0,
-            max_features=min(1.0, max(0.1, 8 / x.shape[1])),
-            early_stopping=False,
-            random_state=seed,
-        ).fit(x, y.astype(int))
-        for number, (tree,) in enumerate(model._predictors):
-            nodes = tree.nodes
+        bags = [boost(x, y, seed=seed + bag) for bag in range(self.bags)]
+        for number, nodes in enumerate(nodes for bag in bags for nodes in bag.trees):
             count = len(nodes)
             is_leaf = nodes["is_leaf"].astype(bool)
             itself = np.arange(count)
@@ -100,9 +92,11 @@ class Trees(nn.Module):
             self.missing_left[at] = torch.from_numpy(nodes["missing_go_to_left"].astype(bool))
             self.left[at] = torch.from_numpy(left.astype(np.int32))
             self.right[at] = torch.from_numpy(right.astype(np.int32))
-            self.value[at] = torch.from_numpy(np.where(is_leaf, nodes["value"], 0).astype(np.float32))
+            self.value[at] = torch.from_numpy(
+                np.where(is_leaf, nodes["value"] / self.bags, 0).astype(np.float32)
+            )
         self._splits = None
-        self.start[r] = float(np.ravel(model._baseline_prediction)[0]) - base
+        self.start[r] = bags[0].start - base
         self.is_fitted[r] = True
 
     def forward(self, features: Tensor) -> Tensor:
@@ -117,17 +111,18 @@ class Trees(nn.Module):
         right, left = (torch.where(unknown, side, features) for side in (torch.inf, -torch.inf))
         known = torch.cat([right, left], dim=1).flatten()
         column = (self.feature + self.missing_left * width).flatten().int()
-        first = torch.arange(outcomes * TREES, dtype=torch.int32) * NODES  # each tree's root
+        trees = self.feature.shape[0] * self.feature.shape[1]
+        first = torch.arange(trees, dtype=torch.int32) * NODES  # each tree's root
         children = torch.stack([self.right, self.left], dim=-1).flatten(0, 1) + first[:, None, None]
         child, threshold = children.flatten().int(), self.threshold.flatten()
         row = torch.arange(rows, dtype=torch.int32)[:, None] * (2 * width)
-        row = row.expand(rows, outcomes * TREES).flatten()
-        at = first.expand(rows, outcomes * TREES).flatten()
+        row = row.expand(rows, trees).flatten()
+        at = first.expand(rows, trees).flatten()
         for _ in range(DEPTH):
             value = known.index_select(0, row + column.index_select(0, at))
             goes_left = value <= threshold.index_select(0, at)
             at = child.index_select(0, 2 * at + goes_left.int())
-        said = self.value.flatten().index_select(0, at).reshape(rows, outcomes, TREES)
+        said = self.value.flatten().index_select(0, at).reshape(rows, outcomes, -1)
         return self.start + said.sum(dim=2)
 
     def shown(self, features: NDArray[np.float32], known: NDArray[np.bool_]) -> Tensor:
@@ -146,9 +141,7 @@ class Trees(nn.Module):
         splits = self._splits
         out = np.zeros((len(known), splits.leaves.size), np.uint32)
         pairs = np.stack([splits.out_when_hidden, splits.out_when_shown(features)], axis=1)
-        for start in range(
-            0, tokens, TOGETHER
-        ):  # every way to show a few tokens; each time takes one of them
+        for start in range(0, tokens, TOGETHER):  # every way to show a few tokens; each time takes one
             some = slice(start, start + TOGETHER)
             ways = np.zeros((1, splits.leaves.size), np.uint32)
             for token in pairs[some]:
@@ -156,7 +149,7 @@ class Trees(nn.Module):
             out |= ways[known[:, some] @ (1 << np.arange(len(pairs[some])))]
         leaf = np.bitwise_count((splits.leaves & ~out) - 1)  # the place of the only bit
         said = self.value.flatten().numpy()[leaf + np.arange(0, self.value.numel(), NODES)]
-        return self.start + torch.from_numpy(said.reshape(len(known), -1, TREES).sum(axis=2))
+        return self.start + torch.from_numpy(said.reshape(len(known), len(self.start), -1).sum(axis=2))
 
     def _load_from_state_dict(self, *given: Any, **named: Any) -> None:
         super()._load_from_state_dict(*given, **named)
