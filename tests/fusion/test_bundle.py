@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 import fusion
 from fusion.bundle import folder_digest
 from fusion.encoders.base import OLD_LIMIT
+from fusion.encoders.trees import TREES
+from fusion.rows import SUMMARY
 from tests.fusion import simulated
 
 
@@ -84,6 +86,23 @@ def test_a_bundle_from_before_components_had_limits_of_their_own_is_read(folder:
     ]
     assert limits
     assert all(bool((each == OLD_LIMIT).all()) for each in limits)
+
+
+def test_a_bundle_from_before_a_series_had_its_trees_three_times_over_says_what_it_said(folder: Path) -> None:
+    def fewer(state: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in state if ".series.trees." in name]:
+            if name.endswith(".share"):
+                del state[name]
+            elif state[name].dim() == 3:
+                state[name] = state[name][:, :TREES].contiguous()
+        state["encoders.series.trees.value"][..., 0] = 0.01  # trees of one leaf
+        state["encoders.series.trees.is_fitted"][:] = True
+
+    _weights(folder, fewer)
+    trees = fusion.Bundle.load(folder).model.encoder(fusion.Modality.SERIES).get_submodule("trees")
+    said = trees(torch.zeros(1, 2 * len(SUMMARY)))
+    torch.testing.assert_close(said, torch.full((1, 2), 0.01 * TREES))
+    assert bool((trees.get_buffer("share") == 0.5).all())
 
 
 def _flip_last_byte(folder: Path) -> None:
