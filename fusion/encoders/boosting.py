@@ -37,10 +37,10 @@ def boost(x: NDArray[np.float32], y: NDArray[np.float32], *, seed: int) -> Boost
     from sklearn.ensemble._hist_gradient_boosting.grower import TreeGrower
 
     rng = np.random.default_rng(seed)
-    is_missing = np.isnan(x)
-    varies = (np.fmax.reduce(x) > np.fmin.reduce(x)) | (is_missing.any(axis=0) & ~is_missing.all(axis=0))
+    missing = np.isnan(x).mean(axis=0)
+    varies = (np.fmax.reduce(x) > np.fmin.reduce(x)) | ((missing > 0) & (missing < 1))
     varying = np.flatnonzero(varies)  # what nobody has, or everybody alike, tells nothing
-    x, is_missing = x[:, varying], is_missing[:, varying].any(axis=0)
+    x, missing = x[:, varying], missing[varying]
     rate = float(y.mean())
     start = float(np.log(rate / (1 - rate)))
     if not len(varying):
@@ -59,7 +59,7 @@ def boost(x: NDArray[np.float32], y: NDArray[np.float32], *, seed: int) -> Boost
             (risk * (1 - risk))[rows].astype(np.float32),
             n_bins=BINS,
             n_bins_non_missing=bins.n_bins_non_missing_[some],
-            has_missing_values=is_missing[some],
+            has_missing_values=missing[some] > 0,
             max_leaf_nodes=LEAVES,
             max_depth=DEPTH,
             min_samples_leaf=LEAST_IN_LEAF,
