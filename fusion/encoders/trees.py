@@ -101,11 +101,14 @@ class Trees(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """All trees of all outcomes walk down together, as flat 32-bit indices: far faster than gathering
-        along an axis."""
+        along an axis. One patient's leaves are told by bits, once `shown` has made them ready."""
         rows, width = features.shape
         outcomes = len(self.start)
         if not torch.compiler.is_exporting() and not bool(self.is_fitted.any()):
             return features.new_zeros(rows, outcomes)
+        if rows == 1 and self._splits is not None and not torch.compiler.is_exporting():
+            shown = self._splits.out_when_shown(features.view(self._splits.tokens, -1).numpy())
+            return self._reached(np.bitwise_or.reduce(shown, axis=0)[None])
         unknown = torch.isnan(features)
         # Every feature twice, so that one comparison sends a missing value to the side that suits the node.
         right, left = (torch.where(unknown, side, features) for side in (torch.inf, -torch.inf))
@@ -147,9 +150,14 @@ class Trees(nn.Module):
             for token in pairs[some]:
                 ways = (token[:, None] | ways).reshape(-1, splits.leaves.size)
             out |= ways[known[:, some] @ (1 << np.arange(len(pairs[some])))]
-        leaf = np.bitwise_count((splits.leaves & ~out) - 1)  # the place of the only bit
+        return self._reached(out)
+
+    def _reached(self, out: NDArray[np.uint32]) -> Tensor:
+        """Leaves that are ruled out, uint32 [U, T], but one in each tree → logits [U, R]."""
+        assert self._splits is not None
+        leaf = np.bitwise_count((self._splits.leaves & ~out) - 1)  # the place of the only bit
         said = self.value.flatten().numpy()[leaf + np.arange(0, self.value.numel(), NODES)]
-        return self.start + torch.from_numpy(said.reshape(len(known), len(self.start), -1).sum(axis=2))
+        return self.start + torch.from_numpy(said.reshape(len(out), len(self.start), -1).sum(axis=2))
 
     def _load_from_state_dict(self, *given: Any, **named: Any) -> None:
         super()._load_from_state_dict(*given, **named)
@@ -176,6 +184,11 @@ class _Splits:
     place: NDArray[np.int64]
     out_when_hidden: NDArray[np.uint32]
     leaves: NDArray[np.uint32]
+
+    @property
+    def tokens(self) -> int:
+        """L."""
+        return len(self.out_when_hidden)
 
     @classmethod
     def of(cls, trees: Trees, tokens: int, numbers: int) -> _Splits:

@@ -232,6 +232,8 @@ def test_trees_asked_of_one_row_with_parts_hidden_say_what_they_say_of_each(numb
         alike = torch.where(is_there, row, torch.tensor(torch.nan))
         found = trees.shown(row.view(-1, numbers).numpy(), shown.numpy())
         torch.testing.assert_close(found, trees(alike))
+        for one, said in zip(alike, found, strict=True):  # alone, a row is told by bits
+            torch.testing.assert_close(trees(one[None])[0], said)
         assert float(found.std(0).min()) > 1e-3
     trees.fit(held, 1 - told, torch.zeros(2), seed=2)
     torch.testing.assert_close(trees.shown(row.view(-1, numbers).numpy(), shown.numpy()), trees(alike))
