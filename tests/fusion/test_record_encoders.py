@@ -206,6 +206,26 @@ def test_trees_as_tensors_answer_as_the_trees_they_were_made_from() -> None:
     assert trees(held[:40])[:, 0].numpy() == pytest.approx(expected, abs=1e-4)
 
 
+def test_trees_grown_several_times_over_say_their_mean() -> None:
+    values, known, generator = drawn(800, fields=5)
+    held = torch.where(known, values, torch.tensor(torch.nan))
+    first = happens(1.5 * torch.where(known, values, 0.0)[:, 0], generator)
+    labels, base = torch.stack([first, 1 - first], dim=1), torch.tensor([0.1, -0.1])
+    three = Trees(2, bags=3)
+    three.fit(held, labels, base, seed=5)
+    each = []
+    for seed in (5, 6, 7):
+        one = Trees(2)
+        one.fit(held, labels, base, seed=seed)
+        each.append(one(held[:50]))
+    assert not torch.allclose(each[0], each[1], atol=0.01)
+    torch.testing.assert_close(three(held[:50]), torch.stack(each).mean(dim=0), atol=1e-4, rtol=1e-4)
+    shown = torch.rand(20, 5, generator=generator) < 0.5
+    asked = torch.where(shown, held[0], torch.tensor(torch.nan))
+    said = three.shown(held[0].view(5, 1).numpy(), shown.numpy())
+    torch.testing.assert_close(said, three(asked), atol=1e-4, rtol=1e-4)
+
+
 def walked(nodes: np.ndarray, row: np.ndarray) -> float:
     """The value of the leaf that one row ends in."""
     at = nodes[0]
