@@ -17,7 +17,7 @@ from fusion.bundle import Bundle
 from fusion.calibrate import Calibration, fit_calibration, sigmoid
 from fusion.choosing import MARGIN, standard_errors
 from fusion.config import FusionConfig, FusionKind
-from fusion.conformal import Attributes, fit_interval
+from fusion.conformal import fit_interval
 from fusion.embedding import Embedder
 from fusion.examples import assign_folds
 from fusion.fitting import Fit, fit
@@ -27,6 +27,7 @@ from fusion.model import FusionModel
 from fusion.monotone import fit_affine
 from fusion.patterns import all_subsets, named, sub_patterns
 from fusion.plain_sum import Rows, is_plain, make_plain
+from fusion.subgroup_shifts import Attributes
 from fusion.survival import by_horizon, curves_of
 
 BELIEF = 1.0  # in the weights that would be chosen without data, as so much log-likelihood
