@@ -262,8 +262,12 @@ UNIT_WORDS = {
     "mm[Hg]": "mmHg",
     "Cel": "°C",
     "10*3/uL": "×10³/µL",
+    "umol/L": "µmol/L",
+    "ug/L": "µg/L",
     "kg/m2": "kg/m²",
     "cm2": "cm²",
+    "{score}": "",
+    "d": "days",
 }
 
 

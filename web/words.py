@@ -4,34 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-MODALITIES = {
-    "tabular": "Record",
-    "series": "Labs and vitals over time",
-    "text": "Notes",
-    "genomics": "Genomics",
-    "image": "Image",
-    "cine": "Cine",
-    "volume": "Volume (CT or MR)",
-}
+from cds.catalogue import MODALITY_WORDS, UNIT_WORDS
+
 CATEGORIES = {"low": "Low", "moderate": "Moderate", "high": "High", "very-high": "Very high"}
 STEPS = {"tuning_loss": "Tuning loss", "train_loss": "Training loss"}
 ACRONYMS = {"icu": "ICU", "auroc": "AUROC", "auprc": "AUPRC"}
-UNITS = {
-    "1": "",
-    "a": "years",
-    "/min": "/min",
-    "mm[Hg]": "mmHg",
-    "Cel": "°C",
-    "10*3/uL": "×10³/µL",
-    "umol/L": "µmol/L",
-    "ug/L": "µg/L",
-    "kg/m2": "kg/m²",
-    "cm2": "cm²",
-    "mL": "mL",
-    "{score}": "",
-    "h": "h",
-    "d": "days",
-}
 
 
 def percent(value: float | None) -> str:
@@ -65,7 +42,7 @@ def figure(value: float | None) -> str:
 
 def unit(code: str) -> str:
     """A UCUM code as it is printed on a report."""
-    return UNITS.get(code, code)
+    return UNIT_WORDS.get(code, code)
 
 
 def size(value: float, unit_code: str) -> str:
@@ -90,7 +67,7 @@ def outcome(key: str) -> str:
 
 def modality(key: str) -> str:
     """`tabular` is "Record"."""
-    return MODALITIES.get(key, outcome(key))
+    return MODALITY_WORDS.get(key, outcome(key))
 
 
 def horizon(hours: float) -> str:
