@@ -9,7 +9,7 @@ from django.test import Client
 from pytest_django import Settings
 
 from cds.audit.models import AuditEvent
-from cds.hooks import client_auth, offering, sandbox
+from cds.hooks import client_auth, offering, sandbox, signatures
 from cds.hooks.models import CardShown, HookClient, PrefetchRead, SpentToken
 from cds.jobs.models import OutboxMessage
 from cds.patients import access
@@ -100,7 +100,7 @@ def test_a_patient_is_for_those_who_may_see_them_and_their_score_is_shown_unchan
 def test_the_call_is_really_authenticated(
     ward: Clinic, sign_in: Callable[[str], Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_auth, "ALGORITHMS", ["RS384"])
+    monkeypatch.setattr(signatures, "ALGORITHMS", ["RS384"])
     text = send(sign_in("admin"))
     assert 'data-testid="sandbox-status">401<' in text
     assert "alg must be" in text
