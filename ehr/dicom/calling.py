@@ -10,6 +10,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu import A_ASSOCIATE_RJ
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import build_context
 
@@ -74,6 +75,12 @@ class Caller:
         ours.acse_timeout = ours.connection_timeout = self._timeout
         ours.network_timeout = ours.dimse_timeout = self._patience if patience else self._timeout
         requested = [build_context(kind, syntaxes) for kind, syntaxes in contexts]
+        rejections: list[A_ASSOCIATE_RJ] = []
+
+        def received(event: evt.Event) -> None:
+            if isinstance(event.pdu, A_ASSOCIATE_RJ):
+                rejections.append(event.pdu)
+
         peer = ours.associate(
             self.node.host,
             self.node.port,
@@ -85,12 +92,13 @@ class Caller:
             evt_handlers=[
                 (evt.EVT_CONN_OPEN, lambda event: guard_connection(event.assoc, self._limits.file_bytes)),
                 (evt.EVT_CONN_CLOSE, lambda event: drop_half(event.assoc)),
+                (evt.EVT_PDU_RECV, received),
                 *handlers,
             ],
         )
         try:
             if not peer.is_established:
-                raise self._why_not(peer, requested[0].abstract_syntax)
+                raise self._why_not(peer, requested[0].abstract_syntax, rejections)
             yield peer
             if peer.is_established:
                 peer.release()
@@ -98,10 +106,10 @@ class Caller:
             if peer.is_established:
                 peer.abort()
 
-    def _why_not(self, peer: Association, first: Any) -> EhrError:
-        if peer.is_rejected:
-            answer: Any = peer.acceptor.primitive
-            source, reason = getattr(answer, "result_source", 0), getattr(answer, "diagnostic", 0)
+    def _why_not(self, peer: Association, first: Any, rejections: Sequence[A_ASSOCIATE_RJ]) -> EhrError:
+        """`rejections` as they came (PS3.8 9.3.4): pynetdicom may look only after the node has hung up."""
+        if rejections:
+            source, reason = rejections[0].source, rejections[0].reason_diagnostic
             why = {
                 (1, 3): f"does not know our AE title {self.title}: have it added there",
                 (1, 7): f"is not called {self.node.title}: ask what its AE title is",

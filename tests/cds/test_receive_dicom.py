@@ -21,8 +21,9 @@ import pydicom
 import pytest
 from django.db import OperationalError, connections
 from pydicom.dataset import Dataset
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu import A_ASSOCIATE_RJ
 
 import ehr
 from cds import listening
@@ -316,12 +317,16 @@ def test_a_deflated_bomb_costs_a_refusal(arrivals: listening.Arrivals, tmp_path:
 
 
 def test_only_those_who_are_allowed_and_know_our_title(arrivals: listening.Arrivals) -> None:
+    answers: list[Any] = []
+    heard = [(evt.EVT_PDU_RECV, lambda event: answers.append(event.pdu))]
     with node(arrivals, allowed=["CT1"]) as listener:
         with calling(listener.port) as peer:
             assert peer.send_c_echo().Status == 0
         for wrong in ({"title": "CT2"}, {"called": "OTHER"}):
-            with calling(listener.port, **wrong) as peer:
-                assert peer.is_rejected
+            with calling(listener.port, **wrong, evt_handlers=heard) as peer:
+                assert not peer.is_established
+    assert all(isinstance(answer, A_ASSOCIATE_RJ) for answer in answers)
+    assert [answer.reason_diagnostic for answer in answers] == [3, 7], "PS3.8 9.3.4: calling, called AE title"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
+from pynetdicom.acse import ACSE
 
 import ehr
 from ehr.dicom.dimse import FIND, GET
@@ -117,6 +118,21 @@ def test_nobody_there_says_what_to_look_at() -> None:
 def test_a_wrong_title_is_told_apart(given: dict[str, Any], called: str, words: str) -> None:
     with node(**given) as pacs, pytest.raises(ehr.Refused, match=words):
         list(client(ehr.Node(called, pacs.host, pacs.port)).studies())
+
+
+def test_a_rejection_is_told_though_the_node_hung_up_before_we_looked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = ACSE.send_request
+
+    def slow(acse: ACSE) -> None:
+        asked(acse)
+        time.sleep(0.3)  # as on a busy machine
+
+    with node(require_calling_aet=["OTHER"]) as pacs:
+        monkeypatch.setattr(ACSE, "send_request", slow)
+        with pytest.raises(ehr.Refused, match="does not know our AE title TESSERA"):
+            list(client(pacs).studies())
 
 
 def test_an_operation_that_is_not_offered() -> None:
