@@ -33,12 +33,12 @@ from cds.errors import ClinicError, Unavailable
 from cds.hooks import budget, key_sets, signatures, spending
 from cds.hooks.budget import Budget
 from cds.hooks.models import HookClient
+from cds.hooks.spending import SKEW_S
 from cds.patients import importing
 from cds.patients.models import Source
 
 logger = logging.getLogger(__name__)
 MOST_BYTES = 8192
-SKEW_S = 60  # the official sandbox rounds `iat` up (INTEROP 19)
 LONGEST_LIFE_S = 3600  # so that spent tokens need not be kept for ever; clients are told to use five minutes
 OPEN_SOURCE = "hooks-open"
 
@@ -82,7 +82,7 @@ def verify(request: HttpRequest, *, now: datetime) -> Caller:
     known_at = time.monotonic()
     client, claims = _read_token(token, audience=endpoint(request), time_left=budget.of(request), now=now)
     try:
-        keep_until = spending.expires(claims, SKEW_S)
+        keep_until = spending.expires(claims)
         spending.spend(client, claims, keep_until=keep_until, now=now, known_at=known_at)
     except spending.SpentBefore as error:
         raise Unauthorised(str(error), issuer=client.issuer, client=client) from None

@@ -34,12 +34,7 @@ class HookClient(models.Model):
     created_at = models.DateTimeField()
     last_call_at = models.DateTimeField(null=True)  # to the minute
     # what `spending` knows of its tokens
-    clock_ahead_s = models.PositiveSmallIntegerField(
-        default=1, db_default=1
-    )  # the most that iat was ahead of us
-    first_epoch = models.CharField(
-        max_length=60, blank=True, db_default=""
-    )  # of Redis, when one was used first
+    first_epoch = models.CharField(max_length=60, blank=True, db_default="")  # of Redis, at the first
     database_from = models.DateTimeField(null=True)  # since then, and until then, every process notes each
     database_until = models.DateTimeField(null=True)  # in the database; over, or null: in Redis alone
 

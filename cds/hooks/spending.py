@@ -7,18 +7,19 @@ With REDIS_URL both are kept in Redis, in one round trip and without a statement
 lose what it holds, and may be out of reach of one process and not of another. Nobody can use a token twice
 all the same, as long as the clocks of our machines and of Redis agree to CLOCKS_S:
 
-1. Every token accepted by a moment has an `iat` of at most that moment plus `clock_ahead_s` of its client: a
-   token further ahead raises that column first. So what is signed later than that was accepted nowhere yet.
+1. A token whose `iat` is more than AHEAD_S ahead of our clock is noted in the database as well, for good. So
+   what Redis alone knows was signed at most AHEAD_S after it was accepted.
 2. Redis was emptied, restarted, or another one took its place: the epoch, which names the server's run, is
-   missing then, and is begun anew by whoever comes first. From then on only tokens are accepted that were
-   signed after it began (rule 1; LEASE_S more, as the column may be read from a row that is that old). A
-   client whose first token was used in this epoch has lost nothing and is not held up.
+   missing then, and is begun anew by whoever comes first. What was signed before, or AHEAD_S and CLOCKS_S
+   after, may have been used, and is refused. What was signed up to SKEW_S later can have been used only if it
+   came early, and then stands in the database (rule 1), so it is noted there too. A client whose first token
+   was used in this epoch has lost nothing and is not held up.
    A Redis that may evict keys is not used at all.
 3. A process that Redis does not answer writes `database_from` (LEASE_S ahead) and `database_until` into the
    client's row. All processes read that row anew every KEPT_S (`client_auth`) and use no token later than
    READ_S after that, so from `database_from` on all of them note tokens in the database too, whether they
    reach Redis or not. Only then does the process accept tokens by the database alone, and only those that
-   were signed after `database_from` (rule 1), which Redis alone cannot have accepted.
+   were signed more than AHEAD_S after `database_from`, which Redis alone cannot have accepted (rule 1).
 4. `database_until` is at least when the last token accepted by the database alone has expired; so when all
    go by Redis alone again, there is nothing that it would have to be told.
 """
@@ -51,6 +52,8 @@ AWAY_S = 1.0  # Redis is not asked again for this long after it failed
 MINUTE_S = 60
 PURGE_EVERY_S = 60.0
 
+SKEW_S = 60  # how far a caller's clock may be from ours; the official sandbox rounds `iat` up (INTEROP 19)
+AHEAD_S = 1.0  # as far as that is no trouble: tokens further ahead cost a row of the database
 KEPT_S = 2.0  # how long a process believes what it read of a client
 READ_S = 1.0  # from then on, how long a call may take until its token is used up
 CLOCKS_S = 1.0  # how far the clocks of our machines may be apart
@@ -71,14 +74,18 @@ end
 """
 EPOCH = f"{_EPOCH} return epoch"
 SPEND = f"""{_EPOCH}
-local nonce, lasting, signed, first, slack = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
-if first ~= epoch and signed <= tonumber(string.match(epoch, '%d+')) + slack then return -2 end
+local nonce, lasting, signed, first = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local after, known = signed - tonumber(string.match(epoch, '%d+')), 1
+if first ~= epoch then
+  if after <= tonumber(ARGV[6]) then return {{-2, 0}} end
+  if after <= tonumber(ARGV[7]) then known = 0 end
+end
 if not redis.call('SET', KEYS[2], nonce, 'NX', 'PX', lasting) and redis.call('GET', KEYS[2]) ~= nonce then
-  return -1
+  return {{-1, 0}}
 end
 local calls = redis.call('INCR', KEYS[3])
 if calls == 1 then redis.call('PEXPIRE', KEYS[3], 120000) end
-return calls
+return {{calls, known}}
 """
 _SPENT, _UNSURE = -1, -2
 EPOCH_KEY = "tessera:spending:epoch"
@@ -115,12 +122,14 @@ def spend(
     minute = int(now.timestamp() // MINUTE_S)
     calls = None
     if settings.HOOKS_REDIS_URL:
-        _note_clock(client, claims["iat"], now)
-        calls = _view(settings.HOOKS_REDIS_URL).spend(client, claims, keep_until, minute, now)
-        if calls is None:
+        answer = _view(settings.HOOKS_REDIS_URL).spend(client, claims, keep_until, minute, now)
+        if answer is None:
             _instead_of_redis(client, claims, keep_until, now)
-        elif _is_noted_too(client, now):
-            _note(client, claims["jti"], keep_until, now)
+        else:
+            calls, is_known = answer
+            is_ahead = claims["iat"] > now.timestamp() + AHEAD_S
+            if is_ahead or not is_known or _is_noted_too(client, now):
+                _note(client, claims["jti"], keep_until, now)
         if time.monotonic() - known_at > READ_S:  # what was read of the client may be too old by now
             raise Unavailable(
                 "the call was held up before its token was used: sign a new token and try again"
@@ -135,9 +144,9 @@ def spend(
         raise TooMany(f"more than {limit} calls in a minute: wait, then try again", retry_after_s=wait)
 
 
-def expires(claims: Mapping[str, Any], skew_s: int) -> datetime:
+def expires(claims: Mapping[str, Any]) -> datetime:
     """When a token can no longer be used anywhere."""
-    return datetime.fromtimestamp(claims["exp"] + skew_s, tz=UTC) + timedelta(seconds=1)
+    return datetime.fromtimestamp(claims["exp"] + SKEW_S, tz=UTC) + timedelta(seconds=1)
 
 
 class _Local:
@@ -158,15 +167,6 @@ _local = _Local()
 _purged = 0.0
 
 
-def _note_clock(client: HookClient, signed: float, now: datetime) -> None:
-    """Rule 1: how far ahead of ours a client's clock may be is known before its token is used."""
-    ahead = math.ceil(signed - now.timestamp())
-    if ahead > client.clock_ahead_s:
-        row = HookClient.objects.filter(pk=client.pk)
-        row.update(clock_ahead_s=Greatest(F("clock_ahead_s"), Value(ahead)))
-        client.clock_ahead_s = row.values_list("clock_ahead_s", flat=True).get()
-
-
 # -- Redis -------------------------------------------------------------------------------------------
 class _View:
     """Redis, as one process sees it."""
@@ -178,17 +178,15 @@ class _View:
             socket_connect_timeout=TIMEOUT_S,
             retry=redis.retry.Retry(redis.backoff.NoBackoff(), 1),  # an idle connection may have been closed
         )
-        self._own = (
-            threading.local()
-        )  # a thread's own connection, which no pool has to hand out and take back
+        self._own = threading.local()  # a thread's own connection, which no pool hands out and takes back
         self._sha = hashlib.sha1(SPEND.encode(), usedforsecurity=False).hexdigest()  # as Redis names a script
         self._epoch = self._store.register_script(EPOCH)
         self._is_away, self._is_fit, self._ask_again, self._told = False, False, 0.0, -math.inf
 
     def spend(
         self, client: HookClient, claims: Mapping[str, Any], keep_until: datetime, minute: int, now: datetime
-    ) -> int | None:
-        """Calls in this minute; None when Redis is away and the database has to do."""
+    ) -> tuple[int, bool] | None:
+        """Calls in this minute, and whether Redis alone knows that the token is unused; None: it is away."""
         if self._is_away:
             if time.monotonic() < self._ask_again:
                 return None
@@ -197,7 +195,7 @@ class _View:
             if not self._is_fit:
                 self._check_fit()
             first = client.first_epoch or self._first(client, now)
-            calls = self._run(
+            calls, is_known = self._run(
                 EPOCH_KEY,
                 f"tessera:jti:{client.pk}:{claims['jti']}",
                 f"tessera:calls:{client.pk}:{minute}",
@@ -206,7 +204,8 @@ class _View:
                 max(1, _ms((keep_until - now).total_seconds())),
                 _ms(claims["iat"]),
                 first,
-                _ms(client.clock_ahead_s + LEASE_S),
+                _ms(AHEAD_S + CLOCKS_S),
+                _ms(SKEW_S + CLOCKS_S),
             )
         except (redis.RedisError, OSError) as error:
             self._is_away, self._is_fit, self._ask_again = True, False, time.monotonic() + AWAY_S
@@ -218,17 +217,18 @@ class _View:
         if calls == _UNSURE:
             self._tell()
             raise Unavailable("the store of used tokens has just begun anew: sign a new token and try again")
-        return calls
+        return calls, bool(is_known)
 
-    def _run(self, *values: str | int) -> int:
+    def _run(self, *values: str | int) -> list[int]:
         """SPEND with its three keys and its values. Raises RedisError."""
         own: redis.Redis | None = getattr(self._own, "store", None)
         if own is None:
             own = self._own.store = self._store.client()
         try:
-            return int(own.execute_command("EVALSHA", self._sha, 3, *values))
+            answer: list[int] = own.execute_command("EVALSHA", self._sha, 3, *values)
         except redis.exceptions.NoScriptError:
-            return int(own.execute_command("EVAL", SPEND, 3, *values))
+            answer = own.execute_command("EVAL", SPEND, 3, *values)
+        return answer
 
     def _check_fit(self) -> None:
         """A store that drops keys when it is full forgets used tokens. Raises RedisError for one."""
@@ -252,7 +252,7 @@ class _View:
             logger.warning(
                 "Redis was emptied, restarted or replaced: tokens signed before that, and for %d s after, "
                 "are refused, for nobody knows which were used",
-                int(LEASE_S) + 1,
+                int(AHEAD_S + CLOCKS_S),
             )
 
 
@@ -276,12 +276,12 @@ def _instead_of_redis(
 ) -> None:
     """Rules 3 and 4. Raises SpentBefore, and Unavailable for what may have been used in Redis."""
     row = HookClient.objects.filter(pk=client.pk)
-    since, until, ahead = row.values_list("database_from", "database_until", "clock_ahead_s").get()
+    since, until = row.values_list("database_from", "database_until").get()
     if until is None or since is None or until < now + timedelta(seconds=RENEW_S):
         since = now + timedelta(seconds=LEASE_S)
         row.update(database_from=since, database_until=_at_least(now + timedelta(seconds=HELD_S)))
         until = None
-    if until is None or claims["iat"] <= since.timestamp() + ahead:
+    if until is None or claims["iat"] <= since.timestamp() + AHEAD_S:
         raise Unavailable("the store of used tokens has just changed: sign a new token and try again")
     with transaction.atomic():
         if keep_until > until:

@@ -187,9 +187,9 @@ def test_a_client_whose_clock_is_ahead_gains_nothing_by_a_fault(
     cut.is_cut_off = True
     assert cut.spend("another", clock.now) == "Unavailable"
     clock.later(spending.LEASE_S + 1)
-    assert cut.spend("early", signed) == "Unavailable"
-    clock.later(45)
-    assert cut.spend("now", clock.now) == "taken"
+    assert cut.spend("early", signed) == "SpentBefore"
+    clock.later(spending.AHEAD_S)
+    assert cut.spend("now", clock.now) == "taken", "and nobody waits until that clock is reached"
 
 
 def test_when_redis_is_back_it_need_not_be_told(pair: tuple[Process, Process], clock: Clock) -> None:
@@ -234,6 +234,8 @@ def test_what_redis_has_lost_is_not_taken_again(
     assert first.spend("used", signed) == "taken"
     ahead = clock.now + timedelta(seconds=30)
     assert first.spend("early", ahead) == "taken"
+    rounded_up = clock.now + timedelta(seconds=spending.AHEAD_S)
+    assert first.spend("rounded up", rounded_up) == "taken"
     if fault == "emptied":
         shared.flushall()
     else:  # with what was on disk a while ago, and under another name
@@ -241,12 +243,19 @@ def test_what_redis_has_lost_is_not_taken_again(
         begun = shared.hvals(spending.EPOCH_KEY)[0]
         shared.delete(spending.EPOCH_KEY)
         shared.hset(spending.EPOCH_KEY, "another-run", begun)
-    second.read_client()
     assert [one.spend("used", signed) for one in pair] == ["Unavailable"] * 2
-    assert [one.spend("early", ahead) for one in pair] == ["Unavailable"] * 2
-    clock.later(spending.LEASE_S + 35)
+    assert [one.spend("rounded up", rounded_up) for one in pair] == ["Unavailable"] * 2
+    assert [one.spend("early", ahead) for one in pair] == ["SpentBefore"] * 2
+    clock.later(spending.AHEAD_S + spending.CLOCKS_S + 0.1)
     assert second.spend("new", clock.now) == "taken"
     assert first.spend("new", clock.now) == "SpentBefore"
+    clock.later(31)
+    shared.delete(*shared.keys("tessera:jti:*"))
+    assert second.spend("early", ahead) == "SpentBefore", "though its clock is not ahead any more"
+    clock.later(spending.SKEW_S)
+    noted = SpentToken.objects.count()
+    assert second.spend("later", clock.now) == "taken"
+    assert SpentToken.objects.count() == noted, "by Redis alone again"
 
 
 def test_a_client_that_never_called_is_not_held_up_by_a_store_that_is_new(
