@@ -109,7 +109,7 @@ class Caller:
     def _why_not(self, peer: Association, first: Any, rejections: Sequence[A_ASSOCIATE_RJ]) -> EhrError:
         """`rejections` as they came (PS3.8 9.3.4): pynetdicom may look only after the node has hung up."""
         if rejections:
-            source, reason = rejections[0].source, rejections[0].reason_diagnostic
+            source, reason = rejections[0].source or 0, rejections[0].reason_diagnostic or 0
             why = {
                 (1, 3): f"does not know our AE title {self.title}: have it added there",
                 (1, 7): f"is not called {self.node.title}: ask what its AE title is",
