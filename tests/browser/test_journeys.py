@@ -98,8 +98,10 @@ def test_panel_updates_but_keeps_what_is_being_typed(enter: Callable[[str], Page
     expect(page.locator("body")).to_have_attribute("data-stream", "open")
     comment = page.get_by_label("Comment (optional)")
     comment.fill("half a thou")
+    said = page.locator("#about .mono").all_text_contents()
     site.act("rise", site.ids["risen"], "0.777")
     expect(page.get_by_test_id("risk-score")).to_have_text("78 %", timeout=10_000)
+    expect(page.locator("#about .mono")).not_to_have_text(said)
     expect(comment).to_have_value("half a thou")
 
 

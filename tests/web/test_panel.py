@@ -19,9 +19,10 @@ from cds.hooks.models import CardShown, Feedback
 from cds.hooks.queries import list_said
 from cds.patients import access, sources
 from cds.patients.models import Note, Patient
+from cds.registry.models import ActiveModel, ModelVersion
 from cds.risk.models import HeatMap, Response, RiskAssessment, RiskPrediction
 from cds.risk.responding import REASON_SYSTEM
-from tests.web.clinic import BY, Clinic, assessment
+from tests.web.clinic import BY, Clinic, assessment, version
 from web import words
 
 NASTY = '<script>alert(1)</script> O\'Hara & "Söhne"'
@@ -216,6 +217,22 @@ def test_policy_headers(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
     assert not re.search(r"<[^>]+\son\w+=", page)
     assert not re.search(r"<script(?![^>]*\ssrc=)", page)
     assert '"allowEval":false' in page
+
+
+def test_a_fresh_score_brings_its_outcome_and_its_source_along(
+    ward: Clinic, sign_in: Callable[[str], Client]
+) -> None:
+    client, patient = sign_in("clinician"), ward.patients[0]
+    another = version(4, now=ward.now)
+    ModelVersion.objects.filter(pk=another.pk).update(outcomes=["death"], name="death")
+    ActiveModel.objects.create(outcome="death", version=another, since=ward.now)
+    page = text_of(client, patient)
+    assert "hx-swap-oob" not in page
+    part = client.get(f"/patients/{patient.pk}/risk/score").content.decode()
+    for known in ("outcomes", "about"):
+        assert re.search(rf'id="{known}"[^>]* hx-swap-oob="true"', part)
+        assert page.count(f'id="{known}"') == 1
+    assert str(newest(patient).assessment_id) in part[part.index('id="about"') :]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,11 @@ from cds.risk.seen import OutcomePanel
 from web import launch, presenters
 from web.people import actor_of, user_of
 
-PARTS = {"score": "web/panel/score.html", "imaging": "web/panel/imaging.html", "act": "web/panel/act.html"}
+PARTS = {
+    "score": "web/panel/score_live.html",
+    "imaging": "web/panel/imaging.html",
+    "act": "web/panel/act.html",
+}
 
 
 @require_safe
