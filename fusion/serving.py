@@ -54,7 +54,7 @@ class ServedBackbone(ImageBackbone):
         for start in range(0, len(values), FRAMES_AT_ONCE):
             frames = self.prepare(values[start : start + FRAMES_AT_ONCE], size)
             parts.append(self.session(frames).run(None, {"frames": frames.numpy()})[0])
-        return np.concatenate(parts).astype(np.float32)
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def session(self, frames: Tensor) -> Any:
         """The session for prepared frames of this number of channels and this size."""

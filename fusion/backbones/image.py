@@ -87,7 +87,9 @@ class ImageBackbone:
 
         values  float32 [T, H, W] or [T, 1, H, W], grey; or [T, 3, H, W], RGB or three sequences of one slice
         """
-        return self.normalise(self.resize(values, size))
+        frames = self.resize(values, size)
+        mean, scale = self._grey if frames.shape[1] == 1 else self._colour
+        return frames.sub_(mean).div_(scale)  # in place: nobody else has seen them
 
     def resize(self, values: FloatArray, size: int) -> Tensor:
         """The same frames, still in [0, 1], float32 [T, C, size, size]. Raises BadInput."""
@@ -98,13 +100,12 @@ class ImageBackbone:
                 "frames must be [T, H, W] (grey) or [T, 3, H, W] (colour) without an empty axis, "
                 f"not {list(values.shape)}"
             )
-        frames = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))  # a copy only where it must be
+        frames = np.ascontiguousarray(values, np.float32)  # a copy only where it must be
         if not self.is_harmonised:
             made, is_within = squared(frames, size)
             return made if is_within else squared(_cut(frames), size)[0]
         # Each frame by itself: crops differ in size until they are resized.
-        parts = [torch.from_numpy(harmonise(frame[None].numpy())) for frame in _cut(frames)]
-        return torch.cat([squared(part, size)[0] for part in parts])
+        return torch.cat([squared(harmonise(frame[None]), size)[0] for frame in _cut(frames)])
 
     def normalise(self, frames: Tensor) -> Tensor:
         """float32 [T, C, size, size] in [0, 1] → with the mean and scale its weights were trained with."""
@@ -219,12 +220,12 @@ def _put(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
     network.load_state_dict({key: state.get(key, value) for key, value in own.items()})
 
 
-def _cut(frames: Tensor) -> Tensor:
+def _cut(frames: FloatArray) -> FloatArray:
     """Within 0 and 1. Raises BadInput for values that are not finite."""
-    low, high = (float(bound) for bound in torch.aminmax(frames))  # a NaN is both bounds
+    low, high = float(frames.min()), float(frames.max())  # a NaN is both bounds
     if not (math.isfinite(low) and math.isfinite(high)):
         raise BadInput("frames hold values that are not finite")
-    return frames.clamp(0, 1) if low < 0 or high > 1 else frames
+    return np.clip(frames, 0, 1) if low < 0 or high > 1 else frames
 
 
 def _columns(values: tuple[float, ...]) -> Tensor:

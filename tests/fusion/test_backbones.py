@@ -106,11 +106,14 @@ def test_frames_that_are_none_are_refused(values: np.ndarray) -> None:
         fusion.load_backbone("small_cnn").embed(values.astype(np.float32), 32)
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 301, 517), (1, 3, 64, 40), (1, 1, 20, 30), (1, 1, 1, 7)])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 1, 301, 517), (1, 3, 64, 40), (1, 1, 20, 30), (1, 1, 1, 7), (1, 1, 1300, 1501), (1, 1, 9, 4000)],
+)
 def test_pictures_are_made_square_as_torch_makes_them(shape: tuple[int, ...]) -> None:
-    frames = torch.rand(shape)
+    frames = np.random.default_rng(0).random(shape, dtype=np.float32)
     told = torch.nn.functional.interpolate(
-        frames, size=(48, 48), mode="bilinear", antialias=True, align_corners=False
+        torch.from_numpy(frames), size=(48, 48), mode="bilinear", antialias=True, align_corners=False
     )
     made, is_within = squared(frames, 48)
     assert made.numpy() == pytest.approx(told.numpy(), abs=1e-6)
@@ -128,6 +131,19 @@ def test_values_outside_0_to_1_are_cut_and_those_not_finite_refused() -> None:
             large[0, row, 1] = wrong
             with pytest.raises(fusion.BadInput, match="not finite"):
                 small.prepare(large, 32)
+
+
+def test_a_picture_is_prepared_however_it_lies_in_memory_and_stays_as_it_was() -> None:
+    small = fusion.load_backbone("small_cnn")
+    wide = np.random.default_rng(0).random((2, 40, 80), dtype=np.float32)
+    kept = np.ascontiguousarray(wide[:, :, ::2])
+    told = small.prepare(kept, 40)
+    assert small.prepare(wide[:, :, ::2], 40).equal(told)
+    assert small.prepare(kept.astype(np.float64), 40).equal(told)
+    sealed = kept.copy()
+    sealed.setflags(write=False)
+    assert small.prepare(sealed, 40).equal(told)
+    assert (kept == wide[:, :, ::2]).all()
 
 
 def test_randomised_is_another_network_of_the_same_shape() -> None:
