@@ -16,7 +16,7 @@ from cds.risk import thresholds
 from cds.risk.responding import GRACE, UNDO_WITHIN
 from cds.risk.seen import NoteHit, OutcomePanel, Panel, ResponseView
 from cds.risk.standing import DataState
-from web import attributions, charts, colours, imaging, words
+from web import attributions, charts, charts_of_risk, colours, imaging, words
 from web.attributions import ContributionRow, DriverRow
 from web.imaging import MeasurementRow, PictureView
 
@@ -191,13 +191,13 @@ def _sentence(seen: OutcomePanel) -> str:
 
 def _trend(seen: OutcomePanel, bounds: Sequence[tuple[str, float]]) -> charts.Chart | None:
     points = [
-        charts.TrendPoint(
+        charts_of_risk.TrendPoint(
             p.at, p.risk, p.low, p.high, p.version_label, thresholds.category_of(seen.outcome, p.risk).value
         )
         for p in seen.trend
     ]
     gap = timedelta(seconds=3 * settings.SCORE_INTERVAL_S)
-    return charts.trend(points, bounds, gap=gap) if len(points) > 1 else None
+    return charts_of_risk.trend(points, bounds, gap=gap) if len(points) > 1 else None
 
 
 def _undo(seen: OutcomePanel, viewer_name: str, now: datetime) -> tuple[ResponseView | None, int]:
