@@ -225,7 +225,7 @@ def _page(
     if trouble:
         parts += ["", f"- pytorch-widedeep: {trouble}"]
     parts += ["", f"- {datetime.now(UTC):%Y-%m-%d}; {measuring.machine()}."]
-    return "\n".join(parts[1:]) + "\n"
+    return "\n".join(parts) + "\n"
 
 
 def _share_table(found: Found, patterns: Found, share: float) -> list[str]:
