@@ -446,7 +446,7 @@ def test_what_a_server_says_when_it_refuses_is_read_to_a_limit(tmp_path: Path) -
 
 
 def test_a_status_without_end_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ehr.fhir.bulk.MAX_MANIFEST_BYTES", 2**20)
+    monkeypatch.setattr("ehr.fhir.export_job.MAX_MANIFEST_BYTES", 2**20)
     server = Server()
     endless = Endless()
     server.faults["/fhir/jobs/1"] = [httpx.Response(200, stream=endless)]
