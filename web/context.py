@@ -8,6 +8,7 @@ from typing import Any
 from django.conf import settings
 from django.http import HttpRequest
 from django.urls import reverse
+from django.utils.http import urlencode
 
 from cds.patients import access
 from cds.registry import queries as registry
@@ -31,7 +32,10 @@ class NavigationItem:
 def page(request: HttpRequest) -> dict[str, Any]:
     """The regulatory label, the CSP nonce under the name django-htmx reads, the menu, the models in use."""
     launched = launch.of_session(request)
+    of_launch = f"?{urlencode({launch.OF: launched.key})}" if launched is not None else ""
     return {
+        "of_launch": of_launch,
+        "home_address": reverse("home") + of_launch,
         "regulatory_label": settings.REGULATORY_LABEL,
         "csp_nonce": getattr(request, "csp_nonce", ""),
         "navigation": lambda: navigation(request),

@@ -10,9 +10,8 @@ from __future__ import annotations
 import secrets
 from dataclasses import asdict, dataclass
 
-from django.conf import settings
 from django.contrib import messages
-from django.contrib.auth import login
+from django.contrib.auth import login, logout
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
@@ -29,6 +28,7 @@ from cds.patients import merging
 from web import under_way
 
 SESSION, WAITING = ending.LAUNCH, "launches"
+OF = "of"  # in an address that names no patient: the launch (`key`) whose page the link stands on
 LANDED = (
     "You came from your EHR and are signed in as a clinician, for this patient only. An estimate here is for "
     "research use and from past patients: it helps to decide whom to look at first, and decides nothing."
@@ -71,14 +71,20 @@ def of_session(request: HttpRequest) -> SessionLaunch | None:
 
 @require_safe
 def launch(request: HttpRequest) -> HttpResponse:
-    """The EHR's launch; with `iss` alone, or a choice from the list, a standalone one."""
+    """The EHR's launch; with `iss` alone, or a choice from the list, a standalone one.
+
+    It ends what an earlier launch began: should this one be refused, nothing leads back to the other patient.
+    """
     issuer = request.GET.get("iss", "")
     if not issuer:
         return render(request, "web/launch.html", {"servers": registering.list_servers()})
     try:
         there, server, pending = launching.begin(issuer, launch=request.GET.get("launch", ""))
     except ClinicError as error:
+        if not isinstance(error, launching.NotThisLaunch):
+            leave(request)
         return _refused(request, error, issuer=issuer)
+    leave(request)
     answer = redirect(there)
     under_way.keep(request, answer, WAITING, pending, issuer=server.issuer)
     return answer
@@ -106,6 +112,29 @@ def _complete(request: HttpRequest) -> HttpResponse:
     except ClinicError as error:
         return _refused(request, error, issuer=issuer)
     return _land(request, launched)
+
+
+@require_safe
+def ended(request: HttpRequest) -> HttpResponse:
+    """Where signing out of a launch leads: no form, since nobody signs in here in the EHR's frame."""
+    return render(request, "web/launch_ended.html", {"alone": True})
+
+
+def leave(request: HttpRequest) -> bool:
+    """End the session if a launch began it; whether one did."""
+    if of_session(request) is None:
+        return False
+    if request.user.is_authenticated:
+        with transaction.atomic():
+            recording.record(
+                by=recording.person(request.user, request),
+                action="session.end",
+                object_type="Session",
+                object_id=request.user.pk,
+                now=timezone.now(),
+            )
+    logout(request)
+    return True
 
 
 @require_safe
@@ -168,6 +197,6 @@ def _refused(request: HttpRequest, error: ClinicError, *, issuer: str = "") -> H
     context = {
         "refusal_title": "The launch was not completed",
         "reason": str(error),
-        "label": settings.REGULATORY_LABEL,
+        "alone": True,
     }
     return render(request, "refused.html", context, status=status)

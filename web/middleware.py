@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from http.cookies import Morsel
+from urllib.parse import urlsplit
 
 import structlog
 from django.conf import settings
@@ -38,7 +39,7 @@ LIVE_HEADER = "X-Live"  # a request made by the page itself, not by a person
 IN_A_LAUNCH = frozenset(
     {
         "home", "help", "login", "logout", "stay", "events", "model-card", "model-card-json",
-        "smart-launch", "smart-callback", "smart-style",
+        "smart-launch", "smart-callback", "smart-style", "smart-ended",
     }
 )  # fmt: skip
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})  # answered whatever is away; nobody is signed in there
@@ -78,7 +79,8 @@ class Launches:
     and Partitioned: from within a frame of another site no others come back (CHIPS), and the jar is that
     EHR's own. A session that an EHR's launch began shows that launch's patient and nothing else, whatever the
     person may see elsewhere: what is still open from an earlier launch is refused with 409 and leaves the
-    screen, any other page with 403.
+    screen, any other page with 403. Links that name no patient say whose launch they stand in (`OF`), since
+    an EHR may show two patients at once, each in a frame.
 
     A probe (OPERATIONS 1) is answered without a question to the database, whatever cookies come with it.
     """
@@ -109,9 +111,12 @@ class Launches:
         if launched is None:
             return None
         asked = kwargs.get("patient_id")
-        if asked is not None and not launched.is_of(asked):
+        is_of_another = request.GET.get(launch.OF, launched.key) != launched.key
+        if is_of_another or (asked is not None and not launched.is_of(asked)):
             reason = "Another patient has been opened in your EHR since. Open this one there again"
-            return _not_here(request, "This panel is for another launch", reason, status=409)
+            title = "This panel is for another launch"
+            # in the frame of one patient, and no link may lead from it to the other
+            return _not_here(request, title, reason, status=409, alone=True)
         match = request.resolver_match
         if asked is None and (match.url_name if match else "") not in IN_A_LAUNCH:
             _record_refusal(request)
@@ -127,7 +132,8 @@ class PrivatePages:
     """No page is kept by a browser or proxy; a session ends after SESSION_ABSOLUTE_AGE whatever happens.
 
     Requests that a page makes on its own (event stream, live fragments) say so with the header X-Live and do
-    not count as activity: an unattended screen is signed out after SESSION_COOKIE_AGE.
+    not count as activity: an unattended screen is signed out after SESSION_COOKIE_AGE. What htmx asks for
+    once nobody is signed in any more makes it load the whole page again, which then is the sign-in.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
@@ -140,6 +146,9 @@ class PrivatePages:
                 logout(request)
             access.look_from(request.user, request.session.session_key)
         response = self.get_response(request)
+        if getattr(request, "htmx", False) and _leads_to_sign_in(response):
+            response = HttpResponse(status=401)  # a redirect would be followed, and its page put into a part
+            response["HX-Refresh"] = "true"
         response.headers.setdefault("Cache-Control", "no-store")
         if request.headers.get(LIVE_HEADER) or getattr(request, "is_stream", False):
             # SessionMiddleware saves, and so prolongs, whatever session it still finds on the request.
@@ -162,8 +171,15 @@ class PrivatePages:
         )
 
 
-def _not_here(request: HttpRequest, title: str, reason: str, *, status: int) -> HttpResponse:
-    return render(request, "refused.html", {"refusal_title": title, "reason": reason}, status=status)
+def _not_here(
+    request: HttpRequest, title: str, reason: str, *, status: int, alone: bool = False
+) -> HttpResponse:
+    context = {"refusal_title": title, "reason": reason, "alone": alone}
+    return render(request, "refused.html", context, status=status)
+
+
+def _leads_to_sign_in(response: HttpResponseBase) -> bool:
+    return response.status_code == 302 and urlsplit(response["Location"]).path == settings.LOGIN_URL
 
 
 def _context(exception: ClinicError, status: int) -> dict[str, object]:

@@ -44,7 +44,11 @@ class SignIn(LoginView):
 
     def get_context_data(self, **more: Any) -> dict[str, Any]:
         context: dict[str, Any] = super().get_context_data(**more)
-        return {**context, "hospital_offered": accounts.is_offered()}
+        return {
+            **context,
+            "hospital_offered": accounts.is_offered(),
+            "opens_patient": self.get_redirect_url().startswith("/patients/"),
+        }
 
     def form_valid(self, form: AuthenticationForm) -> HttpResponse:
         response = super().form_valid(form)
@@ -65,11 +69,16 @@ class SignIn(LoginView):
 
 
 class SignOut(LogoutView):
-    """By POST only; the end of a session is audited. Who came from the hospital is signed out there, too."""
+    """By POST only; the end of a session is audited. Who came from the hospital is signed out there, too.
+
+    Who came from an EHR is not led to a form: they are still signed in there.
+    """
 
     http_method_names = ["post", "options"]
 
     def post(self, request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse:
+        if launch.leave(request):
+            return redirect("smart-ended")
         if request.user.is_authenticated:
             _record(request, "session.end")
         there = hospital.sign_out_url(request)
