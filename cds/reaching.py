@@ -53,6 +53,8 @@ def why_not(error: ehr.EhrError, how: How, *, what: str = "what we asked for") -
     """
     if not is_about_us(error):
         return str(error)
+    if how.get("launch"):
+        return f"it does not let the sign-in of this launch read {what} ({error})"
     if how.get("client_id"):
         return (
             f"it does not let us read {what} ({error}): allow the client {how['client_id']!r} there "

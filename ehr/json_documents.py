@@ -83,7 +83,7 @@ async def _called(
         raise Retriable(f"{method} {path}: the server answered {response.status_code}")
     if response.status_code != 200:
         moved = "(redirects are not followed)" if 300 <= response.status_code < 400 else ""
-        reason = str(said.get("error", ""))[:100] or moved
+        reason = said_by(said) or moved
         raise Refused(
             f"{method} {path}: the server answered {response.status_code} {reason}".rstrip(),
             status=response.status_code,
@@ -103,6 +103,14 @@ async def _body(response: httpx.Response, path: str) -> bytes:
             raise TooLarge(f"{path}: the answer is larger than {MAX_BODY_BYTES} bytes")
         pieces.append(piece)
     return b"".join(pieces)
+
+
+def said_by(answer: Mapping[str, Any]) -> str:
+    """Why an authorisation server refuses (RFC 6749, 5.2): `error` and `error_description`; or ""."""
+    words = (
+        str(answer.get(name) or "")[:most] for name, most in (("error", 100), ("error_description", 200))
+    )
+    return ": ".join(filter(None, words))
 
 
 def _object(body: bytes) -> dict[str, Any]:

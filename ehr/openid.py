@@ -1,7 +1,8 @@
 """OpenID Connect for a relying party: the way to a sign-in, the code's exchange, the id_token.
 
 Sources: OpenID Connect Core 3.1 (code flow; 3.1.3.7: the id_token; 9: client authentication), OpenID Connect
-Discovery 4, RP-Initiated Logout 1.0, RFC 7636 (PKCE). SMART App Launch builds on it: `ehr.fhir.smart`.
+Discovery 4, RP-Initiated Logout 1.0, RFC 7636 (PKCE), RFC 9207 (whose sign-in the browser comes back from).
+SMART App Launch builds on it: `ehr.fhir.smart`.
 
 Only addresses of the registered server, or of origins registered beside it, are called, as `json_documents`
 calls. Tokens are in no message.
@@ -29,6 +30,7 @@ from ehr.fhir.sign_in import ASSERTION_TYPE, Jwk, client_assertion
 from ehr.json_documents import call_json
 
 SKEW_S = 60
+NAMES_ITSELF = "authorization_response_iss_parameter_supported"  # RFC 9207, 3
 ID_TOKEN_ALGORITHMS = (
     "RS256", "RS384", "RS512", "ES256", "ES384", "PS256", "PS384",
 )  # never none, never HMAC  # fmt: skip
@@ -110,6 +112,19 @@ class OpenIdClient:
         basic = (quote_plus(self._client_id), quote_plus(self._secret)) if self._secret else None
         return self._call("POST", endpoint, form, basic)
 
+    def _check_answered(self, said: str, issuers: Collection[str], *, names_itself: bool) -> None:
+        """RFC 9207: a code of another sign-in than the one that was begun must not be sent to that one.
+
+        said          the `iss` that came back with the code; "" for none
+        names_itself  whether the server's discovery says that it always gives one
+        raises        Refused
+        """
+        if said not in issuers if said else names_itself:
+            raise Refused(
+                "the code came back from another sign-in than the one that was begun (iss), and was not "
+                "sent on"
+            )
+
     def _verified(
         self,
         token: str,
@@ -132,11 +147,12 @@ class OpenIdClient:
         return claims
 
     def _check_claims(self, claims: dict[str, Any], issuers: Collection[str], nonce: str) -> None:
-        """OpenID Connect Core 3.1.3.7: iss, aud, azp, exp, iat, nonce."""
+        """OpenID Connect Core 2 and 3.1.3.7: iss, sub, aud, azp, exp, iat, nonce; RFC 7519: nbf, if there."""
         named, now = claims.get("aud"), self._clock()
         audiences = named if isinstance(named, list) else [named]
         alone = self._client_id if len(audiences) == 1 else None  # azp may be left out, and nothing else
         expires, issued = _seconds(claims.get("exp")), _seconds(claims.get("iat"))
+        begins = _seconds(claims.get("nbf", 0))
         wrong = next(
             (
                 name
@@ -150,6 +166,8 @@ class OpenIdClient:
                     ),
                     ("exp", expires is not None and expires + SKEW_S > now),
                     ("iat", issued is not None and issued - SKEW_S <= now),
+                    ("nbf", begins is not None and begins - SKEW_S <= now),
+                    ("sub", isinstance(claims.get("sub"), str) and 0 < len(claims["sub"]) <= 255),
                 )
                 if not holds
             ),
@@ -185,13 +203,17 @@ class OpenIdClient:
 
 @dataclass(frozen=True, slots=True)
 class ProviderConfiguration:
-    """What `.well-known/openid-configuration` says, checked. `end_session_endpoint` "": it has none."""
+    """What `.well-known/openid-configuration` says, checked. `end_session_endpoint` "": it has none.
+
+    names_itself  its answers always carry `iss` (RFC 9207)
+    """
 
     issuer: str
     authorization_endpoint: str
     token_endpoint: str
     jwks_uri: str
     end_session_endpoint: str = ""
+    names_itself: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +245,7 @@ class RelyingParty(OpenIdClient):
         return ProviderConfiguration(
             issuer=issuer,
             end_session_endpoint=self._checked(ending, "end_session_endpoint") if ending else "",
+            names_itself=said.get(NAMES_ITSELF) is True,
             **found,
         )
 
@@ -239,19 +262,18 @@ class RelyingParty(OpenIdClient):
         code: str,
         pending: Pending,
         *,
+        answered_by: str = "",
         keys: Callable[[bool], Mapping[str, Any]] | None = None,
     ) -> SignedIn:
-        """Exchange the code and verify who came; `keys` as for `SmartApp.complete`. Raises Refused …"""
+        """Exchange the code and verify who came; the rest as for `SmartApp.complete`. Raises Refused …"""
+        self._check_answered(answered_by, {configuration.issuer}, names_itself=configuration.names_itself)
         said = self._exchange(configuration.token_endpoint, code, pending)
         token = said.get("id_token")
         if not isinstance(token, str):
             raise Refused("the provider gave no id_token: allow this app the scope openid")
         keys = keys or (lambda fresh: self.read_keys(configuration))
         claims = self._verified(token, {configuration.issuer}, pending.nonce, keys)
-        subject = claims.get("sub")
-        if not isinstance(subject, str) or not 0 < len(subject) <= 255:
-            raise Refused("the id_token names no subject")
-        return SignedIn(subject, claims, token)
+        return SignedIn(str(claims["sub"]), claims, token)
 
     def read_keys(self, configuration: ProviderConfiguration) -> dict[str, Any]:
         """The key set that id_tokens are signed with. Raises as `discover` does."""

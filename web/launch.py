@@ -106,6 +106,7 @@ def _complete(request: HttpRequest) -> HttpResponse:
             issuer,
             code,
             pending,
+            answered_by=request.GET.get("iss", ""),
             address=recording.person(request.user, request),
             now=timezone.now(),
         )

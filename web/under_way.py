@@ -43,8 +43,9 @@ def take(
     kept = _waiting(request, name).get(request.GET.get("state", ""))
     if kept is None:
         raise launching.NotThisLaunch(
-            f"this browser has no {what} under way with that state, or it took longer than ten minutes: "
-            f"{again}"
+            f"this browser has no {what} under way with that state: it took longer than ten minutes, began "
+            "elsewhere, or the browser keeps no cookies of this site in a frame of another. Please "
+            f"{again}, in a window of its own if this comes again"
         )
     return launching.Pending(kept["state"], kept["nonce"], kept["verifier"]), kept
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from threading import BoundedSemaphore
 from typing import Any
 
 from django.conf import settings
@@ -24,12 +25,14 @@ import ehr
 from cds import signing
 from cds.audit import recording
 from cds.errors import NotAllowed, Unavailable
+from cds.launch import discovering
 from cds.launch.discovering import cached
-from cds.launch.launching import NotThisLaunch
+from cds.launch.launching import CLOSED, NotThisLaunch
 from cds.launch.models import HospitalIdentity
 from cds.patients import access
 
 CALLBACK = "/login/hospital/callback"
+_exchanges = BoundedSemaphore(discovering.MOST_AT_ONCE)
 FRESH_S = 300  # for what needs somebody to show again who they are
 
 
@@ -64,10 +67,17 @@ def begin(*, again: bool = False) -> tuple[str, ehr.Pending]:
 
 
 def complete(
-    code: str, pending: ehr.Pending, *, again: bool = False, address: recording.Actor, now: datetime
+    code: str,
+    pending: ehr.Pending,
+    *,
+    answered_by: str = "",
+    again: bool = False,
+    address: recording.Actor,
+    now: datetime,
 ) -> Arrived:
     """The browser is back with a code.
 
+    answered_by  the `iss` that came with it, "" for none
     again    as asked for at `begin`: what the provider says must be of the last FRESH_S
     address  who it comes from, for the audit trail
     raises   NotThisLaunch (what the provider says does not verify), NotAllowed (no role here), Unavailable
@@ -75,16 +85,23 @@ def complete(
     app = _app()
     try:
         configuration = _configuration(app)
-        came = app.complete(
-            configuration,
-            code,
-            pending,
-            keys=lambda fresh: cached(
-                settings.OIDC_ISSUER, "provider-keys", lambda: app.read_keys(configuration), fresh=fresh
-            ),
-        )
+        with discovering.room(_exchanges):
+            came = app.complete(
+                configuration,
+                code,
+                pending,
+                answered_by=answered_by,
+                keys=lambda fresh: cached(
+                    settings.OIDC_ISSUER, "provider-keys", lambda: app.read_keys(configuration), fresh=fresh
+                ),
+            )
     except ehr.Permanent as error:
         raise NotThisLaunch(f"the hospital's sign-in was not accepted: {error}") from error
+    except discovering.NoRoom as error:
+        raise Unavailable(
+            "many are signing in with their hospital account just now, and its provider answers slowly: try "
+            "again in a while"
+        ) from error
     except ehr.EhrError as error:
         raise Unavailable(f"the hospital's sign-in could not be completed: {error}") from error
     auth_time = _auth_time(came.claims)
@@ -143,7 +160,7 @@ def _person(issuer: str, came: ehr.SignedIn, *, address: recording.Actor, now: d
         if user is not None and user.is_active:
             _follow(user, roles, came.claims, address=address, now=now)
     if user is not None and not user.is_active:
-        raise NotAllowed("this account has been closed: ask the people who run this site")
+        raise NotAllowed(CLOSED)
     if user is None or not roles:
         raise NotAllowed(
             "your hospital account belongs to none of the groups that may use this site: ask the people who "

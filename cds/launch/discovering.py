@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Event, Lock
+from threading import BoundedSemaphore, Event, Lock
 from typing import Any, TypeVar
 
 import ehr
@@ -22,6 +23,8 @@ FAILED_S = 30.0
 MOST_CACHED = 32
 MOST_WAITING = 4  # threads of this process, for one answer
 WAIT_S = 7.0  # two documents, three seconds each, and a little
+
+MOST_AT_ONCE = 8  # codes that this process exchanges at the same time: anybody can come with one
 
 _Key = tuple[str, str, tuple[str, ...]]
 
@@ -74,6 +77,21 @@ def cached(
     if reading.error is not None:
         raise copy.copy(reading.error)
     return reading.found  # type: ignore[no-any-return]
+
+
+class NoRoom(ehr.Retriable):
+    """Too many codes are being exchanged."""
+
+
+@contextmanager
+def room(exchanges: BoundedSemaphore) -> Iterator[None]:
+    """A sign-in that does not answer must not hold every thread. Raises NoRoom while too many wait for it."""
+    if not exchanges.acquire(blocking=False):
+        raise NoRoom("too many are coming at once")
+    try:
+        yield
+    finally:
+        exchanges.release()
 
 
 def forget() -> None:

@@ -9,8 +9,8 @@ begun for them, until it ends.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import BoundedSemaphore
@@ -26,7 +26,7 @@ import ehr
 from cds import ingesting, signing
 from cds.audit import recording
 from cds.errors import ClinicError, NotAllowed, Unavailable
-from cds.launch import styling
+from cds.launch import discovering, styling
 from cds.launch.discovering import cached
 from cds.launch.models import SmartIdentity, SmartServer
 from cds.patients import access, merging
@@ -34,10 +34,18 @@ from cds.patients.models import Patient
 from cds.risk.models import RiskAssessment
 from cds.subscriptions import gaps
 from cds.subscriptions.models import Subscription
+from cds.taking import Tally
 
 Pending = ehr.Pending  # what a session remembers of a launch under way
 CALLBACK = "/launch/callback"
-MOST_AT_ONCE = 8  # codes that this process exchanges at the same time: anybody can come with one
+# What every EHR serves (US Core 3 and later); that one of the others is not allowed is no news to anybody
+SERVED_EVERYWHERE = (
+    "Patient", "Encounter", "Condition", "Observation", "MedicationRequest", "Procedure",
+    "AllergyIntolerance", "DiagnosticReport", "DocumentReference",
+)  # fmt: skip
+_FORBIDDEN = re.compile(r"^GET \S+: 403\b")  # as `ehr.FhirClient` says it
+_exchanges = BoundedSemaphore(discovering.MOST_AT_ONCE)
+CLOSED = "this account has been closed: ask the people who run this site"
 CLINICAL = frozenset({"Practitioner", "PractitionerRole"})
 
 
@@ -87,22 +95,30 @@ def begin(issuer: str, *, launch: str = "") -> tuple[str, SmartServer, ehr.Pendi
 
 
 def complete(
-    issuer: str, code: str, pending: ehr.Pending, *, address: recording.Actor, now: datetime
+    issuer: str,
+    code: str,
+    pending: ehr.Pending,
+    *,
+    answered_by: str = "",
+    address: recording.Actor,
+    now: datetime,
 ) -> Launched:
     """The browser is back with a code.
 
-    address  who it comes from, for the audit trail
-    raises   NotThisLaunch, NotAllowed (not a clinician there), Unavailable
+    answered_by  the `iss` that came with it, "" for none
+    address      who it comes from, for the audit trail
+    raises       NotThisLaunch, NotAllowed (not a clinician, there or here), Unavailable
     """
     server = _registered(issuer)
     app = _app(server)
     try:
         configuration = _configuration(server, app)
-        with _room():
+        with discovering.room(_exchanges):
             said = app.complete(
                 configuration,
                 code,
                 pending,
+                answered_by=answered_by,
                 keys=lambda fresh: cached(
                     server.issuer,
                     "smart-keys",
@@ -114,12 +130,18 @@ def complete(
         kind, identity = ehr.fhir_user_of(said.fhir_user, server.issuer)
     except ehr.Permanent as error:
         raise NotThisLaunch(f"the EHR's sign-in was not accepted: {error}") from error
+    except discovering.NoRoom as error:
+        raise Unavailable(
+            "many are coming from their EHR just now, and it answers slowly: launch again in a while"
+        ) from error
     except ehr.EhrError as error:
         raise Unavailable(f"the EHR's sign-in could not be completed: {error}") from error
     user, is_new = _person(server, kind, identity, said.name, now=now)
     by = recording.Actor(
         f"user:{user.pk}", role="+".join(sorted(access.roles_of(user))), address=address.address
     )
+    if not access.can_view_patients(user):
+        raise NotAllowed("your account here is not a clinician's: ask the people who run this site")
     problem = _refresh(server, said, by=by, now=now)
     patient = _patient(server, said.patient, problem)
     SmartServer.objects.filter(pk=server.pk).update(last_launch_at=now)
@@ -147,22 +169,6 @@ def admit(launched: Launched, *, session_key: str, by: recording.Actor, now: dat
         by=by,
         now=now,
     )
-
-
-_exchanges = BoundedSemaphore(MOST_AT_ONCE)
-
-
-@contextmanager
-def _room() -> Iterator[None]:
-    """An EHR that does not answer must not hold every thread. Raises Unavailable while too many wait."""
-    if not _exchanges.acquire(blocking=False):
-        raise Unavailable(
-            "many are coming from their EHR just now, and it answers slowly: launch again in a while"
-        )
-    try:
-        yield
-    finally:
-        _exchanges.release()
 
 
 def _registered(issuer: str) -> SmartServer:
@@ -200,12 +206,14 @@ def _person(server: SmartServer, kind: str, identity: str, name: str, *, now: da
     known = SmartIdentity.objects.select_related("user").filter(server=server, fhir_user=fhir_user).first()
     if known is not None:
         if not known.user.is_active:
-            raise NotAllowed("this account has been closed: ask the people who run this site")
+            raise NotAllowed(CLOSED)
         return known.user, False
     if kind not in CLINICAL:
         raise NotAllowed(f"a launch by a {kind} is not answered: only practitioners may see risks here")
     username = "smart-" + hashlib.sha256(f"{server.issuer} {fhir_user}".encode()).hexdigest()[:24]
     user, _ = User.objects.get_or_create(username=username, defaults={"first_name": name})
+    if not user.is_active:
+        raise NotAllowed(CLOSED)
     user.set_unusable_password()
     user.save(update_fields=["password"])
     access.give_role(user, access.Role.CLINICIAN)
@@ -226,13 +234,25 @@ def _refresh(server: SmartServer, said: ehr.LaunchContext, *, by: recording.Acto
             by=by,
             now=now,
             token=said.access_token,
+            how={"launch": server.issuer},
         )
     except ClinicError as error:
         return str(error)
     ingesting.request_scores(tally, by=by, now=now)
-    if tally.interrupted and _fetched_later(server, said.patient, now=now):
-        return f"{tally.interrupted}; the rest is being fetched"
-    return tally.interrupted
+    broken_off = tally.interrupted
+    if broken_off and _fetched_later(server, said.patient, now=now):
+        broken_off += "; the rest is being fetched"
+    return "; ".join(filter(None, (_withheld(said, tally), broken_off)))
+
+
+def _withheld(said: ehr.LaunchContext, tally: Tally) -> str:
+    """What of a record the EHR did not let us read, by the token's scopes or by a 403; "" for nothing.
+
+    A search that is not allowed may be answered as if there were nothing.
+    """
+    refused = {one.kind for one in tally.refused if _FORBIDDEN.search(one.reason)}
+    kinds = [kind for kind in SERVED_EVERYWHERE if kind in said.withheld or kind in refused]
+    return f"it does not let this app read {', '.join(kinds)}" if kinds else ""
 
 
 @transaction.atomic

@@ -14,21 +14,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ehr.errors import BadResource, Refused
-from ehr.openid import OpenIdClient, Pending
+from ehr.fhir.client import SEARCHES
+from ehr.openid import NAMES_ITSELF, OpenIdClient, Pending
 
 RESOURCES_V2, RESOURCES_V1 = "patient/*.rs", "patient/*.read"
+_RESOURCE_SCOPE = re.compile(
+    r"(?:patient|user|system)/(?P<type>\*|[A-Za-z]+)\.(?P<may>read|write|\*|c?r?u?d?s?)(?P<query>\?\S*)?"
+)  # of both versions
 _FHIR_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
 class SmartConfiguration:
-    """What `.well-known/smart-configuration` says, checked. `id_issuer` is the `iss` of its id_tokens."""
+    """What `.well-known/smart-configuration` says, checked.
+
+    id_issuer     the `iss` of its id_tokens, and of its answers to the browser
+    names_itself  its answers always carry that `iss` (RFC 9207)
+    """
 
     authorization_endpoint: str
     token_endpoint: str
     jwks_uri: str
     id_issuer: str
     capabilities: frozenset[str] = frozenset()
+    names_itself: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,7 @@ class LaunchContext:
 
     fhir_user    `[Type]/[id]`, or its absolute URL, as the id_token says
     app_context  what a CDS Hooks card's smart link gave along
+    withheld     resource types of a record that the token may not read and search, though they were asked for
     """
 
     fhir_user: str
@@ -47,6 +57,7 @@ class LaunchContext:
     style_url: str = ""
     app_context: str = ""
     access_token: str = field(default="", repr=False)
+    withheld: tuple[str, ...] = ()
 
 
 class SmartApp(OpenIdClient):
@@ -69,6 +80,7 @@ class SmartApp(OpenIdClient):
         return SmartConfiguration(
             id_issuer=str(said.get("issuer") or self.issuer),
             capabilities=frozenset(map(str, listed)) if isinstance(listed, list) else frozenset(),
+            names_itself=said.get(NAMES_ITSELF) is True,
             **found,
         )
 
@@ -90,15 +102,19 @@ class SmartApp(OpenIdClient):
         code: str,
         pending: Pending,
         *,
+        answered_by: str = "",
         keys: Callable[[bool], Mapping[str, Any]] | None = None,
     ) -> LaunchContext:
         """Exchange the code and verify who came.
 
+        answered_by  the `iss` that came back with the code (RFC 9207); "" for none
         keys    the server's key set, cached by the caller; called with True for a fresh one when a `kid` is
                 unknown. None: it is read each time
         raises  Refused when the server refuses the code, or what it says of the person does not verify;
                 Retriable, BadResource, TooLarge
         """
+        issuers = {configuration.id_issuer, self.issuer}
+        self._check_answered(answered_by, issuers, names_itself=configuration.names_itself)
         said = self._exchange(configuration.token_endpoint, code, pending)
         if str(said.get("token_type", "")).lower() != "bearer" or not isinstance(
             said.get("access_token"), str
@@ -108,7 +124,7 @@ class SmartApp(OpenIdClient):
         if not isinstance(token, str):
             raise Refused("the server gave no id_token: allow this app the scopes openid and fhirUser")
         keys = keys or (lambda fresh: self.read_keys(configuration))
-        claims = self._verified(token, {configuration.id_issuer, self.issuer}, pending.nonce, keys)
+        claims = self._verified(token, issuers, pending.nonce, keys)
         patient, encounter = str(said.get("patient") or ""), str(said.get("encounter") or "")
         if not _FHIR_ID.fullmatch(patient):
             raise Refused("the server named no patient: allow this app the scope launch, or launch/patient")
@@ -121,6 +137,7 @@ class SmartApp(OpenIdClient):
             style_url=str(said.get("smart_style_url") or ""),
             app_context=str(said.get("appContext") or "")[:2000],
             access_token=said["access_token"],
+            withheld=withheld_by(said.get("scope")),
         )
 
     def read_keys(self, configuration: SmartConfiguration) -> dict[str, Any]:
@@ -139,6 +156,24 @@ def scopes_for(configuration: SmartConfiguration, *, standalone: bool) -> str:
     )
     who = "launch/patient" if standalone else "launch"
     return f"openid fhirUser {who} {RESOURCES_V1 if is_old else RESOURCES_V2}"
+
+
+def withheld_by(granted: object) -> tuple[str, ...]:
+    """The resource types of a record that the granted scopes (`scope` of a token's answer) leave out.
+
+    A scope with a query (`?category=…`) gives only part of its type, so it does not count. Without `scope`,
+    or with none that is about resources, nothing is known to be withheld (RFC 6749, 5.1).
+    """
+    asked = str(granted or "").split()
+    found = [one for one in map(_RESOURCE_SCOPE.fullmatch, asked) if one is not None]
+    if not found:
+        return ()
+    given = {
+        one["type"]
+        for one in found
+        if not one["query"] and (one["may"] in ("read", "*") or {"r", "s"} <= set(one["may"]))
+    }
+    return () if "*" in given else tuple(one for one in ("Patient", *SEARCHES) if one not in given)
 
 
 def fhir_user_of(said: str, issuer: str) -> tuple[str, str]:

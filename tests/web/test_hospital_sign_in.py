@@ -62,7 +62,7 @@ def sign_in(client: Client, address: str = "/login/hospital") -> HttpResponse:
     return answer
 
 
-def words(answer: HttpResponse) -> str:
+def words(answer: Any) -> str:
     return " ".join(answer.content.decode().split())
 
 
@@ -103,6 +103,36 @@ def test_no_button_and_no_way_where_it_is_not_configured(client: Client, db: Non
 def test_nobody_is_sent_on_to_another_site(client: Client, provider: HospitalProvider) -> None:
     for evil in ("https://evil.example/", "//evil.example", "javascript:alert(1)"):
         assert sign_in(Client(), f"/login/hospital?next={evil}")["Location"] == "/"
+
+
+def test_a_code_of_another_sign_in_is_not_sent_on(client: Client, provider: HospitalProvider) -> None:
+    """RFC 9207: where `iss` comes along it is the provider's; where it must come, it does."""
+    back = go(client)
+    refused = client.get(f"{back}&iss=https://ehr.example/fhir")
+    assert refused.status_code == 400
+    assert "another sign-in than the one that was begun" in words(refused)
+    assert "/token" not in provider.asked
+    provider.discovery["authorization_response_iss_parameter_supported"] = True
+    discovering.forget()
+    assert sign_in(client).status_code == 400
+    assert client.get(f"{go(client)}&iss={provider.url}").status_code == 302
+
+
+def test_a_provider_that_does_not_answer_holds_few_threads(
+    client: Client, provider: HospitalProvider
+) -> None:
+    """As with launches: anybody may come with a code."""
+    waiting = [go(client) for _ in range(2)]
+    for _ in range(discovering.MOST_AT_ONCE):
+        accounts._exchanges.acquire()
+    try:
+        refused = client.get(waiting[0])
+    finally:
+        accounts._exchanges.release(discovering.MOST_AT_ONCE)
+    assert refused.status_code == 503
+    assert "try again in a while" in words(refused)
+    assert "/token" not in provider.asked
+    assert client.get(waiting[1]).status_code == 302
 
 
 def test_without_a_group_no_account_is_made(client: Client, provider: HospitalProvider) -> None:
@@ -157,7 +187,7 @@ def test_a_local_account_is_never_taken_over(provider: HospitalProvider) -> None
         ({"claims": {"iss": "https://other.example"}}, "iss"),
         ({"claims": {"exp": 1000}}, "exp"),
         ({"claims": {"aud": [CLIENT, "another"], "azp": "another"}}, "azp"),
-        ({"claims": {"sub": None}}, "subject"),
+        ({"claims": {"sub": None}}, "sub is not"),
         ({"algorithm": "none"}, "does not verify"),
         ({"algorithm": "HS256", "signs_with": hmac_key(SECRET)}, "does not verify"),
         ({"algorithm": "RS256", "only": ["ES256"]}, "does not verify"),

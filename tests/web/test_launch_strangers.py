@@ -129,7 +129,7 @@ def test_only_so_many_codes_are_exchanged_at_once(registered: SmartServer, serve
     """An EHR that does not answer holds no more threads than that."""
     client = Client()
     back = launches.begin(client, server)
-    for _ in range(launching.MOST_AT_ONCE):
+    for _ in range(discovering.MOST_AT_ONCE):
         assert launching._exchanges.acquire(blocking=False)
     try:
         answer = client.get(back)
@@ -137,7 +137,7 @@ def test_only_so_many_codes_are_exchanged_at_once(registered: SmartServer, serve
         assert "launch again in a while" in answer.content.decode()
         assert "/auth/token" not in server.asked
     finally:
-        launching._exchanges.release(launching.MOST_AT_ONCE)
+        launching._exchanges.release(discovering.MOST_AT_ONCE)
     assert launches.launch(client, server).status_code == 302
 
 

@@ -52,6 +52,7 @@ def _complete(request: HttpRequest) -> HttpResponse:
         arrived = accounts.complete(
             code,
             pending,
+            answered_by=request.GET.get("iss", ""),
             again=kept["again"],
             address=recording.person(request.user, request),
             now=timezone.now(),
