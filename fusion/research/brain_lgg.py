@@ -15,17 +15,16 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from fusion.config import FieldKind, FieldSpec
 from fusion.errors import BadInput
 from fusion.examples import Example
 from fusion.inputs import Frames, Modality, PatientInputs, PixelInput
 from fusion.research import Collection, Task
+from fusion.research.pictures import listed_picture
 
 Row = Mapping[str, str]
 SLICES = 20  # at most, of one patient
@@ -68,7 +67,10 @@ def read(folder: Path) -> Collection:
     examples: dict[str, list[Example]] = {name: [] for name in TASKS}
     for row in _table(folder, "patients.csv"):
         held = sorted(slices.get(row["Patient"], ()), key=lambda one: int(one["slice"]))
-        images = tuple(_pixels(folder / "slices" / one["file"]) for one in held[:SLICES])
+        images = tuple(
+            listed_picture(folder / "slices", one["file"], table="slices.csv", is_colour=True)
+            for one in held[:SLICES]
+        )
         genomics = {
             f"{column}_{number}": None if not (said := _code(row[column])) else float(said == str(number))
             for column, count in CLUSTERS.items()
@@ -152,20 +154,6 @@ def _volume(images: tuple[PixelInput, ...]) -> tuple[PixelInput, ...]:
 
     key = hashlib.sha256("".join(image.key for image in images).encode()).hexdigest()
     return (PixelInput(key, read, np.zeros(len(images), np.float32), slice_mm=slice_mm),)
-
-
-def _pixels(path: Path) -> PixelInput:
-    if not path.is_file():
-        raise BadInput(f"slices/{path.parent.name}/{path.name} is named in slices.csv and is not there")
-    key = hashlib.sha256(path.read_bytes()).hexdigest()
-    return PixelInput(key, partial(_read, path), np.zeros(1, np.float32))
-
-
-def _read(path: Path) -> Frames:
-    """float32 [1, 3, H, W]: pre-contrast, FLAIR, post-contrast."""
-    with Image.open(path) as picture:
-        values = np.asarray(picture.convert("RGB"), np.float32) / np.float32(255)
-    return Frames(np.ascontiguousarray(values.transpose(2, 0, 1))[None], np.zeros(1, np.float32))
 
 
 def _attributes(row: Row) -> dict[str, str]:

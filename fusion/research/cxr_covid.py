@@ -16,17 +16,14 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-
-import numpy as np
-from PIL import Image
 
 from fusion.config import FieldKind, FieldSpec
 from fusion.errors import BadInput
-from fusion.inputs import Frames, Modality, NoteInput, PatientInputs, PixelInput
+from fusion.inputs import Modality, NoteInput, PatientInputs
 from fusion.research import Collection, Task
 from fusion.research.leak_free import leak_free
+from fusion.research.pictures import listed_picture
 from fusion.train import Example
 
 Row = Mapping[str, str]
@@ -162,7 +159,7 @@ def _inputs(folder: Path, facts: Row, picture: Row, rows: Sequence[Row]) -> Pati
     return PatientInputs(
         key=picture["image_file"],
         fields=fields,
-        images=(_pixels(folder / "images" / picture["image_file"]),),
+        images=(listed_picture(folder / "images", picture["image_file"], table="images.csv"),),
         notes=(NoteInput(hashlib.sha256(note.encode()).hexdigest(), note),) if note else (),
     )
 
@@ -174,19 +171,6 @@ def _without_notes(inputs: PatientInputs) -> PatientInputs:
 def _is_before(row: Row, at: float) -> bool:
     when = _number(row["offset_days"])
     return when is not None and when <= at
-
-
-def _pixels(path: Path) -> PixelInput:
-    if not path.is_file():
-        raise BadInput(f"images/{path.name} is named in images.csv and is not there")
-    key = hashlib.sha256(path.read_bytes()).hexdigest()
-    return PixelInput(key, partial(_read, path), np.zeros(1, np.float32))
-
-
-def _read(path: Path) -> Frames:
-    with Image.open(path) as picture:
-        values = np.asarray(picture.convert("L"), np.float32) / np.float32(255)
-    return Frames(values[None], np.zeros(1, np.float32))
 
 
 def _attributes(facts: Row, picture: Row) -> dict[str, str]:

@@ -8,19 +8,15 @@ number. Tasks: `malignant` (melanoma, basal cell carcinoma, actinic keratosis ag
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-
-import numpy as np
-from PIL import Image
 
 from fusion.config import FieldKind, FieldSpec
 from fusion.errors import BadInput
 from fusion.examples import Example
-from fusion.inputs import Frames, Modality, PatientInputs, PixelInput
+from fusion.inputs import Modality, PatientInputs
 from fusion.research import Collection, Task
+from fusion.research.pictures import listed_picture
 
 Row = Mapping[str, str]
 DIAGNOSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
@@ -47,7 +43,11 @@ def read(folder: Path) -> Collection:
     examples: dict[str, list[Example]] = {"malignant": [], "malignant_histology": []}
     for lesion, row in first.items():
         inputs = PatientInputs(
-            key=lesion, fields=_fields(row), images=(_pixels(folder / "images" / row["image_file"]),)
+            key=lesion,
+            fields=_fields(row),
+            images=(
+                listed_picture(folder / "images", row["image_file"], table="lesions.csv", is_colour=True),
+            ),
         )
         label = int(row["dx"] in MALIGNANT)
         for name, wanted in (("malignant", True), ("malignant_histology", row["dx_type"] == "histo")):
@@ -119,18 +119,3 @@ def _number(text: str) -> float | None:
         return float(text) if text.strip() else None
     except ValueError:
         raise BadInput(f"{text!r} stands where a number is expected") from None
-
-
-def _pixels(path: Path) -> PixelInput:
-    if not path.is_file():
-        raise BadInput(f"images/{path.name} is named in lesions.csv and is not there")
-    key = hashlib.sha256(path.read_bytes()).hexdigest()
-    return PixelInput(key, partial(_read, path), np.zeros(1, np.float32))
-
-
-def _read(path: Path) -> Frames:
-    """RGB, float32 [1, 3, H, W]."""
-    with Image.open(path) as picture:
-        values = np.asarray(picture.convert("RGB"), np.float32) / 255
-    upright = np.ascontiguousarray(values.transpose(2, 0, 1), np.float32)
-    return Frames(upright[None], np.zeros(1, np.float32))
