@@ -196,17 +196,7 @@ def _write_record(
         if changed:
             home.touch(now)
     if changed:
-        recording.record(
-            by=by,
-            action="patient.import",
-            object_type="Patient",
-            object_id=patient.pk,
-            patient_id=patient.pk,
-            now=now,
-            source=source.slug,
-            revision=patient.revision,
-            counts=counts,
-        )
+        _record(patient, counts, source=source, by=by, now=now)
     if new_notes:
         outbox.enqueue(Job.ENCODE_NOTES, now=now, patient_id=str(home.pk))
     if digest:
@@ -268,18 +258,24 @@ def remove_resources(
             patient = Patient.objects.select_for_update(no_key=True).get(pk=patient_id)
             remove_retracted(patient, sorted(theirs), tally)
             touch(patient, now)
-            recording.record(
-                by=by,
-                action="patient.import",
-                object_type="Patient",
-                object_id=patient.pk,
-                patient_id=patient.pk,
-                now=now,
-                source=source.slug,
-                revision=patient.revision,
-                counts={REMOVED: len(theirs)},
-            )
+            _record(patient, {REMOVED: len(theirs)}, source=source, by=by, now=now)
     return set(whose), tally.counts()[1]
+
+
+def _record(
+    patient: Patient, counts: Mapping[str, int], *, source: Source, by: recording.Actor, now: datetime
+) -> None:
+    recording.record(
+        by=by,
+        action="patient.import",
+        object_type="Patient",
+        object_id=patient.pk,
+        patient_id=patient.pk,
+        now=now,
+        source=source.slug,
+        revision=patient.revision,
+        counts=counts,
+    )
 
 
 def touch(patient: Patient, now: datetime) -> None:
