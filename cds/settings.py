@@ -275,6 +275,8 @@ AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_CLIENT_IP_CALLABLE = "cds.audit.callers.lock_address"
 AXES_LOCKOUT_TEMPLATE = "web/locked.html"
 AXES_RESET_ON_SUCCESS = True
+AXES_HANDLER = "cds.launch.locking.PasswordLock"
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False  # 15 minutes from the fifth try, whoever tries again
 AXES_ENABLE_ADMIN = False
 _check_oidc()
 OIDC_ISSUER = ENV.oidc_issuer.rstrip("/")

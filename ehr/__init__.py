@@ -67,7 +67,7 @@ from ehr.fhir.subscriptions import (
 from ehr.fhir.writing import Done, FhirWriter, Written, identified
 from ehr.guarded import guarded_connections
 from ehr.json_documents import read_key_set
-from ehr.openid import Pending, ProviderConfiguration, RelyingParty, SignedIn
+from ehr.openid import Pending, ProviderConfiguration, RelyingParty, SignedIn, name_in
 from ehr.pseudonyms import Pseudonyms, moved
 from ehr.records import (
     AllergyRecord,
@@ -211,6 +211,7 @@ __all__ = [
     "listened_types",
     "may_hold_others",
     "moved",
+    "name_in",
     "names_intensive_care",
     "new_key",
     "parse_coding",

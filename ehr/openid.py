@@ -152,7 +152,7 @@ class OpenIdClient:
         audiences = named if isinstance(named, list) else [named]
         alone = self._client_id if len(audiences) == 1 else None  # azp may be left out, and nothing else
         expires, issued = _seconds(claims.get("exp")), _seconds(claims.get("iat"))
-        begins = _seconds(claims.get("nbf", 0))
+        begins, subject = _seconds(claims.get("nbf", 0)), claims.get("sub")
         wrong = next(
             (
                 name
@@ -167,7 +167,7 @@ class OpenIdClient:
                     ("exp", expires is not None and expires + SKEW_S > now),
                     ("iat", issued is not None and issued - SKEW_S <= now),
                     ("nbf", begins is not None and begins - SKEW_S <= now),
-                    ("sub", isinstance(claims.get("sub"), str) and 0 < len(claims["sub"]) <= 255),
+                    ("sub", isinstance(subject, str) and 0 < len(subject) <= 255 and subject.isprintable()),
                 )
                 if not holds
             ),
@@ -288,6 +288,12 @@ class RelyingParty(OpenIdClient):
         if id_token:
             said["id_token_hint"] = id_token
         return f"{there}{'&' if urlsplit(there).query else '?'}{urlencode(said)}"
+
+
+def name_in(claims: Mapping[str, Any]) -> str:
+    """What a person is called there, at most 150 characters that can be kept; "" for nothing."""
+    said = claims.get("name")
+    return "".join(one for one in said if one.isprintable())[:150] if isinstance(said, str) else ""
 
 
 def challenge_of(verifier: str) -> str:

@@ -190,10 +190,10 @@ def _refused(request: HttpRequest, error: ClinicError, *, issuer: str = "") -> H
         by=recording.person(request.user, request),
         action="session.launch",
         object_type="Launch",
-        object_id=issuer[:64] or "unknown",
+        object_id=under_way.printable(issuer)[:64] or "unknown",
         now=timezone.now(),
         outcome="failed" if status == 503 else "refused",
-        reason=str(error)[:300],
+        reason=under_way.printable(error)[:300],
     )
     context = {
         "refusal_title": "The launch was not completed",

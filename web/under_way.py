@@ -67,6 +67,11 @@ def code_in(request: HttpRequest, *, whose: str, again: str) -> str:
     return code
 
 
+def printable(said: object) -> str:
+    """Words that came from elsewhere, as they can be kept: PostgreSQL takes no NUL, UTF-8 no half pairs."""
+    return "".join(one for one in str(said) if one.isprintable())
+
+
 def status_of(error: ClinicError) -> int:
     """The HTTP status of a refusal."""
     return next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 400)

@@ -142,7 +142,7 @@ def values_of(claims: Mapping[str, Any], path: str) -> list[str]:
         for part in path.split("."):
             found = found.get(part) if isinstance(found, Mapping) else None
     listed = found if isinstance(found, list) else [found]
-    return [one for one in listed if isinstance(one, str)]
+    return [one for one in listed if isinstance(one, str) and one.isprintable()]
 
 
 def _person(issuer: str, came: ehr.SignedIn, *, address: recording.Actor, now: datetime) -> tuple[User, bool]:
@@ -187,7 +187,7 @@ def _follow(
 ) -> None:
     """Name, roles and units as the provider says; a change of rights is audited."""
     held = access.roles_of(user)
-    name = str(claims.get("name") or "")[:150]
+    name = ehr.name_in(claims)
     if name and user.first_name != name:
         user.first_name = name
         user.save(update_fields=["first_name"])

@@ -172,11 +172,9 @@ def admit(launched: Launched, *, session_key: str, by: recording.Actor, now: dat
 
 
 def _registered(issuer: str) -> SmartServer:
-    server = (
-        SmartServer.objects.select_related("source")
-        .filter(issuer=issuer.removesuffix("/"), is_active=True)
-        .first()
-    )
+    known = SmartServer.objects.select_related("source").filter(is_active=True)
+    # PostgreSQL keeps, and looks for, no NUL
+    server = known.filter(issuer=issuer.removesuffix("/")).first() if issuer.isprintable() else None
     if server is None:
         raise NotThisLaunch(
             "this EHR is not registered here: an operator adds its FHIR address (manage.py smart_server add)"

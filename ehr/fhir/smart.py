@@ -15,7 +15,7 @@ from typing import Any
 
 from ehr.errors import BadResource, Refused
 from ehr.fhir.client import SEARCHES
-from ehr.openid import NAMES_ITSELF, OpenIdClient, Pending
+from ehr.openid import NAMES_ITSELF, OpenIdClient, Pending, name_in
 
 RESOURCES_V2, RESOURCES_V1 = "patient/*.rs", "patient/*.read"
 _RESOURCE_SCOPE = re.compile(
@@ -130,7 +130,7 @@ class SmartApp(OpenIdClient):
             raise Refused("the server named no patient: allow this app the scope launch, or launch/patient")
         return LaunchContext(
             fhir_user=str(claims.get("fhirUser") or claims.get("profile") or ""),
-            name=str(claims.get("name") or "")[:150],
+            name=name_in(claims),
             patient=patient,
             encounter=encounter if _FHIR_ID.fullmatch(encounter) else "",
             need_patient_banner=said.get("need_patient_banner") is not False,

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from ipaddress import ip_network
 
 import pytest
+from axes.models import AccessAttempt
 from django.test import Client
+from django.utils import timezone
 from pytest_django import Settings
 
+from cds.audit import recording
 from cds.audit.models import AuditEvent
+from cds.launch import registering
+from cds.launch.models import SmartServer
+from tests.launching_ehr import LaunchingEhr
+from tests.web import launches
 from tests.web.clinic import PASSWORD, Clinic
 
 
@@ -45,6 +53,36 @@ def test_five_failures_lock_even_the_right_password_out(ward: Clinic, client: Cl
     assert "within 15 minutes" in page
     assert client.get("/worklist").status_code == 302
     assert client.post("/login", {"username": "clinician", "password": PASSWORD}).status_code == 302
+
+
+def test_a_try_during_the_lock_does_not_lengthen_it(ward: Clinic, client: Client) -> None:
+    """The page says within 15 minutes; a stranger at the same address could keep somebody out for good."""
+    form = {"username": "admin", "password": PASSWORD}
+    for _ in range(5):
+        client.post("/login", {**form, "password": "wrong"})
+    AccessAttempt.objects.update(attempt_time=timezone.now() - timedelta(minutes=14))
+    for password in (PASSWORD, "wrong"):
+        assert client.post("/login", {**form, "password": password}).status_code == 429
+    for one in AccessAttempt.objects.all():
+        one.attempt_time -= timedelta(minutes=1, seconds=1)
+        one.save()
+    assert client.post("/login", form).status_code == 302
+
+
+def test_a_launch_does_not_forget_wrong_passwords(
+    ward: Clinic, registered: SmartServer, server: LaunchingEhr
+) -> None:
+    """Somebody else at their address would have five more tries with each."""
+    by = recording.system("test")
+    registering.link(registered, "Practitioner/7", ward.people["clinician"], by=by, now=timezone.now())
+    form = {"username": "clinician", "password": PASSWORD}
+    stranger = Client()
+    for _ in range(4):
+        stranger.post("/login", {**form, "password": "wrong"})
+    assert launches.launch(Client(), server).status_code == 302
+    assert stranger.post("/login", {**form, "password": "wrong"}).status_code == 429
+    assert launches.launch(Client(), server).status_code == 302
+    assert stranger.post("/login", form).status_code == 429
 
 
 def _sign_in(password: str, *, peer: str, said: str = "") -> int:

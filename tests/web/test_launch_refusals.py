@@ -10,6 +10,7 @@ from django.test import Client
 from django.utils import timezone
 
 from cds.audit import recording
+from cds.audit.models import AuditEvent
 from cds.launch import closing, discovering, registering
 from cds.launch.models import SmartIdentity, SmartServer
 from cds.patients import access
@@ -141,3 +142,21 @@ def test_a_callback_without_its_cookie_says_what_may_have_kept_it(
     refused = Client().get(back)
     assert refused.status_code == 400
     assert "keeps no cookies of this site in a frame of another" in refused.content.decode()
+
+
+def test_what_no_database_keeps_is_refused_or_left_out(registered: SmartServer, server: LaunchingEhr) -> None:
+    """A NUL: PostgreSQL would raise, and anybody can send one."""
+    client = Client()
+    asked = {"iss": f"{server.fhir}\0", "launch": "x"}
+    assert client.get("/launch", asked).status_code == 400
+    there = client.get("/launch", {"iss": server.fhir, "launch": "launch-p1"})["Location"]
+    state = parse_qs(urlsplit(there).query)["state"][0]
+    ended = client.get("/launch/callback", {"state": state, "error": "access\0_denied"})
+    assert ended.status_code == 400
+    for event in AuditEvent.objects.filter(action="session.launch"):
+        assert "\0" not in event.object_id + event.detail["reason"]
+    server.claims["name"] = "Dr \0Autumn"
+    assert launches.launch(client, server).status_code == 302
+    assert SmartIdentity.objects.get().user.first_name == "Dr Autumn"
+    server.claims["sub"] = "7\0"
+    assert launches.launch(client, server).status_code == 400

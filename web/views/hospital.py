@@ -116,7 +116,7 @@ def _refused(request: HttpRequest, error: ClinicError) -> HttpResponse:
         now=timezone.now(),
         outcome="failed" if status == 503 else "refused",
         account="hospital",
-        reason=str(error)[:300],
+        reason=under_way.printable(error)[:300],
     )
     context = {"refusal_title": "You were not signed in", "reason": str(error)}
     return render(request, "refused.html", context, status=status)
