@@ -50,3 +50,7 @@ QUEUES: dict[Job, Queue] = {
     Job.SEND: Queue.EXCHANGE,
     Job.TRAIN: Queue.TRAIN,
 }
+# Taken from its queue only when nothing else waits there: a score stands without its heat maps, and hundreds
+# of them, seconds each, must hold up no fresh score and no new picture.
+LAST = frozenset({Job.EXPLAIN})
+FIRST_PRIORITY, LAST_PRIORITY = 0, 9  # as Redis counts them

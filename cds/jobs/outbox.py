@@ -19,7 +19,7 @@ from django.utils import timezone
 from kombu.exceptions import ChannelError, OperationalError
 
 from cds.celery import app
-from cds.jobs import QUEUES, Job, Queue
+from cds.jobs import FIRST_PRIORITY, LAST, LAST_PRIORITY, QUEUES, Job, Queue
 from cds.jobs.models import LiveEvent, OutboxMessage
 from cds.statements import Insertion
 
@@ -76,7 +76,11 @@ def _publish(message: OutboxMessage) -> bool:
     job = Job(message.job)
     try:
         _check_broker()
-        app.signature(job.value, kwargs=message.kwargs).apply_async(queue=QUEUES[job].value, retry=False)
+        app.signature(job.value, kwargs=message.kwargs).apply_async(
+            queue=QUEUES[job].value,
+            retry=False,
+            priority=LAST_PRIORITY if job in LAST else FIRST_PRIORITY,
+        )
     except (OperationalError, OSError):
         _away_until = time.monotonic() + PAUSE_S
         OutboxMessage.objects.filter(pk=message.pk).update(tries=F("tries") + 1)

@@ -34,8 +34,9 @@ class _Broker:
         self.asked = (name, kwargs)
         return self
 
-    def apply_async(self, queue: str, retry: bool) -> None:
+    def apply_async(self, queue: str, retry: bool, priority: int) -> None:
         assert retry is False
+        assert priority == (9 if self.asked[0] == Job.EXPLAIN else 0)
         if self.is_away:
             raise OperationalError("refused")
         self.sent.append((*self.asked, queue))
