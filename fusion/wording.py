@@ -16,6 +16,17 @@ NAMES = {
     Modality.CINE: "the cine",
     Modality.VOLUME: "the volume",
 }
+UNITS = {  # UCUM as people print it; any other is said as it is spelled
+    "a": "years",
+    "mm[Hg]": "mmHg",
+    "Cel": "°C",
+    "10*3/uL": "×10³/µL",
+    "umol/L": "µmol/L",
+    "ug/L": "µg/L",
+    "kg/m2": "kg/m²",
+    "cm2": "cm²",
+    "d": "days",
+}
 WORTH_SAYING = 0.005  # half a point
 MOST = 3
 STANDS_OUT = 1.5  # times the weight it would have if all were alike
@@ -53,8 +64,10 @@ def summarise_risk(
 
     Every number in it is one of those given: nothing is computed here but rounding.
     """
+    when = horizon_words(horizon_hours)
+    is_said = label.endswith((f"within {when}", f"by {when}", f"by {horizon_hours / 24:.3g} days"))
     parts = [
-        f"{label} within {horizon_words(horizon_hours)}: estimated at {_percent(risk)}.",
+        f"{label if is_said else f'{label} within {when}'}: estimated at {_percent(risk)}.",
         f"Among patients scored alike, {_percent(low)} to {_percent(high)} are expected to have it; "
         f"a range made this way holds for {_percent(level)} of groups of such patients.",
         f"The average where the model was trained is {_percent(base_rate)}.",
@@ -88,9 +101,8 @@ def left_out_words(reasons: Sequence[str]) -> str:
 
 
 def _driver(driver: Driver) -> str:
-    value = (
-        "" if driver.value is None or driver.unit in ("", "1") else f" {_figure(driver.value)} {driver.unit}"
-    )
+    unit = UNITS.get(driver.unit, driver.unit)
+    value = "" if driver.value is None or unit in ("", "1") else f" {_figure(driver.value)} {unit}"
     if driver.value in (0.0, 1.0) and driver.unit in ("", "1"):
         value = " yes" if driver.value else " no"
     elif driver.value is not None and driver.unit in ("", "1"):

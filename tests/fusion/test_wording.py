@@ -111,3 +111,22 @@ def test_pictures_that_were_left_out_are_told_with_the_reason() -> None:
 
 def test_horizons_are_said_as_people_do() -> None:
     assert [horizon_words(h) for h in (24, 48, 336, 6)] == ["24 hours", "2 days", "14 days", "6 hours"]
+
+
+def test_the_horizon_is_said_once_and_units_as_people_print_them() -> None:
+    """A clinic's label may hold the horizon already; a driver's unit is UCUM."""
+    drivers = [
+        Driver(Modality.SERIES, "temperature", "Body temperature", 0.07, 38.0, "Cel"),
+        Driver(Modality.SERIES, "diastolic_bp", "Diastolic blood pressure", 0.06, 37.0, "mm[Hg]"),
+    ]
+    told = {
+        "horizon_hours": 336, "risk": 0.1, "low": 0.0, "high": 0.2, "level": 0.9, "base_rate": 0.1,
+        "contributions": [], "drivers": drivers, "missing": [], "pending": [],
+    }  # fmt: skip
+    said = summarise_risk(label="Admission to intensive care within 14 days", **told)  # type: ignore[arg-type]
+    assert said.startswith("Admission to intensive care within 14 days: estimated at 10 %.")
+    assert "Body temperature 38 °C (+7 points) and Diastolic blood pressure 37 mmHg (+6 points)" in said
+    step = summarise_risk(label="Death within 30 days: by 3.5 days", **{**told, "horizon_hours": 84})  # type: ignore[arg-type]
+    assert step.startswith("Death within 30 days: by 3.5 days: estimated at 10 %.")
+    said = summarise_risk(label="Admission to intensive care", **told)  # type: ignore[arg-type]
+    assert said.startswith("Admission to intensive care within 14 days: estimated at 10 %.")
