@@ -187,7 +187,8 @@ def can_view_cards(user: Viewer) -> bool:
 
 def check_view_cards(user: Viewer) -> None:
     if not can_view_cards(user):
-        raise NotAllowed("this needs the permission patients.view_patient or registry.view_modelversion")
+        needed = _roles_with("patients.view_patient", "registry.view_modelversion")
+        raise NotAllowed(f"this needs the role {needed}")
 
 
 def can_edit_cards(user: Viewer) -> bool:
@@ -305,7 +306,12 @@ def _has(user: Viewer, permission: str) -> bool:
 
 def _check(user: Viewer, permission: str) -> None:
     if not _has(user, permission):
-        raise NotAllowed(f"this needs the permission {permission}")
+        raise NotAllowed(f"this needs the role {_roles_with(permission)}")
+
+
+def _roles_with(*permissions: str) -> str:
+    """ "admin or approver": the roles that hold one of these, in the words of the screens."""
+    return " or ".join(role.value for role in Role if PERMISSIONS[role] & set(permissions))
 
 
 def _permission(name: str) -> Permission:

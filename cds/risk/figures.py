@@ -203,6 +203,5 @@ def _modality(name: str) -> str:
 
 
 def _field(name: str) -> str:
-    measured = catalogue.find_measurement(name)
-    label = measured.label if measured is not None else name.replace("_", " ")
+    label = catalogue.label_of(name)
     return label[:1].upper() + label[1:]

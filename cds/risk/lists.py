@@ -243,11 +243,15 @@ def _worklist_row(
 
 
 def _top_driver(said: dict[str, Any]) -> str:
-    """ "Lactate 4.1 mmol/L (+6 points)": the driver that moves the estimate most."""
+    """ "Lactate 4.1 mmol/L (+6 points)": the value of the record that moves the estimate most.
+
+    A sentence of a note, which a line cannot show and which others of its note often outweigh, is named only
+    where nothing else moved it.
+    """
     drivers = said.get("drivers") or []
     if not drivers:
         return ""
-    top = max(drivers, key=lambda one: abs(float(one["points"])))
+    top = max(drivers, key=lambda one: (not one.get("text"), abs(float(one["points"]))))
     value = ""
     if top.get("value") is not None and not top.get("text"):
         value = " " + catalogue.value_in_words(
@@ -255,7 +259,8 @@ def _top_driver(said: dict[str, Any]) -> str:
         )
     points = float(top["points"]) * 100
     label = "A sentence in the notes" if top.get("text") else top["label"]
-    return f"{label}{value} ({points:{'+.0f' if abs(points) >= 1 else '+.1f'}} points)"
+    moved = f"{points:{'+.0f' if abs(points) >= 1 else '+.1f'}}".replace("-", "−")
+    return f"{label}{value} ({moved} points)"
 
 
 def full_name(patient: Patient) -> str:

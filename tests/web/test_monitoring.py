@@ -120,14 +120,22 @@ def test_scores_abstentions_missing_inputs_and_answers(
     now = timezone.now()
     RiskAssessment.objects.filter(version=ward.version).update(finished_at=now)
     done = RiskAssessment.objects.filter(version=ward.version, work_state=WorkState.DONE)
-    done.update(missing=["cine"], missing_fields=["lactate"], milliseconds={"model": 12.0, "store": 3.0})
+    done.update(
+        missing=["cine"],
+        missing_fields=["lactate", "family_cardiac"],
+        milliseconds={"model": 12.0, "store": 3.0},
+    )
     text = page(sign_in("admin"))
     scored = done.filter(abstained="").count()
     assert metric(text, "scored") == str(scored)
     assert (metric(text, "abstained"), metric(text, "failed")) == ("1", "1")
     assert "Outside the age range the model knows" in text
     found = figures.inputs(ward.version, since=now - timedelta(days=1))
-    assert {name: one.count for name, one in found.missing} == {"Cine": scored, "Lactate": scored}
+    assert {name: one.count for name, one in found.missing} == {
+        "Cine": scored,
+        "Lactate": scored,
+        "Heart disease in the family": scored,  # as the panel calls it
+    }
     assert found.computing.p50 == 15.0
 
 

@@ -129,6 +129,19 @@ def test_pages_of_25_in_at_most_a_dozen_queries(nurse: User) -> None:
     assert shown(nurse, page=99).page == 2
 
 
+def test_the_line_names_a_value_and_not_some_sentence(nurse: User) -> None:
+    patient, version = here(observations=[observation("8867-4", 80, "/min")]), make_version()
+    sentence = {"modality": "text", "name": "note", "label": "Note", "points": -0.29, "text": "Slept well."}
+    rate = {"modality": "tabular", "name": "heart_rate", "label": "Heart rate", "points": -0.04,
+            "value": 80.0, "unit": "/min"}  # fmt: skip
+    score_by_hand(patient, version, say(risk=0.4, drivers=[sentence, rate]))
+    assert shown(nurse).rows[0].top_driver == "Heart rate 80 /min (−4 points)"
+    only = here(observations=[observation("8867-4", 81, "/min")])
+    score_by_hand(only, version, say(risk=0.3, drivers=[sentence]))
+    row = next(row for row in shown(nurse).rows if row.patient_id == str(only.pk))
+    assert row.top_driver == "A sentence in the notes (−29 points)"
+
+
 def test_the_same_moment_scored_again_or_another_model_is_no_change(nurse: User) -> None:
     first, patient = make_version(), here()
     score_by_hand(patient, first, say(risk=0.1), now=NOW - timedelta(hours=5))
