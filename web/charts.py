@@ -143,13 +143,13 @@ def sparkline(values: Sequence[tuple[float, float]]) -> str:
     )
 
 
-def strip(weights: Sequence[float]) -> tuple[Bar, ...]:
+def strip(weights: Sequence[float], *, has_peak: bool = True) -> tuple[Bar, ...]:
     """Attention over kept frames as bars, 400 x 44 units; the tallest is the largest weight."""
     largest = max(weights, default=0.0) or 1.0
     step = 400 / max(1, len(weights))
     return tuple(
         Bar(i * step + step * 0.1, 44 - max(1.5, w / largest * 42), step * 0.8, max(1.5, w / largest * 42),
-            "peak" if w == largest else "")
+            "peak" if has_peak and w == largest else "")
         for i, w in enumerate(weights)
     )  # fmt: skip
 

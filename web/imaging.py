@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cds.risk.seen import ImageView, MeasurementView
 from web import charts, words
 
+ALIKE = 0.01  # of the largest weight: frames that differ by less are not told apart
 AREAS = ("insertion", "deletion", "random_insertion", "random_deletion")
 
 
@@ -18,7 +19,7 @@ class StripView:
     bars: tuple[charts.Bar, ...]
     rows: tuple[tuple[int, str], ...]  # frame number from 1, share
     kept: str  # indices joined by commas
-    peak: int  # index of the frame with the largest weight
+    peak: int | None  # index of the frame with the largest weight; None where all weigh alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +140,10 @@ def _strip(image: ImageView) -> StripView | None:
     if not image.weights:
         return None
     weights = [weight for _, weight in image.weights]
-    peak = max(image.weights, key=lambda pair: pair[1])[0]
+    are_alike = max(weights) - min(weights) < ALIKE * max(weights)
+    peak = None if are_alike else max(image.weights, key=lambda pair: pair[1])[0]
     return StripView(
-        bars=charts.strip(weights),
+        bars=charts.strip(weights, has_peak=not are_alike),
         rows=tuple((index + 1, f"{weight * 100:.1f} %") for index, weight in image.weights),
         kept=",".join(str(index) for index, _ in image.weights),
         peak=peak,

@@ -92,13 +92,17 @@ def panel(seen: Panel, *, outcome: str, series_id: str, viewer_name: str, now: d
             one.outcome,
             words.outcome(one.outcome),
             one.answer.category if one.answer else "",
-            one.answer.category_word if one.answer else "Not scored",
+            one.answer.category_word if one.answer else _without_answer(one),
             words.percent(one.answer.risk) if one.answer else "",
             one is chosen,
         )
         for one in ordered
     )
     return PanelView(tabs, _outcome(chosen, series_id, viewer_name, now), tuple(colours.ramp()))
+
+
+def _without_answer(one: OutcomePanel) -> str:
+    return "Not yet known" if one.state == DataState.UPDATING else "Not scored"
 
 
 def cuts(outcome: str) -> tuple[tuple[str, float], ...]:

@@ -49,7 +49,8 @@ class SaidInEhr:
     own, suggestions that they accepted.
 
     outcome   accepted or overridden
-    reason    the code that they gave, as it came; "" for none, and for one that stands among the answers
+    reason    in our words where it is one of ours (`is_ours`: said of a card without a score), else the code
+              that they gave, as it came; "" for none, and for one that stands among the answers
     accepted  labels of suggestions
     """
 
@@ -59,6 +60,7 @@ class SaidInEhr:
     reason: str
     comment: str
     accepted: tuple[str, ...]
+    is_ours: bool = False
 
 
 def list_said(viewer: access.Viewer, patient: Patient, outcome: str) -> list[SaidInEhr]:
@@ -85,7 +87,9 @@ def _said(row: Feedback) -> SaidInEhr:
     offered = row.card.suggestions or {}
     hook = next((hook for hook in HOOKS if row.card.service.endswith(f"-{hook}")), row.card.service)
     accepted = tuple(offered[one] for one in row.accepted_suggestions if one in offered)
-    return SaidInEhr(row.outcome, row.outcome_at, hook, row.reason_code, row.comment, accepted)
+    is_ours = responding.is_ours(row.reason_system, row.reason_code)
+    reason = responding.OVERRIDE_REASONS[row.reason_code].words if is_ours else row.reason_code
+    return SaidInEhr(row.outcome, row.outcome_at, hook, reason, row.comment, accepted, is_ours)
 
 
 def list_clients(viewer: access.Viewer) -> list[ClientView]:

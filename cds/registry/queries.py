@@ -12,7 +12,7 @@ from django.conf import settings
 
 from cds.errors import NotFound
 from cds.jobs.models import WorkState
-from cds.registry.models import ActiveModel, ModelVersion, Promotion, TrainingRun
+from cds.registry.models import ActiveModel, CohortMember, ModelVersion, Promotion, TrainingRun
 from cds.registry.outcomes import OUTCOMES
 
 
@@ -41,10 +41,10 @@ def active_outcomes(version: ModelVersion) -> list[str]:
     return sorted(names, key=_place)
 
 
-def active_since(outcome: str) -> datetime | None:
-    """When the active version of an outcome became active."""
+def active_since(outcome: str) -> tuple[datetime | None, bool]:
+    """When the active version of an outcome became active, and whether another answered before it."""
     held = ActiveModel.objects.filter(pk=outcome).first()
-    return held.since if held else None
+    return (held.since, held.previous_id is not None) if held else (None, False)
 
 
 def list_active() -> list[ActiveModel]:
@@ -83,6 +83,23 @@ def find_version(label: str) -> ModelVersion | None:
         if number.strip().isdigit():
             rows = rows.filter(number=int(number))
         return rows.order_by("-number").first()
+
+
+def same_outcomes(version: ModelVersion) -> list[ModelVersion]:
+    """The other versions that could answer for one of its outcomes, newest first."""
+    asked = set(version.outcomes)
+    rows = ModelVersion.objects.exclude(pk=version.pk).select_related("run").order_by("-created_at")
+    return [other for other in rows.defer("metadata", "report") if asked & set(other.outcomes)]
+
+
+def held_out_of(versions: Sequence[ModelVersion]) -> list[set[tuple[object, object]]]:
+    """Per version the moments (patient, as_of) it was evaluated on; empty where its cohort is not known."""
+    cohorts = [version.run.cohort_id if version.run else None for version in versions]
+    found: dict[object, set[tuple[object, object]]] = {cohort: set() for cohort in cohorts}
+    rows = CohortMember.objects.filter(cohort__in=[one for one in cohorts if one], split="held_out")
+    for cohort, *moment in rows.values_list("cohort_id", "patient_id", "as_of"):
+        found[cohort].add((moment[0], moment[1]))
+    return [found[cohort] for cohort in cohorts]
 
 
 def list_runs(limit: int = 50) -> list[TrainingRun]:

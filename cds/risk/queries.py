@@ -316,7 +316,7 @@ def _trend(patient: Patient, outcome: str, now: datetime) -> tuple[TrendPoint, .
 def _model_facts(
     version: ModelVersion, assessment: RiskAssessment | None, outcome: str, now: datetime
 ) -> ModelFacts:
-    since = registry_queries.active_since(outcome)
+    since, has_earlier = registry_queries.active_since(outcome)
     measured = version.report.get("outcomes", {}).get(outcome, {}).get("auroc") or {}
     auroc = (
         (float(measured["value"]), float(measured["low"]), float(measured["high"]))
@@ -329,6 +329,7 @@ def _model_facts(
         label=version.label,
         active_since=since,
         is_new=since is not None and now - since < NEW_MODEL,
+        has_earlier=has_earlier,
         trained_patients=counts.get("patients"),
         simulated=version.simulated,
         digest=version.digest,

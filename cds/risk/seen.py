@@ -239,6 +239,7 @@ class ModelFacts:
     label: str
     active_since: datetime | None
     is_new: bool  # active for less than 14 days
+    has_earlier: bool  # another answered before it
     trained_patients: int | None
     simulated: bool
     digest: str

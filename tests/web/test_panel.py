@@ -72,13 +72,22 @@ def test_what_was_said_in_the_ehr_is_seen_by_who_may_see_the_patient(
          "comment": "answered"},
         {"outcome": "accepted"},
     ]  # fmt: skip
+    unscored = CardShown.objects.create(
+        service="tessera-icu-admission-patient-view", hook_instance="two", kind="not-scored", patient=patient,
+        outcome="icu-admission", version=ward.version, shown_at=ward.now,
+    )  # fmt: skip
+    Feedback.objects.create(
+        card=unscored, outcome="overridden", outcome_at=ward.now, received_at=ward.now,
+        reason_code="patient-refuses", reason_system=REASON_SYSTEM,
+    )  # fmt: skip
     for minutes, one in enumerate(said):
         at = ward.now - timedelta(minutes=minutes)
         Feedback.objects.create(card=card, outcome_at=at, received_at=ward.now, **one)
     page = text_of(sign_in("clinician"), patient)
     listed = re.search(r'data-testid="said-in-ehr">(.*?)</ul>', page, re.S)
     assert listed is not None
-    assert listed[1].count("<li>") == 3
+    assert listed[1].count("<li>") == 4
+    assert "<strong>Overridden</strong>: the patient declines," in listed[1], "there was no score to answer"
     assert "on the way to theatre &lt;b&gt;" in listed[1]
     assert "code local-7" in listed[1]
     assert "Order: Lactate" in listed[1]
@@ -152,6 +161,30 @@ def test_drivers_show_raw_values_units_and_times(ward: Clinic, sign_in: Callable
     assert "5 source values" in lactate
     assert "Observation/2524-7-4" in lactate
     assert lactate.count("<time datetime=") >= 6
+
+
+def test_a_first_model_is_not_compared_with_one_before(
+    ward: Clinic, sign_in: Callable[[str], Client]
+) -> None:
+    client, patient = sign_in("clinician"), ward.patients[0]
+    assert "may differ from those of the one before" in text_of(client, patient)
+    ActiveModel.objects.update(previous=None)
+    page = text_of(client, patient)
+    assert "There was none before it." in page
+    assert "may differ" not in page
+
+
+def test_frames_that_all_weigh_alike_have_no_peak(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    client, patient = sign_in("clinician"), ward.patients[0]
+    assert "Most weighted" in text_of(client, patient)
+    scored = newest(patient).assessment
+    for kept in scored.frame_weights.values():
+        kept["weights"] = [1 / len(kept["weights"])] * len(kept["weights"])
+    scored.save(update_fields=["frame_weights"])
+    page = text_of(client, patient)
+    assert "the model kept weighed: all alike" in page
+    assert "Most weighted" not in page
+    assert 'class="peak"' not in page
 
 
 def test_labels_of_caution(ward: Clinic, sign_in: Callable[[str], Client]) -> None:

@@ -11,6 +11,7 @@ leaveWhenAnotherIsLaunched();
 hideWhatExpires(document);
 document.addEventListener("htmx:load", (event) => hideWhatExpires(event.detail.elt));
 document.addEventListener("htmx:afterSwap", (event) => compare(event.detail.elt, event.detail.target));
+document.addEventListener("htmx:oobBeforeSwap", ({ detail }) => stayUnfolded(detail.target, detail.fragment));
 document.addEventListener("change", (event) => {
   if (event.target.matches("[data-submits]")) event.target.form.requestSubmit();
 });
@@ -58,6 +59,12 @@ function isInUse(part) {
   if (part.contains(document.activeElement) && document.activeElement.matches("input, textarea, select")) return true;
   return [...part.querySelectorAll("textarea, input[type=text]")].some((field) => field.value !== field.defaultValue)
     || [...part.querySelectorAll("input[type=radio]")].some((field) => field.checked !== field.defaultChecked);
+}
+
+// What somebody has unfolded stays so when its card is replaced.
+function stayUnfolded(old, fresh) {
+  const parts = fresh.querySelectorAll("details");
+  old.querySelectorAll("details").forEach((part, place) => { if (parts[place]) parts[place].open = part.open; });
 }
 
 // A row whose category has changed is in the wrong place: say so, never move rows under the pointer.
