@@ -72,11 +72,22 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a cohort would be, before anything is stored."""
+    """What a cohort would be, before anything is stored. simulated: how many of its patients are."""
 
     patients: int
     moments: int
     outcomes: tuple[Counts, ...]
+    simulated: int = 0
+
+    @property
+    def mixture(self) -> str:
+        """What to say where a model would learn from simulated and other patients together, or ""."""
+        if not 0 < self.simulated < self.patients:
+            return ""
+        return (
+            f"{self.simulated} of these {self.patients} patients are simulated. A model of both is not "
+            "marked as simulated: choose the sources it should learn from."
+        )
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -234,7 +245,9 @@ def _count(
                 sum(name in moment.follow_up and name not in moment.labels for moment in moments),
             )
         )
-    return Preview(len({moment.patient_id for moment in moments}), len(moments), tuple(counts))
+    people = {moment.patient_id for moment in moments}
+    simulated = Patient.objects.filter(source__simulated=True).values_list("pk", flat=True)
+    return Preview(len(people), len(moments), tuple(counts), len(people & set(map(str, simulated))))
 
 
 def _counts_json(counted: Preview) -> dict[str, Any]:

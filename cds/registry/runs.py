@@ -77,7 +77,7 @@ OVERRIDES: dict[str, Override] = {
         Override("max_notes", "Notes a patient", int, 1, 50),
         Override("width", "Width of an embedding", int, 2, 512),
         Override("folds", "Folds", int, 2, 20),
-        Override("epochs", "Epochs at most", int, 1, 1000),
+        Override("epochs", "Epochs of a network at most", int, 1, 1000),
         Override("patience", "Epochs without progress before stopping", int, 1, 200),
         Override("batch_size", "Patients a batch", int, 2, 1024),
         Override("accumulate", "Batches a step", int, 1, 64),

@@ -12,7 +12,7 @@ from django.utils import timezone
 from cds.audit import recording
 from cds.jobs.models import WorkState
 from cds.registry import bundles, promoting
-from cds.registry.models import ActiveModel, ModelVersion, Promotion, TrainingRun
+from cds.registry.models import ActiveModel, CohortMember, ModelVersion, Promotion, TrainingRun
 from tests.web import clinic
 from tests.web.clinic import PASSWORD, Clinic
 
@@ -58,6 +58,46 @@ def test_a_report_with_holes_shows_holes(ward: Clinic, sign_in: Callable[[str], 
     ModelVersion.objects.filter(pk=ward.version.pk).update(report={})
     assert "No report was stored" in sign_in("admin").get(f"/models/{ward.version.pk}").content.decode()
     assert sign_in("admin").get("/models").status_code == 200
+
+
+def test_a_candidate_stands_beside_the_version_in_use(ward: Clinic, sign_in: Callable[[str], Client]) -> None:
+    """Figures of the same moments are subtracted; of other patients they are not, and that is said."""
+    candidate, client = ModelVersion.objects.get(number=3), sign_in("approver")
+    report = clinic.report()
+    report["outcomes"]["icu-admission"]["auroc"] = {"value": 0.79, "low": 0.7, "high": 0.87}
+    ModelVersion.objects.filter(pk=candidate.pk).update(report=report)
+    page = client.get(f"/models/{candidate.pk}").content.decode()
+    beside = page[page.index('id="beside"') : page.index('id="o-icu-admission"')]
+    assert "icu-admission v2</a>" in beside
+    assert beside.count('data-testid="beside-row"') == 6
+    assert "On whom one of them was measured is not known" in beside
+    assert "Difference" not in beside
+
+    run = clinic.training_run(ward.now, by=ward.people["admin"])
+    ModelVersion.objects.filter(pk=candidate.pk).update(run=run)
+    assert ward.version.run is not None
+    for cohort in (run.cohort, ward.version.run.cohort):
+        for patient in ward.patients[:4]:
+            CohortMember.objects.create(
+                cohort=cohort, patient=patient, as_of=ward.now, labels={"icu-admission": 0}, split="held_out"
+            )
+    page = client.get(f"/models/{candidate.pk}").content.decode()
+    assert "Both were measured on the same patients at the same moments" in page
+    assert '<td class="num">−0.05</td>' in page
+    assert '<td class="num">0.00</td>' in page, "no sign where nothing differs"
+
+    CohortMember.objects.filter(cohort=run.cohort, patient=ward.patients[0]).update(split="train")
+    page = client.get(f"/models/{candidate.pk}?beside={ward.version.pk}").content.decode()
+    assert "Not measured on the same patients: 3 of the moments held out are the same, of 3 and 4." in page
+    assert '<td class="num">−0.05</td>' not in page
+
+    before = client.get(f"/models/{ward.version.pk}").content.decode()
+    assert "icu-admission v1</a>" in before[before.index('id="beside-title"') :][:300], (
+        "where to roll back to"
+    )
+    asked = client.get(f"/models/{ward.version.pk}?beside={candidate.pk}").content.decode()
+    assert "icu-admission v3</a>" in asked[asked.index('id="beside-title"') :][:300]
+    assert client.get(f"/models/{ward.version.pk}?beside=nonsense").status_code == 200
 
 
 def test_the_person_who_asked_cannot_approve(

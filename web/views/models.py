@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from django.contrib import messages
 from django.contrib.auth import authenticate
 from django.contrib.auth.decorators import login_required
@@ -14,7 +16,7 @@ from django.views.decorators.http import require_POST, require_safe
 from cds.errors import Conflict, Invalid
 from cds.patients import access
 from cds.registry import fairness, model_card, promoting, queries
-from cds.registry.models import Stage
+from cds.registry.models import ActiveModel, ModelVersion, Stage
 from cds.risk import shifts
 from web import reports, words
 from web.people import actor_of, user_of
@@ -135,12 +137,18 @@ def _show(request: HttpRequest, version_id: object, *, status: int = 200, **erro
     promotions = queries.list_promotions(version)
     waiting = next((promotion for promotion in promotions if promotion.approved is None), None)
     asked_by_viewer = waiting is not None and waiting.requested_by_id == request.user.pk
-    answering = [held for held in queries.list_active() if held.version_id == version.pk]
+    active = queries.list_active()
+    answering = [held for held in active if held.version_id == version.pk]
+    others = queries.same_outcomes(version)
+    other = _beside_whom(request.GET.get("beside", ""), version, others, active)
     context = {
         "version": version,
         "card": model_card.get_card(version),
         "report": reports.read(version),
         "facts": reports.facts(version),
+        "others": others,
+        "other": other,
+        "beside": reports.beside(version, other) if other else (),
         "shift": shifts.newest_shift(version),
         "promotions": promotions,
         "unfair": fairness.gaps_over(version) if Stage(version.stage) != Stage.ACTIVE else [],
@@ -158,6 +166,19 @@ def _show(request: HttpRequest, version_id: object, *, status: int = 200, **erro
         **errors,
     }
     return render(request, "web/models/model.html", context, status=status)
+
+
+def _beside_whom(
+    asked: str, version: ModelVersion, others: Sequence[ModelVersion], active: Sequence[ActiveModel]
+) -> ModelVersion | None:
+    """The version to compare with: the one asked for, else the one in use, else the one before it."""
+    named = [other for other in others if str(other.pk) == asked]
+    usual = {
+        held.version_id if held.version_id != version.pk else held.previous_id
+        for held in active
+        if held.outcome in version.outcomes
+    }
+    return next(iter([*named, *(other for other in others if other.pk in usual)]), None)
 
 
 def _knows_password(request: HttpRequest) -> bool:

@@ -60,6 +60,8 @@ class Command(BaseCommand):
             config = dict(_pair(given) for given in options["set"])
             counted = cohorts.preview(outcomes=options["outcome"], sources=options["source"], now=now)
             console.print(_table(counted))
+            if counted.mixture:
+                console.print(f"[yellow]{counted.mixture}[/yellow]")
             run = runs.start(
                 outcomes=options["outcome"],
                 sources=options["source"],

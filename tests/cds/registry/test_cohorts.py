@@ -12,6 +12,7 @@ from datetime import timedelta
 import pytest
 
 from cds.errors import Invalid
+from cds.patients.models import Patient, Source
 from cds.registry import cohorts
 from cds.registry.models import CohortMember
 from tests.cds.registry.rows import make_patient, make_series, make_stay
@@ -109,6 +110,17 @@ def test_preview_counts_without_storing_and_says_what_is_missing() -> None:
     assert (icu.members, icu.events, icu.excluded) == (10, 0, {"follow-up too short": 1})
     assert any("no events" in problem for problem in seen.problems)
     assert not cohorts.Cohort.objects.exists()
+
+
+def test_simulated_patients_among_others_are_told_before_a_model_learns_from_both() -> None:
+    _ward(3, 1)
+    assert cohorts.preview(outcomes=["icu-admission"], now=CUTOFF).mixture == ""
+    Patient.objects.filter(pk=Patient.objects.values("pk")[:1]).update(
+        source=Source.objects.create(slug="demo", simulated=True, created_at=NOW)
+    )
+    said = cohorts.preview(outcomes=["icu-admission"], now=CUTOFF).mixture
+    assert said.startswith("1 of these 3 patients are simulated.")
+    assert cohorts.preview(outcomes=["icu-admission"], sources=["demo"], now=CUTOFF).mixture == ""
 
 
 def test_nothing_taken_after_the_cutoff_is_a_member() -> None:
