@@ -97,12 +97,32 @@ def test_panel_updates_but_keeps_what_is_being_typed(enter: Callable[[str], Page
     page.goto(f"/patients/{site.ids['risen']}/risk")
     expect(page.locator("body")).to_have_attribute("data-stream", "open")
     comment = page.get_by_label("Comment (optional)")
+    whence = page.locator("#about details")
+    whence.locator("summary").click()
+    of_before = whence.text_content() or ""
     comment.fill("half a thou")
     said = page.locator("#about .mono").all_text_contents()
     site.act("rise", site.ids["risen"], "0.777")
     expect(page.get_by_test_id("risk-score")).to_have_text("78 %", timeout=10_000)
     expect(page.locator("#about .mono")).not_to_have_text(said)
     expect(comment).to_have_value("half a thou")
+    expect(whence).not_to_have_text(of_before)  # the assessment it names is the one whose number is shown
+    expect(whence).to_have_attribute("open", "")
+
+
+def test_paper_keeps_category_and_caution_and_leaves_out_what_cannot_be_pressed(
+    enter: Callable[[str], Page], site: Site
+) -> None:
+    """Browsers print no grounds: white words on a dark chip would be gone."""
+    page = enter("clinician")
+    page.goto(f"/patients/{site.ids['patient']}/risk")
+    expect(page.locator("[data-role=controls]").first).to_be_visible()
+    page.emulate_media(media="print")
+    expect(page.get_by_test_id("risk-category")).to_have_css("color", "rgb(16, 34, 47)")
+    expect(page.locator(".label-strong", has_text="Research use only").first).to_be_visible()
+    expect(page.locator("footer")).to_be_visible()
+    for pressed in page.locator("main button, main input, main select").all():
+        expect(pressed).to_be_hidden()
 
 
 def test_without_script_text_and_answering_work(

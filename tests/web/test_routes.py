@@ -76,7 +76,7 @@ GET: dict[str, tuple[int, int, int, int, int, int]] = {
     "/ehrs/servers/L":      (302, 403, 403, 200, 403, 403),
     "/ehrs/servers/L/edit":     (302, 403, 403, 200, 403, 403),
     "/ehrs/servers/L/withdraw": (302, 403, 403, 200, 403, 403),
-    "/destinations":        (302, 403, 403, 200, 403, 403),
+    "/destinations":        (302, 403, 403, 302, 403, 403),
     "/destinations/ehr":    (302, 403, 403, 200, 403, 403),
     "/destinations/none":   (302, 403, 403, 404, 403, 403),
     "/destinations/ehr/pause": (405, 405, 405, 405, 405, 405),

@@ -129,7 +129,8 @@ def test_where_results_go_with_what_waits_and_what_was_refused(
     assert "the oldest made" in part
     client.post("/destinations/ehr/retry")
     assert not Document.objects.filter(work_state=WorkState.FAILED).exists()
-    assert "Sending" in text(client, "/destinations")
+    assert "Sending" in text(client, "/destinations", **{"HX-Request": "true"})
+    assert client.get("/destinations")["Location"] == "/sources#destinations", "whoever types it"
 
 
 def test_a_destination_is_paused_resumed_and_asked(
@@ -137,7 +138,7 @@ def test_a_destination_is_paused_resumed_and_asked(
 ) -> None:
     client = sign_in("admin")
     client.post("/destinations/ehr/pause")
-    assert "Paused" in text(client, "/destinations")
+    assert "Paused" in text(client, "/destinations", **{"HX-Request": "true"})
     client.post("/destinations/ehr/resume")
     destination.refresh_from_db()
     assert destination.is_active

@@ -11,6 +11,7 @@ from django.core.paginator import Paginator
 from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_POST, require_safe
 
@@ -44,8 +45,10 @@ def listing(request: HttpRequest) -> HttpResponse:
 @require_safe
 @login_required
 def destinations(request: HttpRequest) -> HttpResponse:
-    """The table of where results go, for htmx."""
+    """The table of where results go, for htmx; whoever types the address finds it on the page of sources."""
     going = sending_queries.show_destinations(request.user, now=timezone.now())
+    if not getattr(request, "htmx", False):
+        return redirect(reverse("sources") + "#destinations")
     return render(request, "web/sources/destinations.html", {"destinations": going})
 
 
