@@ -162,7 +162,7 @@ def _check_may_export(user: User, *, by: recording.Actor, now: datetime) -> None
             now=now,
             outcome="refused",
         )
-    raise NotAllowed("this needs the role admin")
+    raise NotAllowed("this needs the permission research.export (role admin)")
 
 
 def _find_unfinished(folder: Path) -> ResearchExport | None:

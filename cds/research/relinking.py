@@ -46,7 +46,7 @@ def get_patient(
             reason=reason,
         )
     if not may:
-        raise NotAllowed("this needs the role approver")
+        raise NotAllowed("this needs the permission research.relink (role approver)")
     if found is None:
         raise NotFound("nobody is called that in that copy")
     return found.patient
