@@ -50,6 +50,14 @@ def test_the_image_copies_every_room() -> None:
 
 
 # -- compose -----------------------------------------------------------------------------------------
+def test_processes_of_web_count_together() -> None:
+    """Prometheus asks one of them: each would tell of itself alone."""
+    started = COMPOSE["services"]["web"]["command"]
+    assert "--workers 2" in started
+    assert "rm -rf /tmp/metrics && mkdir /tmp/metrics" in started
+    assert "exec env PROMETHEUS_MULTIPROC_DIR=/tmp/metrics gunicorn" in started
+
+
 def test_compose_has_every_service() -> None:
     assert OURS | {"postgres", "redis", "orthanc"} <= SERVICES.keys()
 
