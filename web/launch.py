@@ -29,6 +29,10 @@ from web import under_way
 
 SESSION, WAITING = ending.LAUNCH, "launches"
 OF = "of"  # in an address that names no patient: the launch (`key`) whose page the link stands on
+ADVICE = (
+    "If launching again does not help, show this page to the people who run your EHR: the time and the reason "
+    "are in the audit trail here."
+)
 LANDED = (
     "You came from your EHR and are signed in as a clinician, for this patient only. An estimate here is for "
     "research use and from past patients: it helps to decide whom to look at first, and decides nothing."
@@ -199,5 +203,6 @@ def _refused(request: HttpRequest, error: ClinicError, *, issuer: str = "") -> H
         "refusal_title": "The launch was not completed",
         "reason": str(error),
         "alone": True,
+        "advice": ADVICE,
     }
     return render(request, "refused.html", context, status=status)

@@ -80,3 +80,49 @@ def test_a_second_patient_leaves_nothing_of_the_first(chart: Page, ehr: Launchin
     first = chart.frame_locator("#app")
     expect(first.get_by_role("heading", name="This panel is for another launch")).to_be_visible()
     expect(first.get_by_text("Sommer")).to_have_count(0)
+    for name in (
+        "Tessera",
+        "Help",
+        "To the start page",
+    ):  # they would lead to the other patient, in this frame
+        expect(first.get_by_role("link", name=name)).to_have_count(0)
+
+
+def test_signed_out_a_step_back_shows_nothing(chart: Page, ehr: LaunchingEhr, site: Site) -> None:
+    _open(chart, ehr, site, "launch-p1")
+    frame = chart.frame_locator("#app")
+    expect(frame.get_by_role("heading", name="Sommer")).to_be_visible()
+    frame.get_by_role("button", name="Sign out").click()
+    expect(frame.get_by_role("heading", name="You are signed out")).to_be_visible()
+    chart.evaluate("history.back()")
+    expect(frame.get_by_text("open the patient in the EHR again")).to_be_visible()
+    expect(frame.get_by_text("Sommer")).to_have_count(0)
+
+
+def test_a_launch_that_fails_leaves_nothing_of_the_patient_before(
+    chart: Page, ehr: LaunchingEhr, site: Site
+) -> None:
+    """In the same frame, as EHRs do that keep one for all their patients."""
+    _open(chart, ehr, site, "launch-p1")
+    frame = chart.frame_locator("#app")
+    expect(frame.get_by_role("heading", name="Sommer")).to_be_visible()
+    ehr.claims["aud"] = "another-app"
+    again = f"{site.url}/launch?iss={quote(ehr.fhir, safe='')}&launch=launch-p2"
+    chart.evaluate("address => { document.getElementById('app').src = address; }", again)
+    expect(frame.get_by_role("heading", name="The launch was not completed")).to_be_visible()
+    chart.evaluate("history.back()")
+    expect(frame.get_by_text("open the patient in the EHR again")).to_be_visible()
+    expect(frame.get_by_text("Sommer")).to_have_count(0)
+
+
+def test_a_screen_whose_session_has_ended_takes_the_sign_in_into_no_part(
+    chart: Page, ehr: LaunchingEhr, site: Site
+) -> None:
+    _open(chart, ehr, site, "launch-p1")
+    frame = chart.frame_locator("#app")
+    expect(frame.get_by_role("heading", name="Sommer")).to_be_visible()
+    chart.context.clear_cookies(name="sessionid")
+    inner = chart.locator("#app").element_handle().content_frame()  # type: ignore[union-attr]
+    inner.evaluate("htmx.trigger(document.querySelector('[data-live~=assessment]'), 'changed')")
+    expect(frame.get_by_label("Password")).to_be_visible()
+    expect(frame.get_by_text("Sommer")).to_have_count(0)

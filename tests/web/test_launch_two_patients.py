@@ -72,6 +72,7 @@ def test_a_launch_that_is_refused_leaves_nothing_of_the_patient_before(
     refused = launches.launch(client, server, "launch-p2")
     assert refused.status_code == 400
     assert _links(refused) == []
+    assert "show this page to the people who run your EHR" in refused.content.decode()
     assert client.get(first).status_code == 302  # a step back leads to the sign-in
     assert AuditEvent.objects.filter(action="session.end").count() == 1
 
