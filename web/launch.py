@@ -30,8 +30,8 @@ from web import under_way
 SESSION, WAITING = ending.LAUNCH, "launches"
 OF = "of"  # in an address that names no patient: the launch (`key`) whose page the link stands on
 ADVICE = (
-    "If launching again does not help, show this page to the people who run your EHR: the time and the reason "
-    "are in the audit trail here."
+    "If launching again does not help, show this page to the people who run your EHR: the time and the "
+    "reason are in the audit trail here."
 )
 LANDED = (
     "You came from your EHR and are signed in as a clinician, for this patient only. An estimate here is for "

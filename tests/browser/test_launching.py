@@ -122,7 +122,8 @@ def test_a_screen_whose_session_has_ended_takes_the_sign_in_into_no_part(
     frame = chart.frame_locator("#app")
     expect(frame.get_by_role("heading", name="Sommer")).to_be_visible()
     chart.context.clear_cookies(name="sessionid")
-    inner = chart.locator("#app").element_handle().content_frame()  # type: ignore[union-attr]
+    inner = chart.locator("#app").element_handle().content_frame()
+    assert inner is not None
     inner.evaluate("htmx.trigger(document.querySelector('[data-live~=assessment]'), 'changed')")
     expect(frame.get_by_label("Password")).to_be_visible()
     expect(frame.get_by_text("Sommer")).to_have_count(0)
