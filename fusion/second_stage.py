@@ -7,6 +7,7 @@ encoders have not seen them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ BELIEF = 1.0  # in the weights that would be chosen without data, as so much log
 LEAST_TUNING = 20  # tuning patients before early stopping looks at them
 SMALL_TUNING = 1000  # labelled tuning patients below which out-of-fold evidence helps to calibrate
 LEAST_GUARDED, MOST_GUARDED = 60, 5000  # patients with all of a pattern on whom the guard judges it
-WORSE = 1.0  # standard error by which hearing less must be better before less is heard
+WORSE = 1.0  # standard error by which hearing less must be better, were there one way to hear less
 PARTS = 5  # that the calibration is fitted without, in turn, to measure the interval
 MOST_PER_PATTERN = 1000  # patients that a pattern is calibrated on
 
@@ -145,10 +146,11 @@ def guard(model: FusionModel, told: Told, groups: NDArray[np.int64] | None = Non
     """Set `model.heard`: where a pattern's outcome is told better without a modality, leave that one out.
 
     From the smallest pattern to the largest, each is compared with what its sub-patterns (one modality less,
-    and each modality alone) already hear, on the same patients, by log loss: what is better by more than a
-    standard error of the paired difference takes its place. So no pattern is left
-    significantly worse than the best modality in it, as far as out-of-fold patients can tell. One slope for
-    all patterns comes first: a plain sum is surer of itself than it may be, and the more so the more it adds.
+    and each modality alone) already hear, on the same patients, by log loss: the best of these takes its
+    place where it is better by more than `margin_of` so many ways, in standard errors of the paired
+    difference. So no pattern is left significantly worse than the best modality in it, as far as out-of-fold
+    patients can tell. One slope for all patterns comes first: a plain sum is surer of itself than it may be,
+    and the more so the more it adds.
     """
     evidence, present, labels = told
     subsets = all_subsets(present.shape[1])
@@ -170,8 +172,18 @@ def guard(model: FusionModel, told: Told, groups: NDArray[np.int64] | None = Non
             for r in range(labels.shape[1]):
                 gains = [_gain(losses[0][:, r], less[:, r], some) for less in losses[1:]]
                 best = max(range(len(lesser)), key=lambda i: gains[i])
-                if gains[best] > WORSE:
+                if gains[best] > margin_of(len(lesser)):
                     model.heard[pattern, :, r] = model.heard[lesser[best], :, r]
+
+
+def margin_of(ways: int) -> float:
+    """Standard errors by which the best of several ways must be better: chance alone passes it no more often
+    than it passes `WORSE` where there is one way (Bonferroni, whatever the ways have in common).
+
+    The best of eight ways is better by one standard error most of the time, with nothing to choose between.
+    """
+    normal = NormalDist()
+    return -normal.inv_cdf(normal.cdf(-WORSE) / ways)
 
 
 def calibrate_bundle(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from fusion.fuse import AttentionFusion, Fusion, build_fusion
 from fusion.metrics import auroc
 from fusion.model import FusionModel
 from fusion.patterns import all_subsets
-from fusion.second_stage import Told, _watched, fit_fusion, guard
+from fusion.second_stage import WORSE, Told, _watched, fit_fusion, guard, margin_of
 from tests.fusion import simulated
 
 MODALITIES = (Modality.TABULAR, Modality.TEXT, Modality.IMAGE)
@@ -121,6 +122,29 @@ def test_the_guard_leaves_out_what_harms_and_only_that() -> None:
     few = _model(FusionKind.LATE)
     guard(few, _told(40, 3, missing=0.0))
     assert bool((few.heard == _model(FusionKind.LATE).heard).all()), "too few patients to judge"
+
+
+def test_the_guard_seldom_leaves_out_what_neither_helps_nor_harms() -> None:
+    """The second and third modality tell as much as they disturb: of six ways to hear less none is better,
+    and yet the best of the six is, by one standard error, among many a hundred patients."""
+    useful, noise = np.array([1.0, 0.5, 0.5]), np.array([0.0, 0.8, 0.8])
+    left_out, draws, patients = 0, 60, 100
+    for seed in range(draws):
+        rng = np.random.default_rng(seed)
+        z = rng.normal(size=(patients, 3))
+        labels = (rng.random(patients) < 1 / (1 + np.exp(0.5 - z @ useful))).astype(np.float32)
+        evidence = z * useful + noise * rng.normal(size=z.shape)
+        model = _model(FusionKind.LATE)
+        with torch.no_grad():
+            model.base_logit.fill_(float(np.log(labels.mean() / (1 - labels.mean()))))
+            model.fusion.weight.fill_(1.0)  # type: ignore[union-attr]
+            model.fusion.redundancy.zero_()  # type: ignore[union-attr]
+        told = torch.from_numpy(evidence).float()[..., None], torch.ones(patients, 3, dtype=torch.bool)
+        guard(model, (*told, torch.from_numpy(labels)[:, None]))
+        left_out += not bool(model.heard[-1].all())
+    assert left_out / draws <= NormalDist().cdf(-WORSE), left_out
+    assert margin_of(1) == pytest.approx(WORSE)
+    assert margin_of(6) == pytest.approx(1.94, abs=0.01)
 
 
 @pytest.mark.parametrize("kind", list(FusionKind))
