@@ -19,6 +19,7 @@ from types import FrameType
 from typing import ParamSpec, TypeVar
 
 from django.contrib.auth.models import User
+from django.contrib.sessions.backends.db import SessionStore
 from django.db import close_old_connections
 from django.db.models import Max
 
@@ -50,7 +51,7 @@ async def events_for(
 ) -> AsyncIterator[bytes]:
     """The stream of one screen, from after event `since` (None: from now).
 
-    session_key  of the session it belongs to, for what was granted to that
+    session_key  of the session it belongs to, for what was granted to that; the stream ends with it
     only         the patient of a launch: of nobody else, and of no run or source, does its screen hear
     """
     _stop_with_the_process()
@@ -61,6 +62,8 @@ async def events_for(
     while time.monotonic() - began < LIFETIME_S and not _stopping.is_set():
         if await _read(_newest_cached) > last:
             rows = await _read(_visible_after, user.pk, last, frozenset(sent), session_key, only)
+            if rows is None:
+                return
             for event in rows:
                 yield _as_message(event)
             last = max([last, *(event.pk for event in rows)])
@@ -80,11 +83,14 @@ def _as_message(event: LiveEvent) -> bytes:
 
 def _visible_after(
     user_id: int, last: int, sent: frozenset[int], session_key: str | None, only: str | None
-) -> list[LiveEvent]:
-    """Events this person may know of. The person is read anew: rights may have been taken away meanwhile."""
+) -> list[LiveEvent] | None:
+    """Events this person may know of; None: they have signed out, or their account is closed.
+
+    Both are read anew, and what they may see: rights may have been taken away meanwhile.
+    """
     user = User.objects.filter(pk=user_id, is_active=True).first()
-    if user is None:
-        return []
+    if user is None or (session_key is not None and not SessionStore().exists(session_key)):
+        return None
     access.look_from(user, session_key)
     rows = [
         e for e in LiveEvent.objects.filter(pk__gt=last - BEHIND).order_by("pk")[:500] if e.pk not in sent

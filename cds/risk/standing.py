@@ -254,7 +254,12 @@ def standing_of(
     if done is None:
         if failed and newest is not None:
             return Standing(version, None, DataState.FAILED, newest.failure)
-        return Standing(version, None, DataState.UPDATING, "not yet known: the first score is being computed")
+        return Standing(
+            version,
+            None,
+            DataState.UPDATING,
+            "not yet known: the first score of this model is being computed",
+        )
     interval = timedelta(seconds=settings.SCORE_INTERVAL_S)
     age = timedelta(0) if done.retrospective else now - done.as_of
     if done.revision < revision:

@@ -274,7 +274,7 @@ def test_a_fresh_score_brings_its_outcome_and_its_source_along(
         (1, "Abstained", "Outside the age range the model knows (18 to 95)."),
         (2, "Stale", "Newer data have arrived; not yet rescored."),
         (3, "Failed", "The worker ran out of memory three times."),
-        (4, "Updating", "Not yet known: the first score is being computed."),
+        (4, "Updating", "Not yet known: the first score of this model is being computed."),
         (5, "Partial", "Still being read: image."),
         (6, "Current", "Looking back: this is what the record said on"),
     ],

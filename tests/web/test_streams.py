@@ -61,6 +61,18 @@ def collect(user: User, since: int | None, count: int, seconds: float = 1.5, **m
     return asyncio.run(run())
 
 
+def test_nothing_is_told_after_signing_out(quick: None) -> None:
+    person, now = clinic.people()["clinician"], timezone.now()
+    patient = clinic.patient(1, family="A", given="B", now=now, unit="Ward 4")
+    session = SessionStore()
+    session.create()
+    start, key = streams.newest(), session.session_key
+    outbox.tell("assessment", patient.resource_id, now=now, patient_id=patient.pk)
+    assert len(collect(person, start, 1, session_key=key)) == 1
+    session.flush()  # as signing out does
+    assert collect(person, start, 1, session_key=key) == []
+
+
 def test_only_what_the_viewer_may_see(quick: None) -> None:
     now = timezone.now()
     people = clinic.people()

@@ -66,7 +66,11 @@ CASES: dict[str, tuple[DataState, str, float | None]] = {
     "risk-low": (DataState.CURRENT, "", 0.004),
     "partial": (DataState.PARTIAL, "still being read: image", 0.31),
     "stale": (DataState.STALE, "newer data have arrived; a fresh score is being computed", 0.31),
-    "not-yet-known": (DataState.UPDATING, "not yet known: the first score is being computed", None),
+    "not-yet-known": (
+        DataState.UPDATING,
+        "not yet known: the first score of this model is being computed",
+        None,
+    ),
     "abstained": (DataState.ABSTAINED, "no vital signs of the last 7 days", None),
     "not-eligible": (DataState.NOT_ELIGIBLE, "already in intensive care", None),
     "failed": (DataState.FAILED, "the worker stopped while working on it (tried 3 times)", None),
