@@ -53,7 +53,8 @@ def fit_linear(
 
     features  float32 [N, P], standardised;  labels float32 [N, R], NaN = unknown
     base      float32 [R], logit of the event rate
-    folds     int [N]: rows of one group stand in one fold; by these the penalty is chosen. -1: by none
+    folds     int [N]: rows of one group stand in one fold; by these the penalty is chosen, or, where they are
+              all of one fold, by groups dealt anew. -1: by none
     penalty   float32 [R, 2], when it is already known: of squared weights, and what the weights are
               multiplied with; or SIMPLE
     simple    places of the features that the simple stack has; None: it has another recipe for these
@@ -110,8 +111,9 @@ def _choose(
         x, y, folds, groups = x[kept], y[kept], folds[kept], groups[kept]
     said = np.full((len(PENALTIES), len(x)), np.nan)
     simply = np.full(len(x), np.nan)
-    for fold in np.unique(folds[folds >= 0] % INNER):
-        out = (folds % INNER == fold) & (folds >= 0)
+    parts = _parts(folds, groups)
+    for part in np.unique(parts[parts >= 0]):
+        out = parts == part
         if out.all() or min(y[~out].sum(), (~out).sum() - y[~out].sum()) < 2:
             continue
         start, fitted, asked = np.zeros(x.shape[1] + 1), x[~out], x[out]
@@ -135,6 +137,17 @@ def _choose(
             return SIMPLE
         return PENALTIES[best], float(simply[seen].std() / max(said[best, seen].std(), 1e-6))
     return PENALTIES[best], float(np.clip(slopes[best], LEAST_KEPT, 1.0))
+
+
+def _parts(folds: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """By what to leave out in turn, int [N]; -1: never. Of two folds one is set aside already, and the other
+    alone leaves nobody to judge by: then its groups are dealt out."""
+    parts = np.where(folds >= 0, folds % INNER, -1)
+    if len(np.unique(parts[parts >= 0])) > 1:
+        return parts
+    names, member = np.unique(groups, return_inverse=True)
+    dealt = np.random.default_rng(len(names)).permutation(len(names)) % INNER
+    return np.where(folds >= 0, dealt[member], -1)
 
 
 def _scale(x: Rows) -> Rows:

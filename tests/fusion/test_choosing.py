@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from fusion import FusionKind, Modality
 from fusion.choosing import standard_errors
-from fusion.encoders.linear import SIMPLE, fit_linear
+from fusion.encoders.linear import SIMPLE, WITHOUT, _parts, fit_linear
 from fusion.first_stage import FirstStage
 from fusion.fuse import LateFusion
 from fusion.model import FusionModel
@@ -30,9 +30,9 @@ def test_rows_of_one_patient_count_as_one() -> None:
     rng = np.random.default_rng(0)
     simple, other = rng.random(50), rng.random(50) - 0.1
     once = standard_errors(simple, other)
-    twice = [np.repeat(losses, 2) for losses in (simple, other)]
-    assert standard_errors(*twice, np.repeat(np.arange(50), 2)) == pytest.approx(once)
-    assert standard_errors(*twice) == pytest.approx(once * 2**0.5)
+    first, second = (np.repeat(losses, 2) for losses in (simple, other))
+    assert standard_errors(first, second, np.repeat(np.arange(50), 2)) == pytest.approx(once)
+    assert standard_errors(first, second) == pytest.approx(once * 2**0.5)
     assert standard_errors(other, simple) == pytest.approx(-once)
     assert standard_errors(simple, simple) == 0
     assert standard_errors(simple[:1], other[:1]) == 0, "one patient tells nothing"
@@ -77,6 +77,28 @@ def test_a_voice_of_many_patients_is_learned_and_as_loud() -> None:
 def test_margins_say_how_much_better_another_recipe_must_be() -> None:
     assert float(_fitted(30, margin=-INF)[2][0, 0]) > 0, "never the simplest"
     assert tuple(_fitted(1000, margin=INF)[2][0].tolist()) == SIMPLE, "always the simplest"
+
+
+def test_of_two_folds_one_is_set_aside_and_the_other_still_chooses() -> None:
+    features, labels = _drawn(1000)
+    alone = np.ones(1000, np.int64)  # out of fold, this is all that an encoder sees
+    _, _, chosen = fit_linear(features, labels, torch.zeros(1), alone, simple=FIRST)
+    assert tuple(chosen[0].tolist()) != SIMPLE, "a thousand patients show that the simplest is not enough"
+    _, _, chosen = fit_linear(features, labels, torch.zeros(1), alone)
+    assert tuple(chosen[0].tolist()) != WITHOUT, "nor is a penalty taken unseen"
+    made_up = np.full(1000, -1)
+    _, _, chosen = fit_linear(features, labels, torch.zeros(1), made_up, simple=FIRST)
+    assert tuple(chosen[0].tolist()) == SIMPLE, "made-up patients judge nobody"
+
+
+def test_groups_that_are_dealt_anew_stay_whole() -> None:
+    groups = np.repeat(np.arange(30), 3)
+    parts = _parts(np.where(groups == 29, -1, 1), groups)
+    assert set(parts[groups < 29].tolist()) == {0, 1, 2, 3}
+    assert (parts[groups == 29] == -1).all()
+    assert all(len(set(parts[groups == group])) == 1 for group in range(30))
+    given = np.arange(90) % 5
+    assert _parts(given, groups).tolist() == (given % 4).tolist()
 
 
 def _told(count: int, worth: tuple[float, float, float]) -> Told:
