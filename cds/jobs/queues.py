@@ -1,4 +1,4 @@
-"""How much waits behind each queue, from the rows themselves, and whether anybody works on it."""
+"""How much waits behind each queue, by rows and by the broker, and whether anybody works on it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from datetime import datetime
 import redis
 from django.db.models import Count, Min, Q
 
-from cds.jobs import QUEUES, Queue, beats, leases
+from cds.jobs import QUEUES, Queue, beats, leases, outbox
 from cds.jobs.models import OutboxMessage, WorkState
 
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """Leased work of one queue. `is_alive` is None while the broker is out of reach."""
+    """Work of one queue. `is_alive` is None while the broker is out of reach.
+
+    waiting  rows of leased work, or messages where they are more: some jobs (heat maps) have no row
+    """
 
     queue: Queue
     waiting: int
@@ -31,7 +34,7 @@ class Unsent:
 
 
 def list_states() -> list[QueueState]:
-    """Every queue, in its order. One query for each kind of work and one question to Redis."""
+    """Every queue, in its order. One query for each kind of work, one question to Redis for each queue."""
     waiting, running = dict.fromkeys(Queue, 0), dict.fromkeys(Queue, 0)
     for model in leases.work_models():
         counted = model._default_manager.filter(
@@ -44,6 +47,9 @@ def list_states() -> list[QueueState]:
         waiting[queue] += counted["waiting"]
         running[queue] += counted["running"]
     alive = _alive()
+    for queue, is_alive in alive.items():
+        if is_alive is not None:
+            waiting[queue] = max(waiting[queue], outbox.messages_in(queue) or 0)
     return [QueueState(queue, waiting[queue], running[queue], alive[queue]) for queue in Queue]
 
 

@@ -10,7 +10,7 @@ import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
-from cds.jobs import QUEUES, Queue, leases, outbox
+from cds.jobs import QUEUES, Queue, leases, outbox, queues
 from cds.jobs.models import OutboxMessage, WorkState
 from cds.studies.models import Encoding, Study
 from tests.factories import NOW, make_source
@@ -179,6 +179,16 @@ def test_messages_in_a_queue_are_counted(work: Encoding) -> None:
     assert before is not None
     leases.queue(work, now=NOW)
     assert outbox.messages_in(QUEUES[work.JOB]) == before + 1
+
+
+@pytest.mark.parametrize(("alive", "waiting"), [(True, 89), (None, 1)], ids=["messages", "a broker away"])
+def test_jobs_without_a_row_wait_too(
+    work: Encoding, monkeypatch: pytest.MonkeyPatch, alive: bool | None, waiting: int
+) -> None:
+    monkeypatch.setattr(queues, "_alive", lambda: dict.fromkeys(Queue, alive))
+    monkeypatch.setattr(outbox, "messages_in", lambda queue: 89 if queue == Queue.BATCH else 0)
+    (batch,) = [one for one in queues.list_states() if one.queue == Queue.BATCH]
+    assert batch.waiting == waiting
 
 
 @pytest.mark.django_db(transaction=True)
