@@ -45,7 +45,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         _await_workers(f"http://127.0.0.1:{port}/")
         yield f"http://127.0.0.1:{port}/", process
     finally:
-        process.kill()
+        process.terminate()  # killed, it would leave its workers behind
         process.wait()
 
 
