@@ -18,7 +18,7 @@ from cds.patients import access
 from cds.registry import fairness, model_card, promoting, queries
 from cds.registry.models import ActiveModel, ModelVersion, Stage
 from cds.risk import shifts
-from web import reports, words
+from web import beside, reports, words
 from web.people import actor_of, user_of
 from web.views import hospital
 
@@ -148,7 +148,7 @@ def _show(request: HttpRequest, version_id: object, *, status: int = 200, **erro
         "facts": reports.facts(version),
         "others": others,
         "other": other,
-        "beside": reports.beside(version, other) if other else (),
+        "beside": beside.beside(version, other) if other else (),
         "shift": shifts.newest_shift(version),
         "promotions": promotions,
         "unfair": fairness.gaps_over(version) if Stage(version.stage) != Stage.ACTIVE else [],
