@@ -6,12 +6,17 @@ Whoever wakes first takes every connection that waits: asyncio and uvloop accept
 EHR, or a proxy before us, opens a few connections at once and keeps them; so often one process held all of
 them, and the others, with their processor cores, none. Here a process takes one connection at a time, and
 waits the longer before the next, the more it holds: so the one that holds fewest is first.
+
+And a process ends with its master. gunicorn's own kinds of worker look whether it is still there; uvicorn's
+does not, and where the master was killed (out of memory, say) its workers kept the port and served old code.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import socket
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -21,6 +26,7 @@ from uvicorn_worker import UvicornWorker
 
 logger = logging.getLogger("uvicorn.error")
 PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.003  # for each connection held; at most
+SIGN_OF_LIFE_S = 1.0  # between two, and between two looks for the master
 OUT_OF_FILES_S = 1.0  # asyncio waits as long when the system lets nothing be accepted
 
 
@@ -35,7 +41,20 @@ class Worker(UvicornWorker):
         **UvicornWorker.CONFIG_KWARGS,
         "loop": "cds.web_worker:Loop",
         "proxy_headers": False,
+        "timeout_notify": SIGN_OF_LIFE_S,
     }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The master kills who takes longer than this to end; without a master nobody would.
+        self.config.timeout_graceful_shutdown = self.cfg.graceful_timeout
+
+    async def callback_notify(self) -> None:
+        """Tell the master that we live; without one, end as if it had said so."""
+        await super().callback_notify()
+        if os.getppid() != self.ppid:
+            self.log.error("the master of this worker is gone: it ends")
+            signal.raise_signal(signal.SIGTERM)
 
 
 class Loop(uvloop.Loop):

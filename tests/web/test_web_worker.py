@@ -102,6 +102,23 @@ def test_an_idle_connection_does_not_keep_the_server_from_stopping(
         httpx.get(url, trust_env=False)
 
 
+def test_workers_end_with_a_master_that_was_killed(served: tuple[str, subprocess.Popen[bytes]]) -> None:
+    """Or they keep the port, and who starts the server anew is answered by the old one."""
+    url, process = served
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        try:
+            httpx.get(url, trust_env=False, timeout=5)
+        except httpx.ConnectError:
+            return
+        except httpx.TransportError:
+            pass  # one that is just ending
+        time.sleep(0.1)
+    pytest.fail("workers without a master still serve")
+
+
 def test_the_socket_stays_open_for_others_once_one_takes_no_more() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     loop = Loop()
