@@ -39,7 +39,8 @@ def measure(
         f"p95 ≤ {GOAL_P95:g}, p99 ≤ {GOAL_P99:g}", "yes" if is_met else "**no**",
     )  # fmt: skip
     if found.refused:
-        table.notes.append(f"Not 200: {found.refused}.")
+        told = "; ".join(f"{often} × {reason}" for reason, often in found.refused.items())
+        table.notes.append(f"Not 200, and not among these times: {told}.")
     if found.broken:
         table.notes.append(f"Connections that broke: {len(found.broken)} ({', '.join(set(found.broken))}).")
     table.notes += [

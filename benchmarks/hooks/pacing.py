@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,11 +15,11 @@ IDLE_S = 1.0
 
 @dataclass(slots=True)
 class Paced:
-    """Milliseconds from when a call was due until its answer; what was not a 200; summaries of cards; and how
-    connections broke."""
+    """Milliseconds from when a call was due until its answer; what was not a 200, by status and reason, how
+    often; summaries of cards; and how connections broke."""
 
     ms: list[float] = field(default_factory=list)
-    refused: dict[int, int] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)
     summaries: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
 
@@ -46,7 +47,7 @@ async def _post(
                 found.broken.append(type(error).__name__)
                 return
             if answer.status_code != 200:
-                found.refused[answer.status_code] = found.refused.get(answer.status_code, 0) + 1
+                found.refused[f"{answer.status_code}: {answer.json()['issue'][0]['diagnostics'][:120]}"] += 1
                 return
             found.ms.append((time.perf_counter() - due) * 1000)
             found.summaries += [card["summary"] for card in answer.json()["cards"]]
