@@ -225,6 +225,12 @@ class ServerForm(EhrForm):
         required=False,
         help_text="Otherwise we are a public client, by PKCE alone.",
     )
+    has_own_redirect = forms.BooleanField(
+        label="A redirect URI of its own",
+        required=False,
+        help_text="Told on its page, to be registered at the EHR. Where several public EHRs are registered "
+        "here, none of them can then come by another's codes.",
+    )
     origins = forms.CharField(
         label="Further origins of its sign-in",
         required=False,
@@ -239,7 +245,10 @@ class ServerForm(EhrForm):
     )
     registering = servers
     multi = ("origins", "embedders")
-    field_order = ("name", "issuer", "source", "client_id", "is_confidential", "origins", "embedders")
+    field_order = (
+        "name", "issuer", "source", "client_id", "is_confidential", "has_own_redirect", "origins",
+        "embedders",
+    )  # fmt: skip
 
     def __init__(self, data: Mapping[str, Any] | None = None, *, held: SmartServer | None = None) -> None:
         super().__init__(data, held=held)

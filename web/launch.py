@@ -95,7 +95,7 @@ def launch(request: HttpRequest) -> HttpResponse:
 
 
 @require_safe
-def callback(request: HttpRequest) -> HttpResponse:
+def callback(request: HttpRequest, ehr: str = "") -> HttpResponse:
     """Back from the EHR's sign-in. A state this browser did not take along is refused with 400."""
     return under_way.drop(request, _complete(request), WAITING)
 
@@ -110,6 +110,7 @@ def _complete(request: HttpRequest) -> HttpResponse:
             issuer,
             code,
             pending,
+            came_to=request.path_info,
             answered_by=request.GET.get("iss", ""),
             address=recording.person(request.user, request),
             now=timezone.now(),

@@ -61,6 +61,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("models/<uuid:version_id>", models.model, name="model"),
     path("launch", launch.launch, name="smart-launch"),
     path("launch/callback", launch.callback, name="smart-callback"),
+    path("launch/callback/<slug:ehr>", launch.callback, name="smart-callback"),
     path("launch/ended", launch.ended, name="smart-ended"),
     path("launch/style.css", launch.style, name="smart-style"),
     path("models/<uuid:version_id>/card", model_card.card, name="model-card"),

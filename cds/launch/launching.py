@@ -37,7 +37,6 @@ from cds.subscriptions.models import Subscription
 from cds.taking import Tally
 
 Pending = ehr.Pending  # what a session remembers of a launch under way
-CALLBACK = "/launch/callback"
 # What every EHR serves (US Core 3 and later); that one of the others is not allowed is no news to anybody
 SERVED_EVERYWHERE = (
     "Patient", "Encounter", "Condition", "Observation", "MedicationRequest", "Procedure",
@@ -99,17 +98,24 @@ def complete(
     code: str,
     pending: ehr.Pending,
     *,
+    came_to: str,
     answered_by: str = "",
     address: recording.Actor,
     now: datetime,
 ) -> Launched:
     """The browser is back with a code.
 
+    came_to      the path it came to: the code of another EHR's sign-in comes to another (RFC 9700, 4.4)
     answered_by  the `iss` that came with it, "" for none
     address      who it comes from, for the audit trail
     raises       NotThisLaunch, NotAllowed (not a clinician, there or here), Unavailable
     """
     server = _registered(issuer)
+    if came_to != server.redirect_path:
+        raise NotThisLaunch(
+            "the sign-in led back to another address than this EHR's: a code of another one is sent nowhere. "
+            "If its redirect address was changed here just now, launch again"
+        )
     app = _app(server)
     try:
         configuration = _configuration(server, app)
@@ -191,7 +197,7 @@ def _app(server: SmartServer) -> ehr.SmartApp:
     return ehr.SmartApp(
         server.issuer,
         server.client_id,
-        redirect_uri=settings.PUBLIC_URL + CALLBACK,
+        redirect_uri=settings.PUBLIC_URL + server.redirect_path,
         key=key,
         origins=server.origins,
     )

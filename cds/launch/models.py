@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 
 from django.conf import settings
 from django.db import models
 
 from cds.patients.models import Source
+
+CALLBACK = "/launch/callback"
 
 
 class SmartServer(models.Model):
@@ -18,6 +21,7 @@ class SmartServer(models.Model):
     issuer = models.URLField(max_length=300, unique=True)  # FHIR base URL, without a slash at its end
     ends_in_slash = models.BooleanField(default=False)  # it was registered with one
     client_id = models.CharField(max_length=200)  # what the EHR calls us
+    has_own_redirect = models.BooleanField(db_default=False, default=False)  # see `redirect_path`
     is_confidential = models.BooleanField(default=False)  # signs in with our key; False: public, PKCE alone
     origins = models.JSONField(default=list)  # further origins of its sign-in endpoints
     embedders = models.JSONField(default=list)  # web origins that may show us in a frame
@@ -30,6 +34,12 @@ class SmartServer(models.Model):
     def address(self) -> str:
         """Its FHIR base URL as it was registered: it may take its own name (`aud`) to the letter."""
         return f"{self.issuer}/" if self.ends_in_slash else self.issuer
+
+    @property
+    def redirect_path(self) -> str:
+        """Where its sign-in leads back to, and no other EHR's does once it has one of its own."""
+        name = hashlib.sha256(self.issuer.encode()).hexdigest()[:16]
+        return f"{CALLBACK}/{name}" if self.has_own_redirect else CALLBACK
 
 
 class SmartIdentity(models.Model):

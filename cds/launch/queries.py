@@ -18,12 +18,14 @@ from cds.patients import access
 class ServerView:
     """An EHR that may launch us, or might; `people` of it have come.
 
-    shares  what to say where another EHR that launches us has the same source; "" where none does
+    shares   what to say where another EHR that launches us has the same source; "" where none does
+    mixable  what to say where another could come by its codes; "" where none could
     """
 
     server: SmartServer
     people: int
     shares: str = ""
+    mixable: str = ""
 
 
 def list_servers(viewer: access.Viewer) -> list[ServerView]:
@@ -48,4 +50,5 @@ def _counted() -> QuerySet[SmartServer]:
 def _view(server: SmartServer) -> ServerView:
     people: int = server.people  # type: ignore[attr-defined]
     others = registering.beside(server.source, server.issuer) if server.is_active else []
-    return ServerView(server, people, clients.shared(server.source.slug, others))
+    shares = clients.shared(server.source.slug, others)
+    return ServerView(server, people, shares, registering.mixable(server))

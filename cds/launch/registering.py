@@ -32,6 +32,7 @@ def register(
     client_id: str,
     source: Source | str,
     is_confidential: bool = False,
+    has_own_redirect: bool = False,
     origins: Sequence[str] = (),
     embedders: Sequence[str] = (),
     by: recording.Actor,
@@ -40,6 +41,7 @@ def register(
     """Answer an EHR's launches, or replace what is registered for its issuer.
 
     source     its patients belong to it: a slug is made a source where there is none yet
+    has_own_redirect  its sign-in leads back to an address of its own (`SmartServer.redirect_path`)
     origins    further origins of its sign-in endpoints, such as https://login.hospital.example
     embedders  web origins that may show the panel in a frame
     returns    the server, and whether it is new
@@ -49,6 +51,7 @@ def register(
         "name": clients.check_name(name),
         "client_id": check_client_id(client_id),
         "is_confidential": is_confidential,
+        "has_own_redirect": has_own_redirect,
         "origins": [check_origin(origin) for origin in origins],
         "embedders": [check_embedder(origin) for origin in embedders],
         "is_active": True,
@@ -122,6 +125,21 @@ def beside(source: Source | str, issuer: str) -> list[str]:
     others = SmartServer.objects.filter(source__slug=slug, is_active=True)
     others = others.exclude(issuer=issuer.removesuffix("/")).order_by("name", "issuer")
     return [f"{one.name} ({one.address})" for one in others]
+
+
+def mixable(server: SmartServer) -> str:
+    """What to say of an EHR whose codes another registered one could come by; "" where none could.
+
+    One that is hostile may lead a launch of its own on to this one's sign-in, and have us hand it this one's
+    code (mix-up, RFC 9700, 4.4): of no use without our key, and no code comes to an address of another's.
+    """
+    others = SmartServer.objects.filter(is_active=True).exclude(pk=server.pk)
+    if server.is_confidential or server.has_own_redirect or not server.is_active or not others.exists():
+        return ""
+    return (
+        "as a public client with the redirect URI that all share, nothing but `iss` on the redirect (RFC "
+        "9207) keeps its codes from another registered EHR: give it a redirect URI of its own, or our key"
+    )
 
 
 def list_embedders(*, ask: bool = True) -> list[str]:

@@ -40,6 +40,45 @@ def test_a_code_of_another_ehr_is_not_sent_on(registered: SmartServer, server: L
         assert "/auth/token" not in hostile.asked
 
 
+def test_without_iss_its_own_address_keeps_a_code_from_another_ehr(db: None, server: LaunchingEhr) -> None:
+    """RFC 9700, 4.4: the other one may send the browser on to this one's sign-in, but not elsewhere back."""
+    kept = launches.register(server, has_own_redirect=True)
+    with launching_ehr() as hostile:
+        hostile.add("p1", "Nobody")
+        launches.register(hostile, source="another")
+        client = Client()
+        there = client.get("/launch", {"iss": hostile.fhir, "launch": "launch-p1"})["Location"]
+        state = parse_qs(urlsplit(there).query)["state"][0]
+        refused = client.get(kept.redirect_path, {"state": state, "code": "of the honest one"})
+        assert refused.status_code == 400
+        assert "another address than this EHR" in refused.content.decode()
+        assert "/auth/token" not in hostile.asked
+    back = launches.begin(client, server)
+    assert back.startswith(f"{kept.redirect_path}?")
+    assert client.get(back.replace(kept.redirect_path, "/launch/callback")).status_code == 400
+    assert client.get(launches.begin(client, server)).status_code == 302
+
+
+def test_an_ehr_whose_codes_another_could_come_by_is_named(db: None, server: LaunchingEhr) -> None:
+    kept = launches.register(server)
+    assert registering.mixable(kept) == "", "there is no other"
+    known = {"issuer": "https://other.example/r4", "client_id": "x", "source": "another"}
+    other = registering.register("Another", **known, by=BY, now=timezone.now())[0]
+    assert "a redirect URI of its own" in registering.mixable(kept)
+    client = Client()
+    client.force_login(clinic.person("admin", access.Role.ADMIN))
+    assert client.get("/ehrs").content.decode().count("Shares its redirect") == 2
+    assert 'data-testid="mixable"' in client.get(f"/ehrs/servers/{kept.pk}").content.decode()
+    assert registering.mixable(launches.register(server, is_confidential=True)) == ""
+    own = launches.register(server, has_own_redirect=True)
+    assert registering.mixable(own) == ""
+    page = client.get(f"/ehrs/servers/{own.pk}").content.decode()
+    assert own.redirect_path in page
+    assert 'data-testid="mixable"' not in page
+    registering.withdraw(own.issuer, by=BY, now=timezone.now())
+    assert registering.mixable(other) == ""
+
+
 @pytest.mark.parametrize(("promised", "status"), [(False, 302), (True, 400)])
 def test_an_ehr_that_names_itself_always_does(
     promised: bool, status: int, registered: SmartServer, server: LaunchingEhr

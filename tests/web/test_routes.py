@@ -82,6 +82,7 @@ GET: dict[str, tuple[int, int, int, int, int, int]] = {
     "/destinations/ehr/pause": (405, 405, 405, 405, 405, 405),
     "/launch":              (200, 200, 200, 200, 200, 200),
     "/launch/callback":     (400, 400, 400, 400, 400, 400),
+    "/launch/callback/an-ehr": (400, 400, 400, 400, 400, 400),
     "/launch/ended":        (200, 200, 200, 200, 200, 200),
     "/launch/style.css":    (200, 200, 200, 200, 200, 200),
     "/openapi.json":        (200, 200, 200, 200, 200, 200),

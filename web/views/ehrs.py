@@ -21,7 +21,6 @@ from cds.errors import Invalid, Unavailable
 from cds.hooks import queries as clients
 from cds.hooks import registering as registering_clients
 from cds.hooks.models import HookClient
-from cds.launch import launching
 from cds.launch import queries as servers
 from cds.launch import registering as registering_servers
 from cds.launch.models import SmartServer
@@ -56,10 +55,11 @@ def client(request: HttpRequest, client_id: UUID) -> HttpResponse:
 @login_required
 def server(request: HttpRequest, server_id: UUID) -> HttpResponse:
     """One EHR that may launch us, and what to register there."""
+    view = servers.get_server(request.user, server_id)
     context = {
-        "view": servers.get_server(request.user, server_id),
+        "view": view,
         "launch": f"{settings.PUBLIC_URL}/launch",
-        "callback": f"{settings.PUBLIC_URL}{launching.CALLBACK}",
+        "callback": f"{settings.PUBLIC_URL}{view.server.redirect_path}",
         "our_keys": f"{settings.PUBLIC_URL}/.well-known/jwks.json",
     }
     return render(request, "web/ehrs/server.html", context)
@@ -112,6 +112,7 @@ def edit_server(request: HttpRequest, server_id: UUID | None = None) -> HttpResp
             client_id=said["client_id"],
             source=said["source"],
             is_confidential=said["is_confidential"],
+            has_own_redirect=said["has_own_redirect"],
             origins=said["origins"],
             embedders=said["embedders"],
             by=actor_of(request),

@@ -13,7 +13,7 @@ from django.utils import timezone
 from cds.audit import recording
 from cds.errors import ClinicError
 from cds.hooks import registering as clients
-from cds.launch import launching, registering
+from cds.launch import registering
 from cds.launch.models import SmartServer
 
 BY = recording.system("smart_server")
@@ -34,6 +34,9 @@ class Command(BaseCommand):
         add.add_argument("--client-id", required=True, help="what it calls us")
         add.add_argument("--source", required=True, metavar="SLUG", help="the source its patients belong to")
         add.add_argument("--confidential", action="store_true", help="sign in with our key (private_key_jwt)")
+        add.add_argument(
+            "--own-redirect", action="store_true", help="its sign-in leads back to an address of its own"
+        )
         add.add_argument(
             "--origin", action="append", default=[], metavar="URL", help="another origin of its sign-in"
         )
@@ -69,6 +72,7 @@ class Command(BaseCommand):
             client_id=options["client_id"],
             source=options["source"],
             is_confidential=options["confidential"],
+            has_own_redirect=options["own_redirect"],
             origins=options["origin"],
             embedders=options["frame"],
             by=BY,
@@ -79,7 +83,7 @@ class Command(BaseCommand):
             self.stdout.write(f"  new source made: {server.source.slug}")
         self._warn(server)
         self.stdout.write(f"  launch URL    {settings.PUBLIC_URL}/launch")
-        self.stdout.write(f"  redirect URI  {settings.PUBLIC_URL}{launching.CALLBACK}")
+        self.stdout.write(f"  redirect URI  {settings.PUBLIC_URL}{server.redirect_path}")
         if server.is_confidential:
             self.stdout.write(f"  key set       {settings.PUBLIC_URL}/.well-known/jwks.json")
 
@@ -100,8 +104,8 @@ class Command(BaseCommand):
                 )
 
     def _warn(self, server: SmartServer) -> None:
-        said = clients.shared(server.source.slug, registering.beside(server.source, server.issuer))
-        if said:
+        shared = clients.shared(server.source.slug, registering.beside(server.source, server.issuer))
+        for said in filter(None, (shared, registering.mixable(server))):
             self.stdout.write(self.style.WARNING(f"  warning: {said}"))
 
     def _withdraw(self, options: dict[str, Any]) -> None:
