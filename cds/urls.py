@@ -2,13 +2,13 @@
 
 from django.urls import URLPattern, URLResolver, include, path
 
-from cds import health, signing
+from cds import health, metrics, signing
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("livez", health.livez, name="livez"),
     path("readyz", health.readyz, name="readyz"),
     path(".well-known/jwks.json", signing.jwks, name="jwks"),
-    path("", include("django_prometheus.urls")),
+    path("metrics", metrics.metrics, name="metrics"),
     path("", include("cds.hooks.urls")),
     path("", include("cds.subscriptions.urls")),
     path("", include("web.urls")),
