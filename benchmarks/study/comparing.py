@@ -70,6 +70,30 @@ def within_folds(heard: Heard, arm: str, weights: Floats) -> Floats:
     return np.stack([auroc_within(risks, heard.labels, weights, folds) for risks, folds in asked])
 
 
+def picked(heard: Heard, among: Sequence[str], weights: Floats) -> Floats:
+    """`auroc_within` of one of these arms a fold, picked as one could have: the best within the other folds,
+    [repeats, 1 + draws]. Of arms picked by the very rows they are scored on, the luckiest wins.
+
+    Their models learned from the fold's rows as well, so a trace of them is left in the choice. The choice is
+    made once, and not again in each draw.
+    """
+    scores = []
+    for repeat in range(min(len(heard.risks[arm]) for arm in among)):
+        folds, risks = heard.folds[repeat], {arm: heard.risks[arm][repeat] for arm in among}
+        said = np.empty_like(heard.labels)
+        for fold in np.unique(folds):
+            held, others = folds == fold, folds != fold
+            alike = np.ones((1, others.sum()))
+            found = {
+                arm: auroc_within(of[others], heard.labels[others], alike, folds[others])[0]
+                for arm, of in risks.items()
+            }
+            best = max(sorted(among), key=found.__getitem__)  # of ties always the same
+            said[held] = risks[best][held]
+        scores.append(auroc_within(said, heard.labels, weights, folds))
+    return np.stack(scores)
+
+
 def _won(risks: Floats, labels: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """Per draw: pairs of an event and another that are ranked rightly, and all such pairs."""
     order = np.argsort(risks, kind="stable")

@@ -15,9 +15,11 @@ from fusion import Modality
 
 ONLY, AND = " only", " + "
 SAID = "Worse than the best modality present, the interval excluding 0: "
+SAID_PICKED = "Worse than the one picked beforehand, the interval excluding 0: "
 HEAD = (
-    "| present | AUROC | best modality present | fused − it | within folds: fused − it |",
-    "| --- | --- | --- | --- | --- |",
+    "| present | AUROC | best modality present | fused − it | within folds: fused − it | "
+    "within folds: fused − one picked beforehand |",
+    "| --- | --- | --- | --- | --- | --- |",
 )
 
 
@@ -52,28 +54,39 @@ def table(heard: Heard, found: Mapping[str, Floats], weights: Floats, arm: str) 
     if len(alone) < 3:
         return []
     asked = {a.removeprefix(f"{arm}: "): a for a in told if is_part(a)} | {AND.join(alone): arm}
-    lines, worse = [], []
+    lines, worse, worse_than_picked = [], [], []
     for present, which in asked.items():
-        best = _best(found, which, [(alone[name], f"stack: {name}") for name in present.split(AND)])
+        either = [one for name in present.split(AND) for one in (alone[name], f"stack: {name}")]
+        among = [one for one in either if one in found]
+        best = _best(found, which, among)
         gap = comparing.difference(found[which], found[best])
-        inside = comparing.difference(*(comparing.within_folds(heard, a, weights) for a in (which, best)))
+        inside = comparing.within_folds(heard, which, weights)
+        over_best = comparing.difference(inside, comparing.within_folds(heard, best, weights))
+        over_picked = comparing.difference(inside, comparing.picked(heard, among, weights))
         worse += [present] if gap.high < 0 else []
+        worse_than_picked += [present] if over_picked.high < 0 else []
         lines.append(
-            f"| {present} | {comparing.interval(found[which])} | {best} | {gap.signed} | {inside.signed} |"
+            f"| {present} | {comparing.interval(found[which])} | {best} | {gap.signed} | {over_best.signed} "
+            f"| {over_picked.signed} |"
         )
-    said = f"{len(worse)} of {len(lines)} ({'; '.join(worse)})" if worse else f"none of {len(lines)}"
     return [
-        f"Every pattern of present modalities, *{arm}* (best: of either recipe, picked on these folds):",
+        f"Every pattern of present modalities, *{arm}* (best: of either recipe, picked on these folds; "
+        "picked beforehand: for each fold, the best within the others):",
         "",
         *HEAD,
         *lines,
         "",
-        f"{SAID}{said}.",
+        f"{SAID}{_counted(worse, len(lines))}.",
+        "",
+        f"{SAID_PICKED}{_counted(worse_than_picked, len(lines))}.",
         "",
     ]
 
 
-def _best(found: Mapping[str, Floats], which: str, pairs: Sequence[tuple[str, str]]) -> str:
+def _best(found: Mapping[str, Floats], which: str, alone: Sequence[str]) -> str:
     """The arm of one modality with the highest AUROC in the repeats that `which` ran in."""
-    alone = [arm for pair in pairs for arm in pair if arm in found]
     return max(alone, key=lambda arm: found[arm][: len(found[which]), 0].mean())
+
+
+def _counted(patterns: Sequence[str], of: int) -> str:
+    return f"{len(patterns)} of {of} ({'; '.join(patterns)})" if patterns else f"none of {of}"

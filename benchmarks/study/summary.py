@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.study import pages
+from benchmarks.study import pages, patterns
 
 NAME = "summary"
 SETS = ("cxr_covid", "brain_lgg", "lung_ultrasound", "icu_physionet2012", "skin_ham10000")
@@ -21,7 +21,7 @@ BRACKETS = rf"{NUMBER} \[{NUMBER}, {NUMBER}\]"
 ROW = re.compile(  # as `comparison` writes it
     rf"\| (?P<task>[^|]+) \| (?P<counts>\d+ / \d+ / \d+) \| {NUMBER} \((?P<alone>[^|]+)\) \| {NUMBER} \| "
     rf"\*\*(?P<fused>{BRACKETS})\*\* \| (?P<stack>{BRACKETS}) \| (?P<best>{BRACKETS}) \|"
-    rf"(?: (?P<within>{BRACKETS}) \|)?"
+    rf"(?: (?P<within>{BRACKETS}) \|)?(?: (?P<picked>{BRACKETS}) \|)?"
 )
 HEAD = (
     "| set | task | rows / groups / events | fused | fused − stack | | within folds | | fused − best alone | "
@@ -33,8 +33,8 @@ BOOSTING = "gradient boosting, one row of all"
 OVER_BOOSTING = re.compile(
     rf"^- (?P<task>.+): best arm is .*fused − \*{BOOSTING}\* (?P<gap>{BRACKETS})", re.M
 )
-PATTERNS = re.compile(  # as `patterns` writes it
-    r"^Worse than the best modality present, the interval excluding 0: (\d+|none) of (\d+)", re.MULTILINE
+PATTERNS, PICKED_PATTERNS = (
+    re.compile(rf"^{said}(\d+|none) of (\d+)", re.MULTILINE) for said in (patterns.SAID, patterns.SAID_PICKED)
 )
 DATE = re.compile(r"^\*(\d+ \w+ \d{4}), .*\*$", re.MULTILINE)
 
@@ -64,6 +64,7 @@ class Line:
     """One task: the row of its comparison, the day that table was made and its repeats of the folds.
 
     over_boosting  fused − boosting on one row of all; older tables do not tell
+    over_picked    fused − the one modality that the other folds pick, within folds; nor this
     """
 
     collection: str
@@ -76,6 +77,7 @@ class Line:
     within: Gap | None
     made: str
     over_boosting: Gap | None = None
+    over_picked: Gap | None = None
 
     def __str__(self) -> str:
         return f"{self.collection}: {self.task}"
@@ -85,8 +87,12 @@ def run() -> str:
     """Markdown, from the page as it is. Raises ValueError for a comparison whose rows cannot be read."""
     tables = {name: pages.find(f"{name}_comparison") for name in SETS}
     lines = [line for name, table in tables.items() if table is not None for line in read(name, table)]
-    patterns = [told for table in tables.values() for told in PATTERNS.findall(table or "")]
-    return page(lines, without=[name for name, table in tables.items() if table is None], patterns=patterns)
+    found, picked = (
+        [told for table in tables.values() for told in which.findall(table or "")]
+        for which in (PATTERNS, PICKED_PATTERNS)
+    )
+    without = [name for name, table in tables.items() if table is None]
+    return page(lines, without=without, worse=found, worse_than_picked=picked)
 
 
 def read(collection: str, table: str) -> list[Line]:
@@ -108,6 +114,7 @@ def read(collection: str, table: str) -> list[Line]:
             Gap(row["within"]) if row["within"] else None,
             made,
             over_boosting.get(row["task"]),
+            Gap(row["picked"]) if row["picked"] else None,
         )
         for row in ROW.finditer(table)
     ]
@@ -117,11 +124,16 @@ def read(collection: str, table: str) -> list[Line]:
 
 
 def page(
-    lines: Sequence[Line], *, without: Sequence[str] = (), patterns: Sequence[tuple[str, str]] = ()
+    lines: Sequence[Line],
+    *,
+    without: Sequence[str] = (),
+    worse: Sequence[tuple[str, str]] = (),
+    worse_than_picked: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Markdown: a row a task, then each goal with what became of it.
 
-    patterns  of each table of patterns: in how many ("none") the fused model is worse, of how many
+    worse  of each table of patterns: in how many ("none") the fused model is worse than the best modality,
+           of how many; worse_than_picked: than the one picked beforehand
     """
     return "\n".join(
         [
@@ -140,7 +152,8 @@ def page(
             *map(_row, lines),
             "",
             *(f"- {said}" for said in _goals(lines)),
-            *_patterns(patterns),
+            *_patterns(worse, "The same of"),
+            *_patterns(worse_than_picked, "Beside the modality picked beforehand, within folds, of"),
             *(f"- No table yet: {name}." for name in without),
         ]
     )
@@ -197,6 +210,13 @@ def _goals(lines: Sequence[Line]) -> list[str]:
         f"{_named(lines, over_alone, 'worse')}. Better than it, so that fusing is shown to help, on "
         f"{_named(lines, over_alone, 'better')}."
     )
+    beforehand = [line for line in lines if line.over_picked is not None]
+    if beforehand:
+        said.append(
+            "The same within folds beside the modality that the other folds pick, as one could have, on "
+            f"{len(beforehand)} tasks: worse on {_named(beforehand, _over_picked, 'worse')}; below on "
+            f"{_named(beforehand, _over_picked, 'below')}."
+        )
     return said
 
 
@@ -206,18 +226,22 @@ def _over_boosting(line: Line) -> str:
     return "" if gap is None else f" Fused − boosting on the 48 h series: {gap.said}, {_loud(gap)}."
 
 
-def _patterns(told: Sequence[tuple[str, str]]) -> list[str]:
+def _patterns(told: Sequence[tuple[str, str]], begin: str) -> list[str]:
     if not told:
         return []
     worse = sum(int(count) for count, _ in told if count != "none")
     return [
-        f"- The same of every pattern of two present modalities or more, in the {len(told)} tables of three "
+        f"- {begin} every pattern of two present modalities or more, in the {len(told)} tables of three "
         f"modalities: worse in {worse or 'none'} of {sum(int(of) for _, of in told)}."
     ]
 
 
 def _within(line: Line) -> str:
     return line.within.verdict if line.within is not None else ""
+
+
+def _over_picked(line: Line) -> str:
+    return line.over_picked.verdict if line.over_picked is not None else ""
 
 
 def _met(is_met: bool) -> str:

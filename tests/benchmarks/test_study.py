@@ -157,7 +157,9 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> comparison.Outcome:
     assert line.made == "no date (× 1)"
     assert line.over_boosting is not None
     assert line.over_boosting.said == found.over("fused", "gradient boosting, one row of all").signed
-    assert len(summary.PATTERNS.findall(said)) == 1
+    assert line.over_picked is not None
+    assert line.over_picked.said == found.over_picked.signed
+    assert len(summary.PATTERNS.findall(said)) == len(summary.PICKED_PATTERNS.findall(said)) == 1
     return found
 
 
@@ -199,6 +201,7 @@ def test_every_pattern_of_three_modalities_stands_beside_the_best_in_it(outcome:
         best = row[2].removeprefix("fused: ").removeprefix("stack: ").removesuffix(" only")
         assert best in row[0], "the best of those present"
         assert f"fused: {row[0][2:]}" in {*outcome.found, "fused: tabular + image + series"}
+    assert rows[-1][5] == f"{outcome.over_picked.signed} |", "of the whole model, as in the first table"
     whole = outcome.over("fused", rows[-1][2]).signed
     assert rows[-1][3] == whole
     pair = outcome.over("fused: tabular + image", rows[0][2]).signed
@@ -323,6 +326,26 @@ def test_within_folds_no_calibration_of_a_fold_matters() -> None:
         comparing.scored(comparing.auroc, heard.risks[arm], labels, weights)[0, 0] for arm in heard.risks
     ]
     assert pooled[1] < pooled[0] - 0.05
+
+
+def test_what_is_picked_beforehand_is_picked_without_the_fold_it_is_scored_on() -> None:
+    labels = np.tile([0.0, 1.0], 40)
+    folds = np.repeat(np.arange(4), 20)
+    right, wrong = 0.4 + 0.2 * labels, 0.6 - 0.2 * labels
+    lucky = np.where(folds == 3, right, wrong)  # right where it is asked last, and nowhere else
+    steady = np.where(folds == 3, 0.5, right)
+    weights = comparing.draw([f"g{i}" for i in range(80)], 0, draws=20)
+    risks = {"lucky": [lucky, lucky], "steady": [steady]}
+    heard = Heard(labels, [], risks, folds=[folds, folds])
+    found = comparing.picked(heard, ["lucky", "steady"], weights)
+    assert found.shape == (1, 21), "the repeats that both ran in"
+    assert found[0, 0] == pytest.approx(0.875), "the steady one in every fold, as good as a guess in the last"
+    at_once = max(comparing.auroc_within(r[0], labels, weights, folds)[0] for r in risks.values())
+    assert at_once == pytest.approx(0.875)
+    noise = {f"noise {n}": [np.random.default_rng(n).random(80)] for n in range(20)}
+    heard = Heard(labels, [], noise, folds=[folds])
+    best = max(comparing.within_folds(heard, arm, weights)[0, 0] for arm in noise)
+    assert best > comparing.picked(heard, list(noise), weights)[0, 0] + 0.05, "the luckiest of them"
 
 
 def test_fields_that_stand_in_the_series_are_seen_in_reports_and_in_studies() -> None:

@@ -59,6 +59,11 @@ def test_a_row_and_its_goals_are_told(tmp_path: Path, monkeypatch: pytest.Monkey
     said = summary.run()
     assert "**worse** | +0.004 [-0.020, +0.030] | above | -0.040" in said
     assert "The same within folds, on 1 tasks: worse on none of 1; below on none of 1." in said
+    assert "that the other folds pick" not in said
+    picked = f"{inside} -0.050 [-0.090, -0.010] |"
+    pages.keep("icu_physionet2012_comparison", table.replace("+0.001] |", f"+0.001] | {picked}"))
+    said = summary.run()
+    assert "that the other folds pick, as one could have, on 1 tasks: worse on 1 of 1 (icu" in said
 
 
 def test_boosting_on_the_series_and_patterns_are_told_where_a_table_has_them(
@@ -76,11 +81,13 @@ def test_boosting_on_the_series_and_patterns_are_told_where_a_table_has_them(
         best.format("gradient boosting, one row of all", "+0.005 [-0.002, +0.011]"),
         worse.format("none", ""),
         worse.format("1", " (tabular + image)"),
+        f"{patterns.SAID_PICKED}2 of 4 (tabular + image; image + series).",
     ]
     pages.keep("icu_physionet2012_comparison", "\n".join([table, *more]))
     said = summary.run()
     assert "Fused − boosting on the 48 h series: +0.005 [-0.002, +0.011], above." in said
     assert "in the 2 tables of three modalities: worse in 1 of 8." in said
+    assert "in the 1 tables of three modalities: worse in 2 of 4." in said
 
 
 def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
