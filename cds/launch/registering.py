@@ -137,8 +137,9 @@ def mixable(server: SmartServer) -> str:
     if server.is_confidential or server.has_own_redirect or not server.is_active or not others.exists():
         return ""
     return (
-        "as a public client with the redirect URI that all share, nothing but `iss` on the redirect (RFC "
-        "9207) keeps its codes from another registered EHR: give it a redirect URI of its own, or our key"
+        "another registered EHR could come by its sign-in codes (mix-up, RFC 9700), for we are a public "
+        "client and both lead back to one address: give it a redirect URI of its own, or sign in with our "
+        "key. One that names itself when it leads back (iss, RFC 9207) is safe already"
     )
 
 
