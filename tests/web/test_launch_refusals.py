@@ -25,14 +25,19 @@ def _words(client: Client, answer: Any) -> str:
     return " ".join(page.content.decode().replace("&#x27;", "'").split())
 
 
+def _begun_at(client: Client, hostile: LaunchingEhr) -> str:
+    """The state of a launch that began at an EHR which is registered and hostile."""
+    hostile.add("p1", "Nobody")
+    launches.register(hostile, source="another")
+    there = client.get("/launch", {"iss": hostile.fhir, "launch": "launch-p1"})["Location"]
+    return parse_qs(urlsplit(there).query)["state"][0]
+
+
 def test_a_code_of_another_ehr_is_not_sent_on(registered: SmartServer, server: LaunchingEhr) -> None:
     """RFC 9207: who began at one EHR and was led to another one's sign-in brings back that one's code."""
     with launching_ehr() as hostile:
-        hostile.add("p1", "Nobody")
-        launches.register(hostile, source="another")
         client = Client()
-        there = client.get("/launch", {"iss": hostile.fhir, "launch": "launch-p1"})["Location"]
-        state = parse_qs(urlsplit(there).query)["state"][0]
+        state = _begun_at(client, hostile)
         asked = {"state": state, "code": "of the other one", "iss": server.fhir}
         refused = client.get("/launch/callback", asked)
         assert refused.status_code == 400
@@ -44,11 +49,8 @@ def test_without_iss_its_own_address_keeps_a_code_from_another_ehr(db: None, ser
     """RFC 9700, 4.4: the other one may send the browser on to this one's sign-in, but not elsewhere back."""
     kept = launches.register(server, has_own_redirect=True)
     with launching_ehr() as hostile:
-        hostile.add("p1", "Nobody")
-        launches.register(hostile, source="another")
         client = Client()
-        there = client.get("/launch", {"iss": hostile.fhir, "launch": "launch-p1"})["Location"]
-        state = parse_qs(urlsplit(there).query)["state"][0]
+        state = _begun_at(client, hostile)
         refused = client.get(kept.redirect_path, {"state": state, "code": "of the honest one"})
         assert refused.status_code == 400
         assert "another address than this EHR" in refused.content.decode()
