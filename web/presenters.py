@@ -26,6 +26,12 @@ SCOREABLE = {
     DataState.FAILED: "Nothing is known about the risk. Trying again is safe.",
     DataState.UPDATING: "It appears here by itself.",
 }
+TOLD = {  # by `Response.kind`
+    "acknowledged": "Acknowledged.",
+    "overridden": "Your disagreement is recorded.",
+    "snoozed": "Snoozed for four hours: no card for this score in the EHR, unless its category rises.",
+    "undone": "Taken back.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,7 @@ class OutcomeView:
     measurements: tuple[MeasurementRow, ...]
     undo: ResponseView | None  # an answer the viewer may still take back
     undo_ms: int
+    told: str  # what the viewer was told of an answer they gave just now, "" for none
     what_then: str
     imaging_key: str  # changes when there is something new to look at
 
@@ -176,6 +183,7 @@ def _outcome(seen: OutcomePanel, series_id: str, viewer_name: str, now: datetime
         measurements=tuple(imaging.measurement(one) for one in seen.measurements),
         undo=undo,
         undo_ms=left,
+        told=_told(seen, viewer_name, now),
         what_then=SCOREABLE.get(seen.state, ""),
         imaging_key=_imaging_key(seen),
     )
@@ -211,6 +219,13 @@ def _undo(seen: OutcomePanel, viewer_name: str, now: datetime) -> tuple[Response
         return None, 0
     left = latest.at + UNDO_WITHIN + GRACE - now
     return (latest, int(left.total_seconds() * 1000)) if left > timedelta(0) else (None, 0)
+
+
+def _told(seen: OutcomePanel, viewer_name: str, now: datetime) -> str:
+    """It stays for some seconds: the answer itself is news, for which the card is fetched again at once."""
+    newest = next(iter(seen.responses), None)
+    is_own = newest is not None and newest.by == viewer_name and newest.via == "panel"
+    return TOLD[newest.kind] if newest is not None and is_own and now - newest.at < UNDO_WITHIN else ""
 
 
 def _imaging_key(seen: OutcomePanel) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from django.contrib.auth.models import User
 from django.test import Client
+from django.utils import timezone
 from PIL import Image
 
 from cds.errors import NotAllowed, NotFound
@@ -22,6 +23,7 @@ from cds.patients.models import Note, Patient
 from cds.registry.models import ActiveModel, ModelVersion
 from cds.risk.models import HeatMap, Response, RiskAssessment, RiskPrediction
 from cds.risk.responding import REASON_SYSTEM
+from tests.web import clinic
 from tests.web.clinic import BY, Clinic, assessment, version
 from web import words
 
@@ -302,6 +304,32 @@ def test_without_a_model_nothing_is_claimed(ward: Clinic, sign_in: Callable[[str
     client = sign_in("clinician")
     assert "No model is in use, so nothing is known" in text_of(client, ward.patients[0])
     assert client.get("/worklist").status_code == 200
+
+
+def test_what_was_told_of_an_answer_stays_when_its_card_is_fetched_again(
+    ward: Clinic, sign_in: Callable[[str], Client]
+) -> None:
+    """The answer itself is news, for which the page fetches the card at once: nobody could read it."""
+    client, there = sign_in("clinician"), f"/patients/{ward.patients[0].pk}"
+    act = f"{there}/risk/act"
+    page = client.get(f"{there}/risk").content.decode()
+    said = client.post(_action(page, "acknowledge"), headers={"HX-Request": "true"}).content.decode()
+    again = client.get(act, headers={"X-Live": "1"}).content.decode()
+    for shown in (said, again):
+        assert 'role="status"><p>Acknowledged.</p>' in shown
+    client.post(_action(again, "undo"), headers={"HX-Request": "true"})
+    assert 'role="status"><p>Taken back.</p>' in client.get(act).content.decode()
+    other = Client()
+    other.force_login(clinic.person("other", access.Role.CLINICIAN, unit="Ward 4"))
+    assert 'role="status"' not in other.get(act).content.decode()
+    Response.objects.update(at=timezone.now() - timedelta(seconds=11))
+    assert 'role="status"' not in client.get(act).content.decode()
+
+
+def _action(page: str, does: str) -> str:
+    found = re.search(rf'action="(/patients/[^"]+/{does})"', page)
+    assert found is not None
+    return found[1]
 
 
 def test_acknowledge_disagree_and_undo_without_script(ward: Clinic, sign_in: Callable[[str], Client]) -> None:

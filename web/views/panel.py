@@ -45,7 +45,9 @@ def part(request: HttpRequest, patient_id: object, part: str) -> HttpResponse:
         raise Http404
     access.check_view_patients(request.user)
     patient = look(request, patient_id, action="patient.refresh")
-    return render(request, PARTS[part], context(request, patient))
+    shown = context(request, patient)
+    outcome = shown["view"].outcome
+    return render(request, PARTS[part], {**shown, "said": outcome.told if outcome else ""})
 
 
 def look(request: HttpRequest, patient_id: object, *, action: str) -> Patient:

@@ -16,21 +16,18 @@ from cds.patients import access
 from cds.patients.models import Patient
 from cds.risk import assessing, queries, responding
 from cds.risk.standing import DataState
+from web import presenters
 from web.people import actor_of, user_of
 from web.views import panel
 
-SAID = {
-    "acknowledge": "Acknowledged.",
-    "override": "Your disagreement is recorded.",
-    "snooze": "Snoozed for four hours: no card for this score in the EHR, unless its category rises.",
-}
+KINDS = {"acknowledge": "acknowledged", "override": "overridden", "snooze": "snoozed"}
 
 
 @require_POST
 @login_required
 def respond(request: HttpRequest, patient_id: object, prediction_id: int, kind: str) -> HttpResponse:
     """Acknowledge, override with a coded reason, or snooze one stored prediction of this patient."""
-    if kind not in SAID:
+    if kind not in KINDS:
         raise Http404
     access.check_respond(request.user)
     patient = panel.look(request, patient_id, action="patient.respond")
@@ -54,7 +51,7 @@ def respond(request: HttpRequest, patient_id: object, prediction_id: int, kind: 
             )
     except Invalid:
         return _answer(request, patient, error="Choose a reason.")
-    return _answer(request, patient, said=SAID[kind])
+    return _answer(request, patient, said=presenters.TOLD[KINDS[kind]])
 
 
 @require_POST
@@ -70,7 +67,7 @@ def undo(request: HttpRequest, patient_id: object, response_id: object) -> HttpR
         responding.undo(response, by=actor_of(request), user=user_of(request), now=timezone.now())
     except Conflict as fault:
         return _answer(request, patient, error=f"{fault}."[:1].upper() + f"{fault}."[1:])
-    return _answer(request, patient, said="Taken back.")
+    return _answer(request, patient, said=presenters.TOLD["undone"])
 
 
 @require_POST
