@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, InterfaceError, connection
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.views.decorators.http import require_safe
@@ -81,7 +81,7 @@ def _stand() -> _Stand | None:
         return asked.result(WITHIN_S)
     except TimeoutError:
         asked.cancel()  # the one before it may still hang
-    except DatabaseError as error:
+    except (DatabaseError, InterfaceError) as error:
         logger.warning("how the work stands is not known: the database does not answer (%s)", error)
     return None
 

@@ -6,7 +6,7 @@ import time
 from datetime import timedelta
 
 import pytest
-from django.db import DatabaseError
+from django.db import DatabaseError, InterfaceError
 from django.test import Client
 from django.utils import timezone
 from prometheus_client.parser import text_string_to_metric_families
@@ -69,12 +69,16 @@ def fails() -> list[queues.QueueState]:
     raise DatabaseError("away")
 
 
+def is_closed() -> list[queues.QueueState]:
+    raise InterfaceError("the connection is closed")
+
+
 def hangs() -> list[queues.QueueState]:
     time.sleep(1.0)
     return []
 
 
-@pytest.mark.parametrize("ask", [fails, hangs])
+@pytest.mark.parametrize("ask", [fails, is_closed, hangs])
 @pytest.mark.usefixtures("transactional_db")
 def test_a_database_that_is_away_or_hangs_is_told_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, ask: object
