@@ -39,6 +39,7 @@ PARTS = {
     "brain_lgg": {
         "comparison": "benchmarks.study.comparison",
         "generalisation": "benchmarks.study.generalisation",
+        "measured": "benchmarks.study.measured",
         "segmentation": "benchmarks.study.segmentation",
         "tried": "benchmarks.study.tried",
         "volumes": "benchmarks.study.volumes",
