@@ -14,7 +14,7 @@ from fusion.research.brain_lgg import HEIGHT_MM, PIXEL_MM
 
 
 def box(mark: int, columns: int = 30) -> Drawn:
-    """Ten slices of 256 pixels a side; the tumour is a box of 4 x 20 x columns, with a speck apart from it."""
+    """Ten slices of 256 pixels a side; the tumour is a box of 4 x 20 x columns, with a speck apart."""
     mask = np.zeros((1, 10, 256, 256), bool)
     mask[0, 3:7, 100:120, 50 : 50 + columns] = True
     mask[0, 0, 0, 0] = True
