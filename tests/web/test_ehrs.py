@@ -18,6 +18,7 @@ from cds.hooks.models import HookClient
 from cds.launch.models import SmartServer
 from cds.patients.models import Source
 from tests.web.clinic import Clinic, ehrs
+from web.templatetags.screens import address
 
 pytestmark = pytest.mark.django_db
 KEYS = ehr.public_keys([{**ehr.new_key("EC"), "kid": "spring"}])
@@ -54,12 +55,19 @@ def admin(ward: Clinic, sign_in: Callable[[str], Client]) -> Client:
 def test_both_lists_say_what_matters(ward: Clinic, admin: Client) -> None:
     made = ehrs(ward)
     page = admin.get("/ehrs").content.decode()
+    assert "https://fhir.<wbr>example.<wbr>org/<wbr>r4<" in page, "a narrow column breaks it there"
+    page = page.replace("<wbr>", "")
     for said in ("https://ehr.example.org", "tenant north", "4 min ago", "40 days ago", "Keys not read",
                  "https://fhir.example.org/r4", "confidential", "https://login.example.org:443"):  # fmt: skip
         assert said in page, said
     page = admin.get(f"/ehrs/clients/{made['client']}").content.decode()
     assert "the server answered 503" in page
     assert page.count('data-testid="key-row"') == 2
+
+
+def test_an_address_is_text_whatever_it_holds() -> None:
+    assert address("https://a.example/<b>&c") == "https://a.<wbr>example/<wbr>&lt;b&gt;&amp;c"
+    assert address("") == ""
 
 
 def test_nothing_is_kept_before_it_is_confirmed(admin: Client) -> None:

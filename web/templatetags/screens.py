@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 
 from django import template
 from django.template.defaultfilters import date as format_date
 from django.utils import timezone
-from django.utils.html import format_html
-from django.utils.safestring import SafeString
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString, mark_safe
 
 from web import words
 
@@ -64,6 +65,13 @@ def moment(value: datetime | None) -> SafeString | str:
 def age(value: datetime | None) -> str:
     """How long ago, by the server's clock."""
     return "never" if value is None else words.ago(timezone.now() - value)
+
+
+@register.filter
+def address(value: str) -> SafeString:
+    """A web address that a narrow column breaks after a slash or a full stop, not within a name."""
+    parts = re.split(r"(?<=[^/][/.])(?=[^/.])", value)
+    return format_html_join(mark_safe("<wbr>"), "{}", ((part,) for part in parts))
 
 
 @register.filter
