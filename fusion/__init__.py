@@ -40,7 +40,7 @@ if _find_spec("torch") is not None:  # without it, on a small machine, `fusion.e
         NotEnoughData,
         UnknownEncoder,
     )
-    from fusion.evaluate import Report, evaluate
+    from fusion.evaluate import Report, evaluate, evaluate_beside
     from fusion.explain import ImageExplanation, explain_image, frames_explained
     from fusion.heat_maps import HeatMapMethod
     from fusion.imaging.quantify import Size, area, cardiothoracic_ratio, ejection_fraction, largest, volume
@@ -102,6 +102,7 @@ __all__ = [
     "compare_inputs",
     "ejection_fraction",
     "evaluate",
+    "evaluate_beside",
     "explain_image",
     "frames_explained",
     "image_backbone_names",

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from cds.registry import queries
 from cds.registry.models import ModelVersion
 from web import reports
+
+SCORES = {"auroc": ("AUROC", 1), "brier": ("Brier score", -1)}  # key → title, sign of what is better
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Both versions asked about the same patients, whom neither has learned from, when one of them was made.
+
+    rows  title, by how much this version is above the other, the interval of that, what it means
+    note  why there are none
+    """
+
+    patients: str
+    rows: tuple[tuple[str, str, str, str], ...]
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +39,7 @@ class Beside:
     patients: str
     are_same: bool
     rows: tuple[tuple[str, reports.Figure, reports.Figure, str], ...]
+    paired: Paired | None = None
 
 
 def beside(version: ModelVersion, other: ModelVersion) -> tuple[Beside, ...]:
@@ -41,10 +59,48 @@ def beside(version: ModelVersion, other: ModelVersion) -> tuple[Beside, ...]:
                 (mine.title, mine, its, _apart(mine.text, its.text) if are_same else "")
                 for mine, its in zip(outcome.figures, measured[outcome.outcome].figures, strict=True)
             ),
+            paired=_paired(version, other, outcome.outcome),
         )
         for outcome in reports.read(version)
         if outcome.outcome in measured
     )
+
+
+def _paired(version: ModelVersion, other: ModelVersion, outcome: str) -> Paired | None:
+    """As the later of the two was asked beside the earlier, which was in use then; None if it was not."""
+    for one, than, sign in ((version, other, 1), (other, version, -1)):
+        for told in one.report.get("beside_active", ()):
+            if told.get("version") == str(than.pk):
+                said = told.get("outcomes", {}).get(outcome)
+                return _read(said, sign) if said else Paired("", (), str(told.get("note", "")))
+    return None
+
+
+def _read(said: Mapping[str, Any], sign: int) -> Paired:
+    rows = tuple(
+        (title, *_difference(said.get(key) or {}, sign, sign * better))
+        for key, (title, better) in SCORES.items()
+    )
+    return Paired(f"{said['n']} moments of {said['patients']} patients, {said['events']} events", rows)
+
+
+def _difference(found: Mapping[str, float | None], sign: int, better: int) -> tuple[str, str, str]:
+    """The difference, its interval, what it means. better: the sign of a stored difference that is good."""
+    value, low, high = (found.get(key) for key in ("value", "low", "high"))
+    if value is None:
+        return "–", "", "not known: one answer only"
+    if low is None or high is None:
+        return _signed(sign * value), "", "too few patients for an interval"
+    ends = sorted((sign * low, sign * high))
+    if low <= 0 <= high:
+        meaning = "may be chance"
+    else:
+        meaning = "better, beyond chance" if value * better > 0 else "worse, beyond chance"
+    return _signed(sign * value), f"{_signed(ends[0])} to {_signed(ends[1])}", meaning
+
+
+def _signed(value: float) -> str:
+    return "0.000" if not round(value, 3) else f"{value:+.3f}".replace("-", "−")
 
 
 def _whose(ours: set[tuple[object, object]], theirs: set[tuple[object, object]]) -> str:

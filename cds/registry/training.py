@@ -8,6 +8,7 @@ have had, and the candidate is registered in the transaction that ends the run, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import shutil
 import threading
@@ -30,7 +31,7 @@ from cds.features.fields import CHANNELS, FIELDS, GENOMICS
 from cds.jobs import leases
 from cds.jobs.models import WorkState
 from cds.patients.models import Note
-from cds.registry import bundles, cohorts, following, policies, queries, runs
+from cds.registry import bundles, cohorts, comparing, following, policies, queries, runs
 from cds.registry.models import Cohort, TrainingRun
 from cds.studies.models import Series
 from fusion import Example, FusionConfig, Modality
@@ -93,6 +94,10 @@ def _train(run: TrainingRun, progress: Progress) -> None:
     report = fusion.evaluate(bundle, examples["held_out"], thresholds=acted_at)
     report = following.without_steps(report, run.outcomes)
 
+    progress.step("asking the version in use about the same patients", 0.93)
+    read = functools.partial(read_as, cohort, progress)
+    beside = comparing.beside_active(run, bundle, examples["held_out"], encoders, read)
+
     progress.step("saving the model", 0.97)
     path = f"{'+'.join(run.outcomes)}/{run.pk}"
     digest = _save(bundle, path)
@@ -107,7 +112,7 @@ def _train(run: TrainingRun, progress: Progress) -> None:
             **_told_of(cohort, is_private=bool(bundle.metadata.get("privacy"))),
             "files": bundles.file_digests(settings.BUNDLE_STORE / path),
         },
-        report=report.to_json(),
+        report={**report.to_json(), "beside_active": beside},
         by=WORKER,
         now=timezone.now(),
     )
@@ -180,12 +185,29 @@ def encoder_keys(config: FusionConfig) -> dict[str, str]:
     return keys
 
 
+def read_as(
+    cohort: Cohort, progress: Progress, bundle: fusion.Bundle, encoders: Mapping[str, str]
+) -> list[Example]:
+    """The held-out members as another model reads them, encoded by its encoders where they are not yet."""
+    held_out, at = ("held_out",), {"low": 0.93, "high": 0.96}
+    keys = encode_missing(cohort, bundle.config, progress, splits=held_out, **at)
+    encode_tuned(cohort, bundle, keys, progress, splits=held_out, **at)
+    return build_examples(cohort, bundle.config, encoders, progress, splits=held_out, **at)["held_out"]
+
+
 def encode_missing(
-    cohort: Cohort, config: FusionConfig, progress: Progress, *, low: float, high: float
+    cohort: Cohort,
+    config: FusionConfig,
+    progress: Progress,
+    *,
+    low: float,
+    high: float,
+    splits: Sequence[str] = cohorts.SPLITS,
 ) -> dict[str, str]:
     """Encode every image, cine and note of the cohort that has no embedding of this config yet."""
     keys = encoder_keys(config)
-    members = list(cohort.members.select_related("patient").order_by("patient_id", "-as_of"))
+    asked = cohort.members.filter(split__in=splits)
+    members = list(asked.select_related("patient").order_by("patient_id", "-as_of"))
     newest = {member.patient_id: member for member in reversed(members)}  # one, the latest moment, a patient
     moments: dict[UUID, list[datetime]] = {}
     for member in members:
@@ -231,13 +253,15 @@ def encode_tuned(
     *,
     low: float,
     high: float,
+    splits: Sequence[str] = cohorts.SPLITS,
 ) -> dict[str, str]:
     """The encoders the model needs. Where its image backbone was fine-tuned, the cohort's images are encoded
     with it here and now; other patients' images are when the model first asks for them."""
     backbone = bundle.embedder.tuned
     if backbone is None:
         return dict(encoders)
-    members = list(cohort.members.select_related("patient").order_by("patient_id", "-as_of"))
+    asked = cohort.members.filter(split__in=splits)
+    members = list(asked.select_related("patient").order_by("patient_id", "-as_of"))
     for done, member in enumerate(members):
         taken = encoding.taken_series(member.patient, as_of=member.as_of)
         for series in encoding.usable_series(taken, Modality.IMAGE):
@@ -254,13 +278,14 @@ def build_examples(
     *,
     low: float,
     high: float,
+    splits: Sequence[str] = cohorts.SPLITS,
 ) -> dict[str, list[Example]]:
     """split → examples, each from `building.build_inputs`: the function that scoring uses too."""
-    examples: dict[str, list[Example]] = {split: [] for split in cohorts.SPLITS}
+    examples: dict[str, list[Example]] = {split: [] for split in splits}
     members = list(
-        cohort.members.select_related("patient", "patient__source").order_by(
-            "patient__source__slug", "patient__resource_id", "as_of"
-        )
+        cohort.members.filter(split__in=splits)
+        .select_related("patient", "patient__source")
+        .order_by("patient__source__slug", "patient__resource_id", "as_of")
     )
     for done, member in enumerate(members):
         built = building.build_inputs(

@@ -13,9 +13,9 @@ from typing import Any
 import fusion
 from cds.features import building
 from cds.jobs.models import WorkState
+from cds.registry import loading
 from cds.registry import queries as registry_queries
 from cds.registry.models import ModelVersion
-from cds.risk import scoring
 from cds.risk.models import RiskAssessment, ShiftReport
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def watch_inputs(*, now: datetime) -> int:
 
 def compare(version: ModelVersion, *, now: datetime, patients: int = PATIENTS) -> ShiftReport | None:
     """One report, kept; None when the model keeps nothing to compare with, or nobody was scored yet."""
-    bundle = scoring.get_bundle(version)
+    bundle = loading.get_bundle(version)
     if bundle.summary is None:
         return None
     recent = [_inputs(one, bundle) for one in _newest(version, patients)]

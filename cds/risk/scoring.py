@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from cds.jobs.models import WorkState
 from cds.patients import importing
 from cds.patients.models import Note, Patient
 from cds.registry import queries as registry_queries
+from cds.registry.loading import get_bundle
 from cds.registry.models import ModelVersion
 from cds.risk import assessing, measuring
 from cds.risk.models import HeatMap, RiskAssessment, RiskPrediction
@@ -284,18 +284,6 @@ def _version(pk: uuid.UUID) -> ModelVersion:
 
 def _ms(start: float, end: float) -> float:
     return round((end - start) * 1000, 2)
-
-
-def get_bundle(version: ModelVersion) -> fusion.Bundle:
-    """The model of a version, loaded once per process; its digest is checked at every load."""
-    text = str(version.metadata.get("config", {}).get("text_backbone", ""))
-    folder = str(registry_queries.bundle_folder(version))
-    return _load_bundle(folder, version.digest, settings.IMAGE_WEIGHTS, encoding.find_text_folder(text))
-
-
-@lru_cache(maxsize=4)
-def _load_bundle(folder: str, digest: str, weights: Path | None, text: Path | None) -> fusion.Bundle:
-    return fusion.Bundle.load(Path(folder), digest=digest, image_weights=weights, text_backbone=text)
 
 
 def warm_up() -> int:

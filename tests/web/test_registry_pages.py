@@ -100,6 +100,63 @@ def test_a_candidate_stands_beside_the_version_in_use(ward: Clinic, sign_in: Cal
     assert client.get(f"/models/{ward.version.pk}?beside=nonsense").status_code == 200
 
 
+def test_versions_asked_about_the_same_patients_say_how_far_apart_they_are(
+    ward: Clinic, sign_in: Callable[[str], Client]
+) -> None:
+    candidate, client = ModelVersion.objects.get(number=3), sign_in("approver")
+    auroc, brier = (
+        {"value": 0.0214, "low": 0.002, "high": 0.041},
+        {"value": -0.0031, "low": -0.008, "high": 0.001},
+    )
+    apart = {"n": 120, "patients": 96, "events": 14, "auroc": auroc, "brier": brier}
+    told = {
+        "version": str(ward.version.pk),
+        "label": ward.version.label,
+        "outcomes": {"icu-admission": apart},
+    }
+
+    def shown(version: ModelVersion, beside: ModelVersion) -> str:
+        page = client.get(f"/models/{version.pk}?beside={beside.pk}").content.decode()
+        start = page.find('data-testid="paired"')
+        return page[start : page.index("</table>", start)] if start >= 0 else ""
+
+    assert shown(candidate, ward.version) == "", "it was never asked"
+    report = clinic.report()
+    ModelVersion.objects.filter(pk=candidate.pk).update(report={**report, "beside_active": [told]})
+    ours = shown(candidate, ward.version)
+    assert "120 moments of 96 patients, 14 events" in ours
+    for said in (
+        "+0.021",
+        "+0.002 to +0.041",
+        "better, beyond",
+        "−0.003",
+        "−0.008 to +0.001",
+        "may be chance",
+    ):
+        assert said in ours, said
+    assert "icu-admission v3 minus icu-admission v2" in ours
+    theirs = shown(ward.version, candidate)
+    for said in (
+        "−0.021",
+        "−0.041 to −0.002",
+        "worse, beyond chance",
+        "icu-admission v2 minus icu-admission v3",
+    ):
+        assert said in theirs, said
+    apart["auroc"], apart["brier"] = (
+        {"value": None, "low": None, "high": None},
+        {"value": 0.02, "low": 0.01, "high": 0.03},
+    )
+    ModelVersion.objects.filter(pk=candidate.pk).update(report={**report, "beside_active": [told]})
+    assert "not known: one answer only" in (ours := shown(candidate, ward.version))
+    assert "worse, beyond chance" in ours, "a higher Brier score is worse"
+    silent = {**told, "outcomes": {}, "note": "icu-admission v2 could not be asked: it is gone"}
+    ModelVersion.objects.filter(pk=candidate.pk).update(report={**report, "beside_active": [silent]})
+    assert "Not asked about the same patients: icu-admission v2 could not be asked: it is gone." in shown(
+        candidate, ward.version
+    )
+
+
 def test_the_person_who_asked_cannot_approve(
     ward: Clinic, candidate: ModelVersion, sign_in: Callable[[str], Client]
 ) -> None:

@@ -16,7 +16,7 @@ from cds.features import building, encoding
 from cds.jobs import leases
 from cds.jobs.models import LiveEvent, WorkState
 from cds.patients.models import Patient
-from cds.registry import bundles, cohorts, describing, model_card, queries, runs, training
+from cds.registry import bundles, cohorts, describing, loading, model_card, queries, runs, training
 from cds.registry.models import ModelVersion, TrainingRun
 from tests.cds.registry import ward
 from tests.cds.registry.rows import make_series
@@ -62,6 +62,65 @@ def test_a_run_makes_one_candidate_with_its_report_and_files(monkeypatch: pytest
     json.dumps(version.metadata)
     assert any(point["train_loss"] is not None for point in run.history)
     assert LiveEvent.objects.filter(kind="run", subject=str(run.pk)).count() > 3
+
+
+def test_a_candidate_is_asked_beside_the_version_in_use_about_whom_neither_learned_from() -> None:
+    ward.fill(40)
+    first = ward.train_and_activate()
+    assert first.report["beside_active"] == [], "nothing was in use"
+    for number in range(40, 60):
+        ward.admit(number, sick=number % 5 < 2)
+    second = ward.retrain().version
+    (told,) = second.report["beside_active"]
+    assert (told["version"], told["label"]) == (str(first.pk), "icu-admission v1")
+    learned = first.run.cohort.members.exclude(split="held_out").values_list("patient_id", flat=True)
+    asked = second.run.cohort.members.filter(split="held_out").exclude(patient_id__in=list(learned))
+    assert 0 < asked.count() < second.run.cohort.members.filter(split="held_out").count()
+    said = told["outcomes"]["icu-admission"]
+    assert (said["n"], said["patients"]) == (asked.count(), asked.values("patient_id").distinct().count())
+    assert -1 <= said["auroc"]["value"] <= 1
+
+
+@pytest.mark.parametrize("other", [{"image_size": 24}, {"finetune": "gradual", "finetune_epochs": 1}])
+def test_a_version_in_use_with_other_encoders_is_asked_with_its_own(
+    other: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ward.fill()
+    first = ward.train_and_activate(**other)
+    asked = []
+
+    def beside(one: Any, held_out: Any, other: Any, as_other_reads: Any) -> dict[str, Any]:
+        asked.append((held_out, as_other_reads))
+        return original(one, held_out, other, as_other_reads)
+
+    original = fusion.evaluate_beside
+    monkeypatch.setattr(fusion, "evaluate_beside", beside)
+    second = ward.retrain().version
+    assert second.encoders["image"] != first.encoders["image"]
+    ((ours, theirs),) = asked
+    assert [e.inputs.key for e in ours] == [e.inputs.key for e in theirs]
+    shown = [(mine.inputs.images, its.inputs.images) for mine, its in zip(ours, theirs, strict=True)]
+    assert any(mine for mine, _ in shown)
+    for mine, its in shown:
+        for one, same in zip(mine, its, strict=True):
+            ((name, known),), ((other_name, read),) = one.embeddings.items(), same.embeddings.items()
+            assert name != other_name or not np.array_equal(known, read), "each with the encoding it knows"
+    assert second.report["beside_active"][0]["outcomes"]
+
+
+def test_a_version_in_use_that_cannot_be_asked_does_not_stop_the_run() -> None:
+    ward.fill()
+    first = ward.train_and_activate()
+    loading._load.cache_clear()
+    (queries.bundle_folder(first) / "model.safetensors").unlink()
+    second = ward.retrain()
+    assert (second.work_state, second.failure) == (WorkState.DONE, "")
+    (told,) = second.version.report["beside_active"]
+    assert told["outcomes"] == {}
+    assert told["note"].startswith("icu-admission v1 could not be asked: ")
+    ModelVersion.objects.filter(pk=first.pk).update(run=None)
+    (told,) = ward.retrain().version.report["beside_active"]
+    assert told["note"] == "whom icu-admission v1 learned from is not known here"
 
 
 def test_every_moment_learns_from_its_own_newest_radiograph() -> None:

@@ -80,9 +80,9 @@ def retrain(**config: object) -> TrainingRun:
     return queries.get_run(run.pk)
 
 
-def train_and_activate() -> ModelVersion:
+def train_and_activate(**config: object) -> ModelVersion:
     """A real model, made active without the ceremony (that is tested with `promoting`)."""
-    version = retrain().version
+    version = retrain(**config).version
     ModelVersion.objects.filter(pk=version.pk).update(stage=Stage.ACTIVE)
     ActiveModel.objects.update_or_create(
         outcome="icu-admission", defaults={"version": version, "since": timezone.now()}

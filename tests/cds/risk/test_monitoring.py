@@ -10,6 +10,7 @@ import pytest
 from django.utils import timezone
 
 from cds.jobs import leases
+from cds.registry import loading
 from cds.registry.models import ModelVersion
 from cds.risk import assessing, monitoring, scoring, shifts
 from cds.risk.models import ShiftReport
@@ -76,7 +77,7 @@ def test_only_the_latest_reports_are_kept(version: ModelVersion, monkeypatch: py
 def test_a_model_without_a_summary_is_not_compared(
     version: ModelVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring.get_bundle(version), "summary", None)
+    monkeypatch.setattr(loading.get_bundle(version), "summary", None)
     assert monitoring.compare(version, now=NOW) is None
     assert shifts.newest_shift(version) is None
 

@@ -14,7 +14,7 @@ import fusion
 from cds.hooks import cards
 from cds.jobs import leases
 from cds.patients.models import Patient
-from cds.registry import training
+from cds.registry import loading, training
 from cds.registry.models import ModelVersion
 from cds.risk import assessing, queries, scoring
 from cds.risk.models import AssessmentStatus, HeatMap, RiskAssessment
@@ -54,7 +54,7 @@ def version(monkeypatch: pytest.MonkeyPatch) -> ModelVersion:
         pictures=0,
     )
     ages = RecordScope({"age": Range("Age", "a", 18.0, 95.0)})
-    bundle = scoring.get_bundle(version)
+    bundle = loading.get_bundle(version)
     monkeypatch.setattr(bundle, "scope", Scope(nothing_passes, ages))
     return version
 

@@ -16,6 +16,7 @@ from cds.jobs import leases
 from cds.jobs.models import WorkState
 from cds.patients import importing
 from cds.patients.models import Patient
+from cds.registry import loading
 from cds.registry import queries as registry_queries
 from cds.registry.models import ModelVersion
 from cds.risk import assessing, queries, scoring
@@ -184,7 +185,7 @@ def test_a_model_whose_files_changed_fails_with_a_reason(version: ModelVersion) 
     folder = registry_queries.bundle_folder(version)
     with (folder / "model.safetensors").open("ab") as weights:
         weights.write(b"x")
-    scoring._load_bundle.cache_clear()
+    loading._load.cache_clear()
     held = scored(patient, version)
     assert (held.work_state, held.status) == (WorkState.FAILED, AssessmentStatus.CANCELLED)
     assert held.failure

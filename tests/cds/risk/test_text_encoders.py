@@ -13,6 +13,7 @@ import fusion
 from cds.features import encoding
 from cds.jobs.models import WorkState
 from cds.patients.models import Note
+from cds.registry import loading
 from cds.registry.models import ActiveModel, ModelVersion, Stage
 from cds.risk import scoring
 from cds.studies.models import Embedding
@@ -50,7 +51,7 @@ def test_a_model_is_used_where_its_text_encoder_has_moved(settings: Any, tmp_pat
     shutil.move(first, settings.TEXT_STORE / "clinical")
     settings.TEXT_BACKBONE = "hashing"
     encoding.get_text_backbone.cache_clear()
-    assert scoring.get_bundle(version).embedder.text_backbone.version == key
+    assert loading.get_bundle(version).embedder.text_backbone.version == key
 
     # as versions from before named it: the whole path of a machine that is gone
     whole = f"/gone/{key}"

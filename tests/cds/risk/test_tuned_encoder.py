@@ -16,8 +16,8 @@ import fusion
 from cds.features import building, encoding
 from cds.jobs import leases
 from cds.jobs.models import WorkState
+from cds.registry import loading, runs, training
 from cds.registry import queries as registry_queries
-from cds.registry import runs, training
 from cds.registry.models import ActiveModel, ModelVersion, Stage, TrainingRun
 from cds.risk import scoring
 from cds.studies import receiving
@@ -66,7 +66,7 @@ def test_new_images_are_encoded_with_the_encoder_of_the_bundle() -> None:
     assert (work.work_state, work.failure) == (WorkState.DONE, "")
     series = study.series.get()
     assert Embedding.objects.filter(subject=series.pixels_digest, encoder=key).exists()
-    bundle = scoring.get_bundle(registry_queries.get_version(version.pk))
+    bundle = loading.get_bundle(registry_queries.get_version(version.pk))
     built = building.build_inputs(patient, as_of=timezone.now(), encoders=version.encoders)
     held = built.inputs.images[0].embeddings[bundle.encoders["image"]]
     made = bundle.embedder.image_backbone.embed(receiving.load_clip(series).frames, 32)
@@ -98,11 +98,11 @@ def test_weights_of_the_site_reach_encoding_training_and_serving(settings: Any, 
     run = ward.retrain(modalities=["tabular", "image"])
     assert run.failure == ""
     assert run.version.encoders["image"] == f"{ours}@32"
-    bundle = scoring.get_bundle(run.version)
+    bundle = loading.get_bundle(run.version)
     assert bundle.embedder.image_backbone.version == ours
     settings.IMAGE_WEIGHTS = None
     with pytest.raises(fusion.BundleMismatch, match=r"ours.safetensors.*IMAGE_WEIGHTS"):
-        scoring.get_bundle(run.version)
+        loading.get_bundle(run.version)
 
 
 def test_a_killed_run_goes_on_where_it_was(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
