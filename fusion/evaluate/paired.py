@@ -49,9 +49,15 @@ def evaluate_beside(
     )
     ours, theirs = _risks(one, held_out), _risks(other, as_other_reads)
     return {
-        name: _apart(np.stack([ours[key], theirs[key]], axis=1), labels[:, r], weights[:, r], groups, one)
-        for r, (name, key) in enumerate((key[0], key) for key in ours)
-        if key in theirs
+        name: _apart(
+            np.stack([ours[name, hours], theirs[name, hours]], axis=1),
+            labels[:, r],
+            weights[:, r],
+            groups,
+            one,
+        )
+        for r, (name, hours) in enumerate(ours)
+        if (name, hours) in theirs
     }
 
 
