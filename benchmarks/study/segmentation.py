@@ -25,7 +25,7 @@ def run(folder: Path, *, repeats: int, seed: int, quick: bool) -> str:
     name = recognise(folder)
     if name == "cxr_covid":
         return _lungs(folder, seed=seed, epochs=3 if quick else 14)
-    return _tumours(folder, seed=seed, epochs=2 if quick else 10)
+    return _tumours(folder, seed=seed, epochs=2 if quick else 20)
 
 
 def _lungs(folder: Path, *, seed: int, epochs: int) -> str:
@@ -103,7 +103,7 @@ def _tumours(folder: Path, *, seed: int, epochs: int) -> str:
         "| network | Dice | mean surface distance | volume error (absolute) | seconds to train |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for kind in (SegmenterKind.UNET, SegmenterKind.UNET_3D):
+    for kind in SegmenterKind:
         config = tumour_config(kind, seed=seed, epochs=epochs)
         seen = (train, tuning) if config.is_3d else (_slices(train), _slices(tuning))
         segmenter, seconds = _trained(*seen, config)

@@ -15,7 +15,7 @@ from fusion.config import CinePooling
 from fusion.imaging.ejection import train_ejection
 from fusion.imaging.overlap import dice
 from fusion.imaging.quantify import area, ejection_fraction
-from fusion.imaging.segment import Drawn, SegmenterConfig, train_segmenter
+from fusion.imaging.segment import Drawn, SegmenterConfig, SegmenterKind, train_segmenter
 from fusion.metrics import auroc
 
 SIDE, FRAMES = 64, 16
@@ -79,6 +79,7 @@ def run(folder: Path, *, repeats: int, seed: int, quick: bool) -> str:
         "| --- | --- | --- |",
     ]
     true = np.array([one.ejection for one in held])
+    notes = list[str]()
     constant = float(np.mean([one.ejection for one in train]))
     lines.append(_row("constant (mean of training)", np.full(len(held), constant), true))
     for pooling in (CinePooling.FRAME, CinePooling.GRU, CinePooling.LSTM, CinePooling.ATTENTION):
@@ -93,11 +94,17 @@ def run(folder: Path, *, repeats: int, seed: int, quick: bool) -> str:
         name = "CNN, single frame" if pooling == CinePooling.FRAME else f"CNN + {pooling.value}"
         lines.append(_row(name, said, true))
         print(lines[-1], file=sys.stderr, flush=True)
-    lines += _by_segmentation(train, tuning, held, true, quick=quick, seed=seed)
-    return "\n".join(lines)
+    for kind in (SegmenterKind.UNET, SegmenterKind.ATTENTION_UNET):
+        row, told = _by_segmentation(kind, train, tuning, held, true, quick=quick, seed=seed)
+        lines.append(row)
+        notes.append(told)
+    by_truth = np.array([ejection_fraction(one.masks).value or 0.0 for one in held])
+    lines.append(_row("true masks, area and length (the method's own error)", by_truth, true))
+    return "\n".join([*lines, "", *notes])
 
 
 def _by_segmentation(
+    kind: SegmenterKind,
     train: list[Simulated],
     tuning: list[Simulated],
     held: list[Simulated],
@@ -105,12 +112,15 @@ def _by_segmentation(
     *,
     quick: bool,
     seed: int,
-) -> list[str]:
+) -> tuple[str, str]:
+    """The row of one network's masks, and how well it draws them."""
+
     def drawn(patients: list[Simulated]) -> list[Drawn]:
         return [Drawn(p.values[t][None], p.masks[t][None]) for p in patients for t in range(0, FRAMES, 4)]
 
+    epochs = 2 if quick else 8
     config = SegmenterConfig(
-        structures=("left ventricle",), size=SIDE, epochs=2 if quick else 8, batch_size=16, seed=seed
+        structures=("left ventricle",), kind=kind, size=SIDE, epochs=epochs, batch_size=16, seed=seed
     )
     segmenter = train_segmenter(drawn(train), drawn(tuning), config)
     said, dices, areas = [], [], []
@@ -123,14 +133,12 @@ def _by_segmentation(
             is_, was = area(mask, spacing).value, area(truth, spacing).value
             if is_ is not None and was:
                 areas.append(100 * abs(is_ - was) / was)
-    by_truth = np.array([ejection_fraction(one.masks).value or 0.0 for one in held])
-    return [
-        _row("U-Net masks, area and length", np.array(said), true),
-        _row("true masks, area and length (the method's own error)", by_truth, true),
-        "",
-        f"Ventricle masks: Dice {np.mean(dices):.3f}, area off by {np.mean(areas):.1f} % on average "
-        f"({len(dices)} held-out frames).",
-    ]
+    name = "U-Net" if kind == SegmenterKind.UNET else "Attention U-Net"
+    return (
+        _row(f"{name} masks, area and length", np.array(said), true),
+        f"- Ventricle masks of the {name}: Dice {np.mean(dices):.3f}, area off by {np.mean(areas):.1f} % on "
+        f"average ({len(dices)} held-out frames).",
+    )
 
 
 def _row(name: str, said: np.ndarray, true: np.ndarray) -> str:
