@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.study import pages, patterns
+from benchmarks.study.comparison import PLACES
 
 NAME = "summary"
 SETS = ("cxr_covid", "brain_lgg", "lung_ultrasound", "icu_physionet2012", "skin_ham10000")
@@ -35,6 +36,11 @@ OVER_BOOSTING = re.compile(
 )
 PATTERNS, PICKED_PATTERNS = (
     re.compile(rf"^{said}(\d+|none) of (\d+)", re.MULTILINE) for said in (patterns.SAID, patterns.SAID_PICKED)
+)
+SECTION = re.compile(r"^### (?P<task>.+) \(`\w+`\): \d", re.MULTILINE)
+CIRCUMSTANCE = re.compile(  # an arm that sees how or where it was taken, and nothing else
+    rf"^\| (?P<arm>(?:{'|'.join(PLACES)}) only) \| (?P<auroc>{NUMBER}) .*\| (?P<over>{BRACKETS}) \|$",
+    re.MULTILINE,
 )
 DATE = re.compile(r"^\*(\d+ \w+ \d{4}), .*\*$", re.MULTILINE)
 
@@ -65,6 +71,7 @@ class Line:
 
     over_boosting  fused − boosting on one row of all; older tables do not tell
     over_picked    fused − the one modality that the other folds pick, within folds; nor this
+    circumstances  arms that see only the view, location or site: name, AUROC, fused − it
     """
 
     collection: str
@@ -78,6 +85,7 @@ class Line:
     made: str
     over_boosting: Gap | None = None
     over_picked: Gap | None = None
+    circumstances: tuple[tuple[str, str, Gap], ...] = ()
 
     def __str__(self) -> str:
         return f"{self.collection}: {self.task}"
@@ -102,6 +110,11 @@ def read(collection: str, table: str) -> list[Line]:
     if repeats:
         made += f" (× {repeats[1]})"
     over_boosting = {told["task"]: Gap(told["gap"]) for told in OVER_BOOSTING.finditer(table)}
+    told = SECTION.split(table)
+    circumstances = {
+        task: tuple((one["arm"], one["auroc"], Gap(one["over"])) for one in CIRCUMSTANCE.finditer(section))
+        for task, section in zip(told[1::2], told[2::2], strict=True)
+    }
     found = [
         Line(
             collection,
@@ -115,6 +128,7 @@ def read(collection: str, table: str) -> list[Line]:
             made,
             over_boosting.get(row["task"]),
             Gap(row["picked"]) if row["picked"] else None,
+            circumstances.get(row["task"], ()),
         )
         for row in ROW.finditer(table)
     ]
@@ -154,6 +168,7 @@ def page(
             *(f"- {said}" for said in _goals(lines)),
             *_patterns(worse, "The same of"),
             *_patterns(worse_than_picked, "Beside the modality picked beforehand, within folds, of"),
+            *_circumstances(lines),
             *(f"- No table yet: {name}." for name in without),
         ]
     )
@@ -218,6 +233,30 @@ def _goals(lines: Sequence[Line]) -> list[str]:
             f"{_named(beforehand, _over_picked, 'below')}."
         )
     return said
+
+
+def _circumstances(lines: Sequence[Line]) -> list[str]:
+    """Where a model that never looks at the patient does as well: a bias of the collection."""
+    lines = [line for line in lines if line.circumstances]
+    if not lines:
+        return []
+    ahead = [
+        (line, arm, auroc, gap)
+        for line in lines
+        for arm, auroc, gap in line.circumstances
+        if gap.verdict in ("below", "worse")
+    ]
+    named = "; ".join(
+        f"{line}: *{arm}* {auroc}, fused {line.fused.split()[0]}, the difference {gap.said}"
+        for line, arm, auroc, gap in ahead
+    )
+    beyond = sum(gap.verdict == "worse" for *_, gap in ahead)
+    tasks = len({str(line) for line, *_ in ahead})
+    return [
+        "- **How and where a picture was taken**, without a look at the patient, ranks better than the fused "
+        f"model, point by point, on {tasks or 'none'} of {len(lines)} tasks where it varies"
+        f"{f' ({named})' if named else ''}; beyond chance on {beyond or 'none'}."
+    ]
 
 
 def _over_boosting(line: Line) -> str:

@@ -90,6 +90,29 @@ def test_boosting_on_the_series_and_patterns_are_told_where_a_table_has_them(
     assert "in the 1 tables of three modalities: worse in 2 of 4." in said
 
 
+def test_a_task_that_the_place_alone_tells_better_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "PAGE", tmp_path / "experiments.md")
+    table = TABLE.format("-0.038 [-0.200, +0.076]", "-0.040 [-0.085, +0.001]", "3 May 2026")
+    pages.keep("icu_physionet2012_comparison", table)
+    assert "How and where" not in summary.run(), "nothing of the kind was asked"
+    arms = (
+        "### Death (`death`): 76 / 60 / 19\n\n"
+        "| site only | 0.678 [0.541, 0.801] | 0.009 | 0.4 | - | -0.063 [-0.2, +0.1] | {} |\n"
+        "| fused: tabular only | 0.9 [0.8, 0.9] | 0.0 | 0.4 | - | - | -0.300 [-0.400, -0.200] |\n"
+    )
+    pages.keep("icu_physionet2012_comparison", table + arms.format("-0.202 [-0.300, +0.010]"))
+    assert (
+        "on 1 of 1 tasks where it varies (icu_physionet2012: Death: *site only* 0.678, fused 0.476, the "
+        "difference -0.202 [-0.300, +0.010]); beyond chance on none."
+    ) in summary.run()
+    pages.keep("icu_physionet2012_comparison", table + arms.format("-0.202 [-0.300, -0.010]"))
+    assert "beyond chance on 1." in summary.run()
+    pages.keep("icu_physionet2012_comparison", table + arms.format("+0.202 [+0.100, +0.300]"))
+    assert "on none of 1 tasks where it varies; beyond chance on none." in summary.run()
+
+
 def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "PAGE", tmp_path / "experiments.md")
     pages.keep("skin_ham10000_comparison", "## Of another shape\n\n| Death | 0.9 |")
