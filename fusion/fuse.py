@@ -19,7 +19,11 @@ HEADS = 2
 
 class Fusion(nn.Module):
     """Evidence [B, M, R] (unimodal minus base logit), present bool [B, M] or [B, M, R] → [B, R], shift of the
-    logit."""
+    logit.
+
+    A kind whose outcomes see each other (gated, attention) gives `together`, and is asked once
+    for each outcome where they hear different modalities. One that adds up each by itself gives `forward`.
+    """
 
     def forward(self, evidence: Tensor, present: Tensor) -> Tensor:
         if present.dim() == 2:
@@ -29,7 +33,7 @@ class Fusion(nn.Module):
 
     def together(self, evidence: Tensor, present: Tensor) -> Tensor:
         """The same modalities for all outcomes: present bool [B, M]."""
-        raise AssertionError(f"{type(self).__name__} does not fuse")
+        raise NotImplementedError(f"{type(self).__name__} gives neither `forward` nor `together`")
 
     def varied(self, evidence: Tensor, present: Tensor, place: int, said: Tensor) -> Tensor:
         """One patient, [M, R], under every mask, bool [S, M, R], with each evidence of one modality, [U, R],
@@ -53,10 +57,8 @@ class LateFusion(Fusion):
     offset      what the mere presence of the modality tells (pattern-aware bias)
     """
 
-    START, SHARED = (
-        0.8,
-        0.1,
-    )  # weight of a lone modality, and what each companion takes off it, before any data
+    START = 0.8  # weight of a lone modality before any data …
+    SHARED = 0.1  # … and what each companion takes off it
 
     def __init__(self, modalities: int, outcomes: int) -> None:
         super().__init__()
