@@ -27,15 +27,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusion.errors import FusionError
 from fusion.monotone import PLAIN, Map, choose_map, fit_affine
 from fusion.numbers import sigmoid
 from fusion.survival import Curves, accumulated
 
-__all__ = ["Calibration", "fit_calibration", "sigmoid"]
+__all__ = ["Calibration", "check_logits", "fit_calibration", "sigmoid"]
 
 Array = NDArray[np.float64]
 PATTERN_PATIENTS, PATTERN_EVENTS = 40, 10  # least for a pattern of its own
 PATTERN_RIDGE = 30.0  # in patients' worth of log-likelihood
+
+
+def check_logits(fused: Array, outcomes: Sequence[str]) -> None:
+    """Raises FusionError, by the outcome's name, where a fused logit [..., R] is not finite."""
+    if not (is_finite := np.isfinite(fused)).all():
+        wrong = [name for r, name in enumerate(outcomes) if not is_finite[..., r].all()]
+        raise FusionError(
+            f"{', '.join(wrong)}: the fused logit is not finite where float64 [{len(outcomes)}] (no unit) is "
+            "expected: there is no risk to give"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,11 @@ def config_to_json(config: FusionConfig) -> dict[str, Any]:
     """Plain data; every field of the config."""
     data = dataclasses.asdict(config)
     data["modalities"] = [m.value for m in config.modalities]
-    data["fusion"] = config.fusion.value
-    data["cine_pooling"] = config.cine_pooling.value
-    data["volume_kind"] = config.volume_kind.value
-    data["imbalance"] = config.imbalance.value
-    data["augment"] = config.augment.value
+    data["fusion"] = FusionKind(config.fusion).value
+    data["cine_pooling"] = CinePooling(config.cine_pooling).value
+    data["volume_kind"] = VolumeKind(config.volume_kind).value
+    data["imbalance"] = Imbalance(config.imbalance).value
+    data["augment"] = Augment(config.augment).value
     data["image_weights"] = Path(config.image_weights).name  # where it lies is the machine's affair
     data["text_backbone"] = folder_name(config.text_backbone)  # the same
     for name in ("outcomes", "fields", "genomics", "channels"):

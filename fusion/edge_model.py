@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.calibrate import Calibration, sigmoid
+from fusion.calibrate import Calibration, check_logits, sigmoid
 from fusion.coalitions import gains, subsets
 from fusion.config import FusionConfig
 from fusion.config_json import config_from_json
@@ -90,7 +90,7 @@ class EdgeModel:
         return open_session(self.folder / name, threads=self._threads)
 
     def predict(self, inputs: PatientInputs) -> EdgeAnswer:
-        """Risks with intervals and exact Shapley contributions of the modalities. Raises BadInput."""
+        """Risks with intervals and exact Shapley contributions of the modalities. Raises FusionError."""
         screened = screen(self._scope, inputs, self.config, self._embeddings)
         built = build_rows([screened.inputs], self.config, self._embeddings)
         feeds: dict[str, Any] = {}
@@ -118,6 +118,7 @@ class EdgeModel:
 
     def _logits(self, evidence: FloatArray, present: NDArray[np.bool_]) -> NDArray[np.float64]:
         (fused,) = self._fuse.run(None, {"evidence": evidence, "present": present})
+        check_logits(fused, [spec.name for spec in self.config.outcomes])
         names = [m.value for m in self.config.modalities]
         return self.calibration.logits(fused.astype(np.float64), present, names)
 

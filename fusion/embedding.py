@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from fusion.backbones import (
     VOXELS,
     Grid,
@@ -109,14 +111,14 @@ class Embedder:
         held = pixels.embeddings.get(self.versions[Modality.IMAGE])
         if held is None:
             held = self._pixels(pixels, Modality.IMAGE, self.image_backbone, self._config.image_size)
-        return _of_width(held, self.image_width, Modality.IMAGE)
+        return _of_width(held, self.image_width, Modality.IMAGE, pixels.key)
 
     def cine(self, pixels: PixelInput) -> FloatArray:
         """float32 [T, D]."""
         held = pixels.embeddings.get(self.versions[Modality.CINE])
         if held is None:
             held = self._pixels(pixels, Modality.CINE, self.cine_backbone, self._config.cine_size)
-        return _of_width(held, self.cine_width, Modality.CINE)
+        return _of_width(held, self.cine_width, Modality.CINE, pixels.key)
 
     def volume(self, pixels: PixelInput) -> FloatArray:
         """float32 [S, D]: a token a slice of the grid, or one of all voxels."""
@@ -128,7 +130,7 @@ class Embedder:
             frames = pixels.read()
             check_pixels(frames.values, Modality.VOLUME, pixels.key)
             held = self._keep((pixels.key, version, size), self.volume_backbone.embed(frames, size))
-        return _of_width(held, self.volume_width, Modality.VOLUME)
+        return _of_width(held, self.volume_width, Modality.VOLUME, pixels.key)
 
     def note(self, note: NoteInput) -> FloatArray:
         """float32 [L, D]."""
@@ -138,7 +140,7 @@ class Embedder:
             held = self._made.get((note.key, version, 0))
         if held is None:
             held = self._keep((note.key, version, 0), self.text_backbone.embed(note.text))
-        return _of_width(held, self.text_width, Modality.TEXT)
+        return _of_width(held, self.text_width, Modality.TEXT, note.key, least=0)
 
     def _pixels(
         self, pixels: PixelInput, modality: Modality, backbone: ImageBackbone, size: int
@@ -183,11 +185,14 @@ def _volume_backbone(config: FusionConfig) -> VolumeBackbone:
     return VolumeBackbone(volume_backbone_name(config), weights=_weights(config, config.volume_backbone))
 
 
-def _of_width(held: FloatArray, width: int, modality: Modality) -> FloatArray:
-    if held.ndim != 2 or held.shape[1] != width:
-        raise BadInput(
-            f"{modality.value}: embedding of shape {list(held.shape)} where float32 [n, {width}] is expected"
-        )
+def _of_width(held: FloatArray, width: int, modality: Modality, key: str, *, least: int = 1) -> FloatArray:
+    """The embedding, where it is [n, width] numbers, n >= least: a note may be without sentences."""
+    wanted = f"float32 [n, {width}], n at least {least}, is expected"
+    if not isinstance(held, np.ndarray) or held.dtype.kind not in "fiu":
+        found = held.dtype if isinstance(held, np.ndarray) else type(held).__name__
+        raise BadInput(f"{modality.value}: embedding of {key!r} is {found} where {wanted}")
+    if held.ndim != 2 or held.shape[1] != width or len(held) < least:
+        raise BadInput(f"{modality.value}: embedding of {key!r} has shape {list(held.shape)} where {wanted}")
     return held
 
 

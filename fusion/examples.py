@@ -92,10 +92,15 @@ def number_groups(examples: Sequence[Example]) -> NDArray[np.int64]:
     return np.array([numbers.setdefault(e.group, len(numbers)) for e in examples], np.int64)
 
 
+def pixel_keys(example: Example) -> list[str]:
+    """Keys of its images, cines and volumes."""
+    shown = example.inputs
+    return [pixels.key for pixels in (*shown.images, *shown.cines, *shown.volumes)]
+
+
 def is_synthetic(example: Example) -> bool:
     """Whether a picture of it was made by `fusion.imaging.synthesise`."""
-    shown = (*example.inputs.images, *example.inputs.cines)
-    return any(pixels.key.startswith(SYNTHETIC) for pixels in shown)
+    return any(key.startswith(SYNTHETIC) for key in pixel_keys(example))
 
 
 def check_real(keys: Iterable[str], split: str) -> None:

@@ -36,7 +36,6 @@ from fusion.runtime import open_session
 TOLERANCE = 1e-4  # largest absolute difference between a copy and the original
 LEAST_COSINE, MOST_AUROC_LOST = 0.995, 0.002  # the gate of an int8 copy
 LEAST_PICTURES = 8  # that an int8 copy is checked on, and as many that it is calibrated on
-CHECKED = 3  # patients or frames that a float copy is checked on
 
 
 @dataclass(frozen=True, slots=True)

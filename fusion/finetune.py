@@ -30,6 +30,7 @@ from fusion.fitting import Fit, Tell, fit
 from fusion.inputs import PatientInputs
 from fusion.losses import masked_bce, weighed_bce
 from fusion.numerics import without_denormals
+from fusion.preparing import check_range
 
 HOWS = ("none", "head", "gradual")
 SLOWER = 2.6  # learning rate of a stage over that of the one before it (Howard & Ruder 2018)
@@ -76,7 +77,10 @@ def read_pictures(inputs: Sequence[PatientInputs], backbone: ImageBackbone, conf
     places: list[tuple[int, int]] = []
     for row, patient in enumerate(inputs):
         for view, pixels in enumerate(patient.images[: config.max_images]):
-            found.append(backbone.resize(pixels.read().values[:1], config.image_size)[0].half())
+            picture = pixels.read().values[:1]
+            if picture.size:
+                check_range(float(picture.min()), float(picture.max()), f"image {pixels.key!r}")
+            found.append(backbone.resize(picture, config.image_size)[0].half())
             places.append((row, view))
     channels = max((len(one) for one in found), default=1)
     values = [one.expand(channels, -1, -1) for one in found]

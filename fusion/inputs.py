@@ -16,6 +16,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from fusion.errors import BadInput
+
 FloatArray = NDArray[np.float32]
 
 
@@ -128,8 +130,21 @@ class PatientInputs:
         return frozenset(modality for modality, is_held in held.items() if is_held)
 
     def digest(self) -> str:
-        """SHA-256 of all that a risk depends on (pixels and notes by their keys): the same, the same risk."""
-        known = {
+        """SHA-256 of all that a risk depends on (pixels and notes by their keys): the same, the same risk.
+
+        Raises BadInput for what is no number where one is expected.
+        """
+        try:
+            said = json.dumps(self._said(), sort_keys=True, default=float)
+        except (TypeError, ValueError) as fault:
+            raise BadInput(
+                f"{self._no_number()}: a number (fields and values in their unit, hours_before in h) or None "
+                "is expected"
+            ) from fault
+        return hashlib.sha256(said.encode()).hexdigest()
+
+    def _said(self) -> dict[str, object]:
+        return {
             "fields": {k: v for k, v in sorted(self.fields.items()) if _known(v)},
             "genomics": {k: v for k, v in sorted(self.genomics.items()) if _known(v)},
             "series": sorted((p.channel, round(p.hours_before, 6), p.value) for p in self.series),
@@ -139,8 +154,26 @@ class PatientInputs:
             **({"volumes": [p.key for p in self.volumes]} if self.volumes else {}),
             "pending": sorted(self.pending),
         }
-        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+    def _no_number(self) -> str:
+        """What of all that should be a number is none, by its name and type."""
+        told: list[tuple[str, object]] = [
+            *((f"field {name!r}", value) for name, value in {**self.fields, **self.genomics}.items()),
+            *((f"series {p.channel!r}: hours_before", p.hours_before) for p in self.series),
+            *((f"series {p.channel!r}: value", p.value) for p in self.series),
+            *((f"note {n.key!r}: hours_before", n.hours_before) for n in self.notes),
+        ]
+        for name, value in told:
+            try:
+                if value is not None:
+                    float(value)  # type: ignore[arg-type]
+            except (TypeError, ValueError):
+                return f"{name} is of type {type(value).__name__}"
+        return "fields, series or notes"
 
 
 def _known(value: float | None) -> bool:
-    return value is not None and not math.isnan(value)
+    try:
+        return value is not None and not math.isnan(value)
+    except (TypeError, ValueError, OverflowError):  # there, and no number: whoever reads it says so
+        return True

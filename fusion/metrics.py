@@ -48,12 +48,6 @@ def brier(risks: Array, labels: Array, weights: Array | None = None) -> float | 
     return float(np.average((risks - labels) ** 2, weights=weights)) if len(risks) else None
 
 
-def negative_log_likelihood(risks: Array, labels: Array) -> float:
-    """Mean -log of the probability given to what happened. Lower is better."""
-    clipped = np.clip(risks, 1e-9, 1 - 1e-9)
-    return float(-(labels * np.log(clipped) + (1 - labels) * np.log(1 - clipped)).mean())
-
-
 def calibration(risks: Array, labels: Array, weights: Array | None = None) -> dict[str, Any]:
     """slope (1 is ideal) and intercept (0) of a logistic fit on the logit; expected error (ece); bins.
 

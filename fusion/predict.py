@@ -15,7 +15,7 @@ from fusion.attribution import Part, Shares, valued
 from fusion.backbones import kept_slices, split_sentences
 from fusion.batch import Batch, Tokens, collate, is_plausible, shown_notes
 from fusion.bundle import Bundle
-from fusion.calibrate import sigmoid
+from fusion.calibrate import check_logits, sigmoid
 from fusion.encoders.record import RecordEncoder
 from fusion.inputs import Modality, PatientInputs, SeriesPoint
 from fusion.model import Evidence
@@ -33,7 +33,7 @@ def predict(bundle: Bundle, inputs: Sequence[PatientInputs], *, explain: bool = 
     """Risks for each patient, in order. Reads no pixels whose embeddings are there.
 
     explain  also contributions, drivers and summary (some tens of milliseconds a patient)
-    Raises BadInput.
+    Raises BadInput, and FusionError rather than give a risk that is no number.
     """
     if not inputs:
         return []
@@ -78,8 +78,10 @@ def risks(bundle: Bundle, batch: Batch, *, only: Sequence[Modality] | None = Non
 
 
 def calibrated(bundle: Bundle, evidence: Tensor, present: Tensor) -> NDArray[np.float64]:
-    """Evidence [B, M, R], present [B, M] → calibrated logits float64 [B, R]."""
-    return _calibrate(bundle, bundle.model.fuse(evidence, present).double().numpy(), present.numpy())
+    """Evidence [B, M, R], present [B, M] → calibrated logits float64 [B, R]. Raises FusionError."""
+    fused = bundle.model.fuse(evidence, present).double().numpy()
+    check_logits(fused, [spec.name for spec in bundle.config.outcomes])
+    return _calibrate(bundle, fused, present.numpy())
 
 
 def _calibrate(bundle: Bundle, fused: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.float64]:

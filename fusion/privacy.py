@@ -301,9 +301,7 @@ def _put(model: FusionModel, weights: Tensor) -> None:
 
 def _check(config: FusionConfig, tuning: int) -> None:
     if config.fusion != FusionKind.LATE:
-        raise BadInput(
-            f"private training adds evidence up: fusion must be 'late', not {config.fusion.value!r}"
-        )
+        raise BadInput(f"private training adds evidence up: fusion must be 'late', not '{config.fusion}'")
     if config.finetune != "none":
         raise BadInput("private training leaves backbones as they are: finetune must be 'none'")
     if config.scope_pictures or config.scope_fields or config.summarise:

@@ -26,6 +26,7 @@ FRONTAL = frozenset({"AP", "PA", "FRONTAL", "POSTEROANTERIOR", "ANTEROPOSTERIOR"
 LATERAL = frozenset({"L", "LL", "RL", "LAT", "LATERAL", "LLD", "RLD"})
 WINDOWS = (1.0, 0.5, 1 / 6)  # of the hours that are read, counted back from as_of
 GRID = 24  # steps of equal length, oldest first: each channel's mean in the step
+MOST = 1e30  # the largest size of a value; beyond it float32 sums are no longer finite
 _PER_WINDOW = ("mean", "lowest", "highest", "spread", "change_per_day", "log_count")
 SUMMARY = (
     *("last", "first", "hours_since"),
@@ -86,7 +87,11 @@ class Built:
 
 
 def build_rows(inputs: Sequence[PatientInputs], config: FusionConfig, embedder: Embeddings) -> Built:
-    """Patients → arrays. Raises BadInput for embeddings of another width or length than declared."""
+    """Patients → arrays.
+
+    Raises BadInput, by the name of the field, channel or picture, for what is no number, for times that are
+    not finite and for embeddings of another width or length than declared.
+    """
     rows: dict[Modality, Rows] = {}
     frames: list[list[int]] = [[] for _ in inputs]
     refused: list[set[str]] = [set() for _ in inputs]
@@ -139,12 +144,23 @@ def shown_notes(inputs: PatientInputs, config: FusionConfig, embedder: Embedding
 
 
 def is_plausible(value: float | None, spec: FieldSpec) -> bool:
-    """Whether a value is known, finite and within its field's range."""
-    if value is None or not math.isfinite(value):
+    """Whether a value is known, finite and within its field's range. Raises BadInput for no number."""
+    try:
+        if value is None or not math.isfinite(value) or not -MOST <= value <= MOST:
+            return False
+    except OverflowError:  # an int that no float holds
         return False
+    except (TypeError, ValueError) as fault:
+        raise _no_number(f"field {spec.name!r}", value, spec.unit) from fault
     if spec.kind == FieldKind.BINARY:
         return value in (0.0, 1.0)
     return (spec.low is None or value >= spec.low) and (spec.high is None or value <= spec.high)
+
+
+def _no_number(name: str, found: object, unit: str) -> BadInput:
+    return BadInput(
+        f"{name}: a value of type {type(found).__name__} where a number ({unit}) or None is expected"
+    )
 
 
 _Row = tuple[FloatArray, "np.ndarray[tuple[int], np.dtype[np.bool_]]"]
@@ -157,7 +173,7 @@ def _fields(values: Mapping[str, float | None], specs: Sequence[FieldSpec], refu
         value = values.get(spec.name)
         if known[i]:
             row[i, 0] = value
-        elif value is not None and not math.isnan(value):
+        elif value is not None and value == value:  # not NaN: that is missing
             refused.add(spec.name)
     return row, known
 
@@ -175,9 +191,10 @@ def _series(patients: Sequence[Sequence[SeriesPoint]], config: FusionConfig, ref
         (number, place[p.channel], p.hours_before, p.value)
         for number, points in enumerate(patients)
         for p in points
-        if p.channel in place and 0 <= p.hours_before <= config.series_hours
+        if p.channel in place
     ]
-    table = np.array(told, np.float64).reshape(len(told), 4)
+    table = _table(told, config.channels)
+    table = table[(table[:, 2] >= 0) & (table[:, 2] <= config.series_hours)]
     fits = _plausible(table[:, 3], table[:, 1].astype(int), config.channels)
     for number, channel in {(int(n), int(c)) for n, c in table[~fits, :2]}:
         refused[number].add(config.channels[channel].name)
@@ -198,6 +215,40 @@ def _series(patients: Sequence[Sequence[SeriesPoint]], config: FusionConfig, ref
     known = np.zeros(len(flat), bool)
     known[held] = True
     return Rows(values, known.reshape(len(patients), count))
+
+
+def _table(told: Sequence[tuple[int, int, float, float]], specs: Sequence[FieldSpec]) -> NDArray[np.float64]:
+    """(patient, channel, hours_before, value) rows, float64 [N, 4]; a value NaN is missing. Raises BadInput."""
+    try:
+        found = np.array(told)
+    except (TypeError, ValueError):  # rows of several shapes
+        found = np.array(told, object)
+    if found.dtype.kind not in "fiu":  # something is no plain number: look at each
+        found = np.array([_plain(row, specs[row[1]]) for row in told])
+    table = found.astype(np.float64, copy=False).reshape(len(told), 4)
+    if not (is_finite := np.isfinite(table[:, 2])).all():
+        spec = specs[int(table[~is_finite][0, 1])]
+        raise BadInput(
+            f"series {spec.name!r}: hours_before is not finite where hours back from as_of, 0 or more, "
+            "are expected"
+        )
+    return table
+
+
+def _plain(row: tuple[int, int, float, float], spec: FieldSpec) -> tuple[float, float, float, float]:
+    """One such row as floats, NaN for None. Raises BadInput."""
+    patient, channel, *said = row
+    plain = []
+    for name, unit, value in zip(("hours_before", "value"), ("h", spec.unit), said, strict=True):
+        try:
+            if isinstance(value, str | bytes):
+                raise TypeError("text")
+            plain.append(math.nan if value is None else float(value))
+        except OverflowError:
+            plain.append(math.inf)
+        except (TypeError, ValueError) as fault:
+            raise _no_number(f"series {spec.name!r}: {name}", value, unit) from fault
+    return patient, channel, plain[0], plain[1]
 
 
 def _summarise(out: FloatArray, group: NDArray[np.int64], table: NDArray[np.float64]) -> None:
@@ -241,7 +292,7 @@ def _plausible(
     high = np.array([np.inf if s.high is None else s.high for s in specs])[channels]
     is_binary = np.array([s.kind == FieldKind.BINARY for s in specs])[channels]
     within = np.where(is_binary, (values == 0) | (values == 1), (values >= low) & (values <= high))
-    return np.asarray(np.isfinite(values) & within, bool)
+    return np.asarray((np.abs(values) <= MOST) & within, bool)
 
 
 def _sentences(inputs: PatientInputs, config: FusionConfig, embedder: Embeddings) -> _Row:
@@ -280,11 +331,25 @@ def _cine(
     if clip is None:
         return np.zeros((0, embedder.cine_width), np.float32), np.zeros(0, np.float32), []
     rows = embedder.cine(clip)
-    times = np.asarray(clip.times_ms, np.float32)
-    if len(times) != len(rows):
-        raise BadInput(f"clip has {len(rows)} frames embedded but {len(times)} times")
+    times = _times(clip, len(rows))
     kept = kept_frames(times, config.cine_frames)
     return rows[kept], times[kept] - times[kept[0]], kept
+
+
+def _times(clip: PixelInput, frames: int) -> FloatArray:
+    """The clip's times_ms, float32 [T]. Raises BadInput."""
+    name, wanted = f"cine {clip.key!r}", f"times_ms float32 [{frames}], finite, in ms from the first frame,"
+    try:
+        with np.errstate(over="ignore"):
+            times = np.asarray(clip.times_ms, np.float32)
+    except (TypeError, ValueError) as fault:
+        raise BadInput(f"{name}: times that are no numbers where {wanted} is expected") from fault
+    if times.shape != (frames,):
+        found = f"{len(times)} times" if times.ndim == 1 else f"times of shape {list(times.shape)}"
+        raise BadInput(f"{name}: {frames} frames embedded but {found} where {wanted} is expected")
+    if not (np.abs(times) <= MOST).all():
+        raise BadInput(f"{name}: times that are not finite where {wanted} is expected")
+    return times
 
 
 def _volume(inputs: PatientInputs, config: FusionConfig, embedder: Embeddings) -> _Row:

@@ -28,10 +28,19 @@ from fusion import parallel
 from fusion.batch import collate
 from fusion.bundle import Bundle, describe
 from fusion.config import FusionConfig, Imbalance
+from fusion.config_check import check_config
 from fusion.config_json import config_to_json
 from fusion.embedding import Embedder
 from fusion.errors import BadInput, NotEnoughData
-from fusion.examples import Example, assign_folds, check_real, is_synthetic, labels_of, number_groups
+from fusion.examples import (
+    Example,
+    assign_folds,
+    check_real,
+    is_synthetic,
+    labels_of,
+    number_groups,
+    pixel_keys,
+)
 from fusion.finetune import HOWS
 from fusion.first_stage import Data, FirstStage, Saver
 from fusion.image_tuning import ImageTuning, Split
@@ -135,21 +144,16 @@ def folds_for(config: FusionConfig, patients: int) -> int:
 
 
 def _check(train: Sequence[Example], tuning: Sequence[Example], config: FusionConfig) -> None:
+    check_config(config)
     names = [spec.name for spec in config.outcomes]
-    if not names or len(set(names)) != len(names):
-        raise BadInput("a model needs at least one outcome, each named once")
-    if not config.modalities or len(set(config.modalities)) != len(config.modalities):
-        raise BadInput("a model needs at least one modality, each named once")
     if config.finetune not in HOWS:
         raise BadInput(f"finetune must be one of {', '.join(HOWS)}, not {config.finetune!r}")
-    if config.accumulate < 1:
-        raise BadInput(f"accumulate must be 1 or more minibatches a step, not {config.accumulate}")
     if shared := {e.group for e in train} & {e.group for e in tuning}:
         raise BadInput(f"{len(shared)} patient groups are in both the training and the tuning split")
-    check_real((p.key for e in tuning for p in (*e.inputs.images, *e.inputs.cines)), "tuning")
+    check_real((key for e in tuning for key in pixel_keys(e)), "tuning")
     if config.imbalance == Imbalance.BALANCED_SAMPLING and len(names) > 1:
         raise BadInput(
-            f"{config.imbalance.value} draws rows by one outcome, and the model has {len(names)} "
+            f"{config.imbalance} draws rows by one outcome, and the model has {len(names)} "
             f"({', '.join(names)}); use {Imbalance.CLASS_WEIGHTS.value}, which weighs each by itself"
         )
     labels = labels_of([e for e in train if not is_synthetic(e)], config)

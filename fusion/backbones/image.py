@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +27,7 @@ from fusion.errors import BadInput, UnknownEncoder
 from fusion.harmonise import HARMONISED, harmonise
 from fusion.inputs import FloatArray
 from fusion.numerics import without_denormals
+from fusion.preparing import check_range
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB, of intensities in [0, 1]
 SCALE = (0.229, 0.224, 0.225)
@@ -221,10 +221,9 @@ def _put(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
 
 
 def _cut(frames: FloatArray) -> FloatArray:
-    """Within 0 and 1. Raises BadInput for values that are not finite."""
+    """Within 0 and 1. Raises BadInput for values that are not finite, or far outside."""
     low, high = float(frames.min()), float(frames.max())  # a NaN is both bounds
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise BadInput("frames hold values that are not finite")
+    check_range(low, high, "frames")
     return np.clip(frames, 0, 1) if low < 0 or high > 1 else frames
 
 

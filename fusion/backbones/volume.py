@@ -25,6 +25,7 @@ from fusion.backbones.image import FRAMES_AT_ONCE, ImageBackbone, load_backbone
 from fusion.errors import BadInput, UnknownEncoder
 from fusion.inputs import FloatArray, Frames
 from fusion.numerics import without_denormals
+from fusion.preparing import check_range
 
 VOXELS = "voxels"
 PREPARATION = "area or linear resampling in mm, centred, zeros outside, v1"
@@ -98,7 +99,8 @@ def volume_name(backbone: str, extent_mm: float, step_mm: float, slices: int) ->
 def resample(frames: Frames, grid: Grid) -> Tensor:
     """Frames [D, H, W] or [D, C, H, W] in [0, 1] → float32 [S, C, size, size] of the grid.
 
-    Raises BadInput for a wrong shape, values that are not finite, or a spacing that is not known.
+    Raises BadInput for a wrong shape, values that are not finite or outside [0, 1], or a spacing that is not
+    known.
     """
     values = frames.values[:, None] if frames.values.ndim == 3 else frames.values
     if values.ndim != 4 or 0 in values.shape or values.shape[1] not in (1, 3):
@@ -109,9 +111,8 @@ def resample(frames: Frames, grid: Grid) -> Tensor:
     spacing = (frames.slice_mm or 0.0, *(frames.spacing_mm or (0.0, 0.0)))
     if not all(math.isfinite(s) and s > 0 for s in spacing):
         raise BadInput("a volume needs the spacing of its slices, rows and columns in mm: it is not known")
+    check_range(float(values.min()), float(values.max()), "volume")
     volume = torch.from_numpy(np.array(values, np.float32)).clamp(0, 1)
-    if not bool(torch.isfinite(volume).all()):
-        raise BadInput("a volume holds values that are not finite")
     volume = _deep(volume, spacing[0], grid)
     pixel = grid.extent_mm / grid.size
     sides = [max(1, round(n * mm / pixel)) for n, mm in zip(volume.shape[2:], spacing[1:], strict=True)]

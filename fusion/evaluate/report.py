@@ -16,7 +16,7 @@ from fusion.batch import Batch, collate
 from fusion.bundle import Bundle
 from fusion.conformal import Interval, covered
 from fusion.errors import BadInput, NotEnoughData
-from fusion.examples import Example, check_real, labels_of
+from fusion.examples import Example, check_real, labels_of, pixel_keys
 from fusion.fairness import Limits, compare_groups
 from fusion.patterns import named
 from fusion.predict import risks as predict_risks
@@ -64,8 +64,7 @@ def evaluate(
 ) -> Report:
     """Score a bundle on held-out examples; intervals are 95 % bootstrap over patient groups.
 
-    comparison  also ablation, baselines, subgroups and fairness. Baselines are fitted on the bundle's
-    training
+    comparison  also ablation, baselines, subgroups and fairness. Baselines are fitted on the bundle's training
                 examples, so only on a bundle that was just trained (a note says when they are left out)
     thresholds  outcome → the risk from which somebody acts, for fairness; default: its base rate in training
     Also writes the headline figures to `bundle.metadata["metrics"]`.
@@ -73,7 +72,7 @@ def evaluate(
     """
     if not held_out:
         raise NotEnoughData("no held-out examples")
-    check_real((p.key for e in held_out for p in (*e.inputs.images, *e.inputs.cines)), "held_out")
+    check_real((key for e in held_out for key in pixel_keys(e)), "held_out")
     config = bundle.config
     groups = [e.group for e in held_out]
     if shared := set(groups) & {e.group for e in bundle.examples}:

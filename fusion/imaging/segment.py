@@ -29,6 +29,7 @@ from fusion.imaging import kept
 from fusion.imaging.kept import METADATA
 from fusion.inputs import FloatArray
 from fusion.numerics import without_denormals
+from fusion.preparing import check_range
 
 FORMAT = 1
 WEIGHTS = "segmenter.safetensors"
@@ -234,9 +235,8 @@ def _prepared(values: FloatArray, config: SegmenterConfig) -> Tensor:
     if values.ndim != axes or values.shape[0] != config.channels or 0 in values.shape:
         wanted = f"[{config.channels}, D, H, W]" if axes == 4 else f"[{config.channels}, H, W]"
         raise BadInput(f"a picture must be {wanted} with intensities in [0, 1], not {list(values.shape)}")
+    check_range(float(values.min()), float(values.max()), "picture")
     picture = torch.from_numpy(np.array(values, np.float32))
-    if not bool(torch.isfinite(picture).all()):
-        raise BadInput("a picture holds values that are not finite")
     return _resized(picture.clamp(0, 1), config)
 
 

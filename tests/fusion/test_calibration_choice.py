@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import log_loss
 
 from fusion.calibrate import Calibration, fit_calibration, sigmoid
-from fusion.metrics import calibration, negative_log_likelihood
+from fusion.metrics import calibration
 from fusion.monotone import KINDS, Map, choose_map
 
 BASE = -1.0
@@ -130,6 +131,6 @@ def test_each_pattern_is_mended_and_rare_ones_by_patients_with_more() -> None:
         )
         assert ("a" in fitted.patterns) == is_helped
         risks = sigmoid(fitted.logits(asked, shown, ("a", "b")))[:, 0]
-        return negative_log_likelihood(risks, truth[:, 0])
+        return float(log_loss(truth[:, 0], risks))
 
     assert error(is_helped=True) < error(is_helped=False) - 0.05
