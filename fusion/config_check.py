@@ -86,7 +86,7 @@ RANGES: dict[str, _Range] = {
 
 
 def check_config(config: FusionConfig) -> None:
-    """Raises BadInput, by the setting's name, for a value outside its range and for names that stand twice."""
+    """Raises BadInput, by the setting's name, for a value outside its range and for names given twice."""
     names = [spec.name for spec in config.outcomes]
     if not names or len(set(names)) != len(names):
         raise BadInput("a model needs at least one outcome, each named once")

@@ -16,8 +16,8 @@ PIXELS = "float32 [T, H, W] or [T, 3, H, W], intensities in [0, 1] (no unit), is
 
 
 def check_pixels(values: FloatArray, modality: Modality, key: str) -> None:
-    """Refuse pixels that no encoder can read, by their name: another shape, not finite, outside [0, 1], or all
-    the same.
+    """Refuse pixels that no encoder can read, by their name: another shape or dtype, not finite, outside
+    [0, 1], or all the same.
 
     Raises BadInput, and BlankPixels where every pixel is the same.
     """

@@ -218,7 +218,7 @@ def _series(patients: Sequence[Sequence[SeriesPoint]], config: FusionConfig, ref
 
 
 def _table(told: Sequence[tuple[int, int, float, float]], specs: Sequence[FieldSpec]) -> NDArray[np.float64]:
-    """(patient, channel, hours_before, value) rows, float64 [N, 4]; a value NaN is missing. Raises BadInput."""
+    """(patient, channel, hours_before, value) rows, float64 [N, 4]; a value NaN: missing. Raises BadInput."""
     try:
         found = np.array(told)
     except (TypeError, ValueError):  # rows of several shapes

@@ -64,8 +64,9 @@ def evaluate(
 ) -> Report:
     """Score a bundle on held-out examples; intervals are 95 % bootstrap over patient groups.
 
-    comparison  also ablation, baselines, subgroups and fairness. Baselines are fitted on the bundle's training
-                examples, so only on a bundle that was just trained (a note says when they are left out)
+    comparison  also ablation, baselines, subgroups and fairness. Baselines are fitted on the bundle's
+                training examples, so only on a bundle that was just trained (a note says when they are left
+                out)
     thresholds  outcome → the risk from which somebody acts, for fairness; default: its base rate in training
     Also writes the headline figures to `bundle.metadata["metrics"]`.
     Raises NotEnoughData without a held-out example, BadInput when one of its groups was trained on.
