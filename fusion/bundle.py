@@ -30,6 +30,7 @@ from fusion.inputs import Modality
 from fusion.model import FusionModel
 from fusion.scope import Scope
 from fusion.shift import Summary
+from fusion.stated import read_stated
 from fusion.widths import WIDTHS, folder_name
 
 if TYPE_CHECKING:
@@ -155,25 +156,18 @@ class Bundle:
         text_backbone  where the folder of its text encoder lies here, for a model trained with one;
                        without, it is looked for beside the bundle's files
         """
-        for name in (WEIGHTS, METADATA):
-            if not (folder / name).is_file():
-                raise BundleMismatch(f"the bundle has no {name}")
-        if digest is not None and (found := folder_digest(folder)) != digest:
-            raise BundleMismatch(f"digest is {found[:12]}… where {digest[:12]}… was registered")
+        check_digest(folder, digest)
         metadata = _read_metadata(folder / METADATA)
         weights = (folder / WEIGHTS).read_bytes()
         if hashlib.sha256(weights).hexdigest() != metadata["weights_sha256"]:
             raise BundleMismatch(f"{WEIGHTS} is not the file that {METADATA} describes (SHA-256 differs)")
         try:
             config = _with_text(config_from_json(metadata["config"]), folder, text_backbone)
-            calibration = Calibration.from_json(metadata["calibration"])
-            intervals = tuple(Interval.from_json(part) for part in metadata["intervals"])
             versions = {Modality(name): str(version) for name, version in metadata["encoders"].items()}
             model = FusionModel(config)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as fault:
             raise BundleMismatch(f"{METADATA} does not describe a model: {fault}") from fault
-        if not all(len(config.outcomes) == len(each) for each in (intervals, *calibration.per_outcome())):
-            raise BundleMismatch(f"{METADATA} has intervals or calibration for another number of outcomes")
+        calibration, intervals = read_stated(METADATA, metadata, config)
         if metadata["inputs"] != declared_inputs(config, metadata["encoders"]):
             raise BundleMismatch("declared inputs do not follow from the config")
         tuned = _read_backbone(folder, config, metadata)
@@ -186,6 +180,15 @@ class Bundle:
         return cls(
             config, model, calibration, intervals, versions, metadata, embedder, scope=scope, summary=summary
         )
+
+
+def check_digest(folder: Path, digest: str | None) -> None:
+    """Raises BundleMismatch where a file of the bundle is missing or, if one is given, its digest differs."""
+    for name in (WEIGHTS, METADATA):
+        if not (folder / name).is_file():
+            raise BundleMismatch(f"the bundle has no {name}")
+    if digest is not None and (found := folder_digest(folder)) != digest:
+        raise BundleMismatch(f"digest is {found[:12]}… where {digest[:12]}… was registered")
 
 
 def folder_digest(folder: Path) -> str:

@@ -130,9 +130,12 @@ class Calibration:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Calibration:
-        """Also reads bundles that know only a scale and a shift, and a shift per pattern."""
+        """Also reads bundles that know only a scale and a shift, and a shift per pattern.
+
+        Raises KeyError, TypeError or ValueError; what the numbers must be, `fusion.stated` says.
+        """
         if "maps" in data:
-            maps = tuple(Map.from_json(one) for one in data["maps"])
+            maps = tuple(_map(place, one) for place, one in enumerate(data["maps"]))
         else:
             maps = tuple(
                 Map("scale and shift", float(a), float(b))
@@ -210,6 +213,13 @@ def _fit_pattern(logits: Array, labels: Array, base: float) -> tuple[float, floa
     if patients < PATTERN_PATIENTS or min(events, patients - events) < PATTERN_EVENTS:
         return 1.0, 0.0
     return fit_affine(logits[known] - base, labels[known], base, ridge=(PATTERN_RIDGE, PATTERN_RIDGE))
+
+
+def _map(place: int, said: dict[str, Any]) -> Map:
+    try:
+        return Map.from_json(said)
+    except ValueError as fault:
+        raise ValueError(f"maps[{place}]: {fault}") from fault
 
 
 def _pair(said: Any) -> tuple[float, float]:

@@ -107,7 +107,10 @@ class Interval:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Interval:
-        """Also reads bundles whose shifts are in units of the spread, or that have none."""
+        """Also reads bundles whose shifts are in units of the spread, or that have none.
+
+        Raises KeyError, TypeError or ValueError; what the numbers must be, `fusion.stated` says.
+        """
         q = math.inf if data["q"] is None else float(data["q"])
         patterns, shifts, variances, spreads = (
             {str(k): float(v) for k, v in data.get(held, {}).items()}

@@ -11,6 +11,9 @@ calibrate the int8 encoders, the other half checks them. One is kept where each 
 (cosine 0.995) and, where --labels tells what the pictures show, where AUROC falls by 0.002 at most; what was
 found is printed.
 
+--digest refuses a folder that is not the one it was taken of: of a bundle what its saving said, of an EDGE
+what --export printed (the SHA-256 of its edge.json, which holds that of every other file).
+
 A record is JSON: {"fields": {name: value}, "genomics": {…},
 "series": [{"channel", "hours_before", "value"}], "notes": [{"text", "hours_before"}],
 "attributes": {"sex": …}} (subgroups, for the interval); what is not there is
@@ -30,7 +33,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fusion.edge_inputs import read_inputs
-from fusion.edge_model import DESCRIPTION, EdgeAnswer, EdgeModel
+from fusion.edge_model import DESCRIPTION, EdgeAnswer, EdgeModel, edge_digest
 from fusion.errors import BadInput, FusionError
 
 
@@ -67,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--text-backbone", type=Path, metavar="FOLDER", help="where a bundle's text encoder lies here"
     )
+    parser.add_argument("--digest", metavar="SHA256", help="of the folder: one that differs is refused")
     asked = parser.parse_args(arguments)
     try:
         if (asked.int8 and not asked.export) or (asked.labels and not asked.int8):
@@ -76,8 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not asked.files:
             raise BadInput("no file to look at: name a record, a picture or a cine")
         inputs = read_inputs(asked.files)
-        with _edge_folder(asked.model, asked.text_backbone) as folder:
-            answer = EdgeModel(folder, threads=asked.threads).predict(inputs)
+        with _opened(asked) as model:
+            answer = model.predict(inputs)
     except FusionError as fault:
         print(fault, file=sys.stderr)
         return 2
@@ -94,18 +98,21 @@ def _export(asked: argparse.Namespace) -> int:
 
     (folder,) = asked.files
     pictures = read_check_pictures(asked.int8, asked.labels) if asked.int8 else None
-    whole = Bundle.load(asked.model, text_backbone=asked.text_backbone)
+    whole = Bundle.load(asked.model, digest=asked.digest, text_backbone=asked.text_backbone)
     for name, difference in export_bundle(whole, folder, int8=pictures).items():
         print(f"{name}: largest difference from the original {difference:.1e}")
     for tried in json.loads((folder / DESCRIPTION).read_text())["int8"]:
         print(tried["said"])
+    print(f"digest: {edge_digest(folder)}")
     return 0
 
 
 @contextmanager
-def _edge_folder(model: Path, text_backbone: Path | None) -> Iterator[Path]:
+def _opened(asked: argparse.Namespace) -> Iterator[EdgeModel]:
+    """The edge folder, or the bundle exported to a folder that is gone afterwards."""
+    model: Path = asked.model
     if (model / DESCRIPTION).exists() or not (model / "metadata.json").exists():
-        yield model
+        yield EdgeModel(model, threads=asked.threads, digest=asked.digest)
         return
     try:
         from fusion.bundle import Bundle
@@ -113,8 +120,9 @@ def _edge_folder(model: Path, text_backbone: Path | None) -> Iterator[Path]:
     except ImportError as fault:
         raise BadInput("this is a bundle; export it first where torch is installed (--export)") from fault
     with tempfile.TemporaryDirectory() as scratch:
-        export_bundle(Bundle.load(model, text_backbone=text_backbone), Path(scratch))
-        yield Path(scratch)
+        whole = Bundle.load(model, digest=asked.digest, text_backbone=asked.text_backbone)
+        export_bundle(whole, Path(scratch))
+        yield EdgeModel(Path(scratch), threads=asked.threads)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion.calibrate import Calibration, check_logits, sigmoid
+from fusion.calibrate import check_logits, sigmoid
 from fusion.coalitions import gains, subsets
 from fusion.config import FusionConfig
 from fusion.config_json import config_from_json
-from fusion.conformal import Interval
 from fusion.errors import BadInput, BundleMismatch
 from fusion.inputs import FloatArray, Modality, NoteInput, PatientInputs, PixelInput
 from fusion.prediction import Contribution
@@ -26,6 +25,7 @@ from fusion.rows import build_rows
 from fusion.runtime import open_session
 from fusion.scope import Scope, screen
 from fusion.sentences import HashingText, split_sentences
+from fusion.stated import read_stated
 from fusion.widths import width_of
 from fusion.wording import summarise_risk
 
@@ -65,13 +65,15 @@ class EdgeAnswer:
 class EdgeModel:
     """An exported folder, checked (every file's SHA-256) and opened."""
 
-    def __init__(self, folder: Path, *, threads: int = 1) -> None:
-        """Raises BundleMismatch for a folder that is not an edge model, or was changed."""
+    def __init__(self, folder: Path, *, threads: int = 1, digest: str | None = None) -> None:
+        """Raises BundleMismatch for a folder that is not an edge model, or was changed.
+
+        digest  what `edge_digest` said, as kept elsewhere: any change to any file is refused
+        """
         self.folder, self._threads = folder, threads
-        self.about = _read_description(folder)
+        self.about = _read_description(folder, digest)
         self.config: FusionConfig = config_from_json(self.about["config"])
-        self.calibration = Calibration.from_json(self.about["calibration"])
-        self.intervals = tuple(Interval.from_json(part) for part in self.about["intervals"])
+        self.calibration, self.intervals = read_stated(DESCRIPTION, self.about, self.config)
         self._encode, self._fuse = self.open("encode.onnx"), self.open("fuse.onnx")
 
     @cached_property
@@ -249,7 +251,12 @@ class _Sentences:
         return np.asarray(rows, np.float32)
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
+def edge_digest(folder: Path) -> str:
+    """SHA-256 (hex) of an edge folder's description, which holds that of every other file."""
+    return hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()
+
+
+def _read_description(folder: Path, digest: str | None) -> dict[str, Any]:
     try:
         about: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
     except (OSError, ValueError) as fault:
@@ -257,6 +264,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
             f"{folder.name} is no edge model: it has no readable {DESCRIPTION}. Export a bundle where torch "
             "is installed: python -m fusion.edge --export BUNDLE EDGE"
         ) from fault
+    if digest is not None and (found := edge_digest(folder)) != digest:
+        raise BundleMismatch(f"digest is {found[:12]}… where {digest[:12]}… was registered")
     if about.get("format") != FORMAT:
         raise BundleMismatch(f"edge format is {about.get('format')!r}; this version reads {FORMAT}")
     for name, wanted in about["files"].items():

@@ -49,15 +49,20 @@ class Map:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Map:
-        """Raises ValueError for a kind that is not one of the four, or points that do not rise."""
+        """Raises ValueError for a kind that is not one of the four, numbers that are not finite, a falling
+        map, or points of another number than the kind's or that do not rise."""
         made = cls(
             str(data["kind"]), float(data["scale"]), float(data["shift"]), tuple(map(float, data["points"]))
         )
+        if not all(math.isfinite(one) for one in (made.scale, made.shift, *made.points)):
+            raise ValueError("a rising map needs a scale, a shift and points that are finite")
         if made.kind not in KINDS or made.scale < 0:
             raise ValueError(f"calibration map {made.kind!r} with scale {made.scale} is not a rising map")
         if made.kind == "beta" and (len(made.points) != 3 or min(made.points[:2]) < 0):
             raise ValueError("a beta calibration needs a, b >= 0 and c")
         if made.kind == "isotonic":
+            if len(made.points) % 2:
+                raise ValueError("an isotonic calibration needs a value for each of its logits")
             x, y = np.array(made.points).reshape(2, -1)
             if not len(x) or (np.diff(x) <= 0).any() or (np.diff(y) < 0).any():
                 raise ValueError("the points of an isotonic calibration must rise")

@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--text-backbone", type=Path, metavar="FOLDER", help="where its text encoder lies here, if it has one"
     )
+    parser.add_argument(
+        "--digest", metavar="SHA256", help="what Bundle.save said of the one BUNDLE: any other is refused"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything found, as JSON")
     asked = parser.parse_args(arguments)
     for path in (asked.bundle, asked.collection):
@@ -50,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tasks=asked.task or (),
             name=asked.layout,
             text_backbone=asked.text_backbone,
+            digest=asked.digest,
         )
     except FusionError as fault:
         print(f"{type(fault).__name__}: {fault}", file=sys.stderr)

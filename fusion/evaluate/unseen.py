@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fusion import metrics
 from fusion.batch import collate
-from fusion.bundle import METADATA, Bundle
+from fusion.bundle import METADATA, Bundle, check_digest
 from fusion.errors import BadInput, BundleMismatch
 from fusion.evaluate.report import evaluate
 from fusion.predict import risks as predict_risks
@@ -66,15 +66,20 @@ def score_folder(
     tasks: Sequence[str] = (),
     name: str = "",
     text_backbone: Path | None = None,
+    digest: str | None = None,
 ) -> list[Scored]:
     """Every bundle on its task of the collection in `folder`.
 
     bundles  a bundle, or a folder whose folders are bundles
     tasks    only these; without, every bundle that is found
     name     of the collection, only where the folder's files do not tell
-    text_backbone  as of `Bundle.load`
+    text_backbone, digest  as of `Bundle.load`; a digest is of one bundle, and `bundles` must be it
     Raises BadInput (unknown layout, no such task, patients it was trained on) and BundleMismatch.
     """
+    if digest is not None:
+        if not (bundles / METADATA).is_file():
+            raise BadInput(f"a digest is of one bundle, and {bundles.name!r} is none (it has no {METADATA})")
+        check_digest(bundles, digest)
     found = {task: path for path in _bundles(bundles) for task in _outcomes(path)}
     wanted = tasks or tuple(found)
     for task in wanted:
@@ -88,7 +93,11 @@ def score_folder(
                 f"it has {', '.join(collection.tasks)}"
             )
     return [
-        score(Bundle.load(found[task], text_backbone=text_backbone), collection, collection.tasks[task])
+        score(
+            Bundle.load(found[task], digest=digest, text_backbone=text_backbone),
+            collection,
+            collection.tasks[task],
+        )
         for task in wanted
     ]
 

@@ -180,6 +180,40 @@ def test_a_changed_file_or_another_folder_is_refused(
         EdgeModel(tmp_path / "edge")
 
 
+def test_a_folder_of_another_digest_is_refused(
+    tmp_path: Path, files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of an edge folder and of a bundle; each consistent in itself after the change."""
+    everyone = examples(50, 2)
+    trained = fusion.train(everyone[:40], everyone[40:], record_only(FusionKind.LATE))
+    digest, whole, made = trained.save(tmp_path / "bundle"), str(tmp_path / "bundle"), str(tmp_path / "edge")
+    assert main(["--export", whole, made, "--digest", digest]) == 0
+    of_edge = capsys.readouterr().out.split("digest: ")[1].strip()
+    record = str(files[0])
+    assert main([made, record, "--digest", of_edge]) == 0
+    for folder, known, name in ((made, of_edge, "edge.json"), (whole, digest, "metadata.json")):
+        said = json.loads((Path(folder) / name).read_text())
+        said["calibration"]["base_logit"][0] += 0.5
+        (Path(folder) / name).write_text(json.dumps(said))
+        capsys.readouterr()
+        assert main([folder, record, "--digest", known]) == 2
+        told = capsys.readouterr()
+        assert "was registered" in told.err
+        assert not told.out
+    assert main([made, record]) == 0, "by itself it is an edge folder"
+    assert main(["--export", whole, str(tmp_path / "again"), "--digest", digest]) == 2
+    assert not (tmp_path / "again").exists()
+
+
+def test_an_edge_folder_whose_numbers_cannot_be_is_refused(edge: Path, tmp_path: Path) -> None:
+    shutil.copytree(edge, tmp_path / "edge")
+    said = json.loads((edge / "edge.json").read_text())
+    said["intervals"][0]["q"] = -3.0
+    (tmp_path / "edge" / "edge.json").write_text(json.dumps(said))
+    with pytest.raises(BundleMismatch, match=r"edge\.json: intervals\[0\]\.q is -3\.0, expected"):
+        EdgeModel(tmp_path / "edge")
+
+
 def test_a_copy_that_answers_otherwise_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = load_backbone("small_cnn")
     frames = backbone.prepare(np.random.default_rng(0).random((2, 40, 40), dtype=np.float32), 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import fusion
+from fusion.bundle import folder_digest
 from fusion.evaluate.__main__ import main
 from fusion.evaluate.unseen import mark_groups
 from fusion.research import read_collection
@@ -130,6 +132,29 @@ def test_a_changed_bundle_is_refused(
     (other / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes()[:-1] + b"x")
     assert main([str(other), "--collection", str(unseen)]) == 2
     assert "BundleMismatch" in capsys.readouterr().err
+
+
+def test_a_bundle_of_another_digest_is_refused(
+    trained: tuple[Path, Path], unseen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Consistent in itself: only the digest tells that it is not the one that was approved."""
+    digest = folder_digest(trained[0] / "icu")
+    asked = ["--collection", str(unseen), "--digest", digest]
+    assert main([str(trained[0] / "icu"), *asked]) == 0
+    capsys.readouterr()
+    other = tmp_path / "bundle"
+    shutil.copytree(trained[0] / "icu", other)
+    metadata = json.loads((other / "metadata.json").read_text())
+    metadata["calibration"]["base_logit"][0] += 0.5
+    (other / "metadata.json").write_text(json.dumps(metadata))
+    assert main([str(other), "--collection", str(unseen)]) == 0
+    capsys.readouterr()
+    assert main([str(other), *asked]) == 2
+    said = capsys.readouterr()
+    assert "was registered" in said.err
+    assert not said.out
+    assert main([str(trained[0]), *asked]) == 2
+    assert "a digest is of one bundle" in capsys.readouterr().err
 
 
 def test_it_runs_as_a_module_without_warnings() -> None:
