@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fusion.backbones import ImageBackbone, TextBackbone
-from fusion.batch import Batch, collate
+from fusion.batch import Batch, Tokens, collate
 from fusion.bundle import Bundle
 from fusion.config_json import config_to_json
 from fusion.edge_int8 import CheckPictures, quantise_encoder
@@ -124,7 +126,22 @@ def _export_text(backbone: TextBackbone, folder: Path, differences: dict[str, fl
 
 def _trial(bundle: Bundle) -> Batch:
     """Two made-up patients with everything there is: to trace the model with, and to check the copy on."""
-    return collate([_made_up(bundle, seed) for seed in (0, 1)], bundle.config, bundle.embedder)
+    batch = collate([_made_up(bundle, seed) for seed in (0, 1)], bundle.config, bundle.embedder)
+    tokens = {
+        modality: held if bool(held.known.any()) else _noisy(held, bundle.model.encoder(modality).is_fixed)
+        for modality, held in batch.tokens.items()
+    }
+    return replace(batch, tokens=tokens)
+
+
+def _noisy(tokens: Tokens, is_fixed: bool) -> Tokens:
+    """Noise for a modality that `_made_up` has nothing of, such as one that was added; every token known."""
+    patients, count, width = tokens.values.shape
+    count = count if is_fixed else max(3, count)
+    rng = np.random.default_rng(0)
+    values = np.stack([_noise(rng, count, width) for _ in range(patients)])
+    times = None if tokens.times_ms is None else torch.arange(count).float().expand(patients, -1)
+    return Tokens(torch.from_numpy(values), torch.ones(patients, count, dtype=torch.bool), times)
 
 
 def _made_up(bundle: Bundle, seed: int) -> PatientInputs:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from fusion.backbones import ImageBackbone, TextBackbone
 from fusion.backbones.text import MAX_TOKENS, TransformersText
 from fusion.batch import Batch, Tokens
+from fusion.encoders import Encoder
 from fusion.errors import BadInput, ExportMismatch
 from fusion.inputs import FloatArray, Modality
 from fusion.model import FusionModel
@@ -138,9 +139,9 @@ def export_head(model: FusionModel, folder: Path, batch: Batch) -> float:
         *(f"times_{m.value}" for m in timed),
     ]
     free = {
-        "values": tuple(_free_axes(m) for m in model.modalities),
-        "known": tuple(_free_axes(m) for m in model.modalities),
-        "times": tuple(_free_axes(m) for m in timed),
+        "values": tuple(_free_axes(model.encoder(m)) for m in model.modalities),
+        "known": tuple(_free_axes(model.encoder(m)) for m in model.modalities),
+        "times": tuple(_free_axes(model.encoder(m)) for m in timed),
     }
     head, fuse = _Head(model, timed).eval(), _Fuse(model).eval()
     with torch.no_grad(), without_denormals():
@@ -223,10 +224,9 @@ def quantise(path: Path, out: Path, pictures: FloatArray, *, labels: Sequence[in
 _FREE = torch.export.Dim.AUTO
 
 
-def _free_axes(modality: Modality) -> dict[int, Any]:
+def _free_axes(encoder: Encoder) -> dict[int, Any]:
     """Patients vary; so do sentences, views, frames and slices, but not fields and channels."""
-    fixed = modality in (Modality.TABULAR, Modality.GENOMICS, Modality.SERIES)
-    return {0: _FREE} if fixed else {0: _FREE, 1: _FREE}
+    return {0: _FREE} if encoder.is_fixed else {0: _FREE, 1: _FREE}
 
 
 def _exported(

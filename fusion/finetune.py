@@ -113,7 +113,8 @@ def finetune(
     labels     float32 [B, R] of the patients that `train.patient` counts, NaN = unknown
     log_odds   float32 [R], class weights (see `masked_bce`)
     augment    pictures [N, C, S, S] in [0, 1] and a generator → pictures; training pictures only
-    Raises BadInput for a `finetune` that is none of `HOWS`, and what `tell` raises.
+    Raises BadInput for a `finetune` that is none of `HOWS` and for a backbone whose stages are not known, and
+    what `tell` raises.
     """
     if config.finetune not in HOWS[1:]:
         raise BadInput(f"finetune must be one of {', '.join(HOWS)}, not {config.finetune!r}")
@@ -181,7 +182,7 @@ class _Tuning(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.is_frozen = is_frozen
-        self.stages = [] if is_frozen else stages(self.network)
+        self.stages = [] if is_frozen else stages(self.network, backbone.name)
         self._backbone = backbone
         self.thaw(0)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fusion.augment import augmentation
+from fusion.backbones.stages import stages
 from fusion.batch import Tokens
 from fusion.config import FusionConfig
 from fusion.embedding import Embedder
@@ -33,6 +34,8 @@ class ImageTuning:
     def __init__(self, train: Split, tuning: Split, config: FusionConfig, embedder: Embedder) -> None:
         self._config = config
         self._base = embedder.image_backbone
+        if config.finetune == "gradual":  # said before any picture is read
+            stages(self._base.network, self._base.name)
         self._train, self._tuning = train, tuning
         self.pictures = read_pictures(train.inputs, self._base, config)
         self.watched = read_pictures(tuning.inputs, self._base, config)

@@ -37,9 +37,11 @@ class Encoder(nn.Module, ABC):
     trunk       turns features into logits
     least_rows  patients below which nothing is trained beyond what `fit_first` fits
     is_trained  whether anything is (see `expect`)
+    is_fixed    whether every patient has as many tokens: fields and channels, not sentences, views and frames
     """
 
     trunk: Trunk
+    is_fixed: bool = False
     least_rows: int = 300
     is_trained: bool = True
 

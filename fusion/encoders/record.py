@@ -25,6 +25,7 @@ class RecordEncoder(Encoder):
     trees   with many patients, boosted trees on the same numbers are a second voice; a weighted mean is said
     """
 
+    is_fixed = True
     mean: Tensor
     scale: Tensor
     share: Tensor

@@ -81,6 +81,31 @@ assert any(c.modality == Modality.ECG and c.points > 0.05 for c in with_it.outco
 assert "the electrocardiogram" in with_it.outcomes[0].summary
 assert Modality.ECG in seen.present()
 """
+KEPT = """
+import json
+from dataclasses import replace
+from pathlib import Path
+import torch
+from fusion import Bundle, edge_export
+from fusion.edge_inputs import read_inputs
+from fusion.edge_model import EdgeModel
+again = Bundle.load(Path("bundle"), digest=bundle.save(Path("bundle")))
+asked = [examples[1].inputs, examples[5].inputs, replace(examples[2].inputs, fields={})]
+wanted = predict(bundle, asked)
+assert predict(again, asked) == wanted
+trial = edge_export._trial(again).tokens[Modality.ECG]
+assert trial.values.shape == (2, 12, 3) and bool(trial.known.all()), "the copy is checked with one present"
+assert len(torch.unique(trial.values)) == 72
+assert max(edge_export.export_bundle(again, Path("edge")).values()) <= 1e-4
+model = EdgeModel(Path("edge"))
+for inputs, original in zip(asked, wanted):
+    Path("record.json").write_text(json.dumps({"fields": inputs.fields, "ecg": inputs.ecg}))
+    answer = model.predict(read_inputs([Path("record.json")]))
+    (got,), (whole,) = answer.risks, original.outcomes
+    assert abs(got.risk - whole.risk) < 1e-4, (got.risk, whole.risk)
+    assert [c.modality for c in got.contributions] == [c.modality for c in whole.contributions]
+    assert "electrocardiogram" in got.summary
+"""
 
 
 def test_a_modality_is_added_as_the_page_says(tmp_path: Path) -> None:
@@ -92,7 +117,7 @@ def test_a_modality_is_added_as_the_page_says(tmp_path: Path) -> None:
     applied = subprocess.run(git, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert applied.returncode == 0, f"the page's edit no longer fits the code: {applied.stderr}"
     (use,) = blocks("A modality", "python")
-    (tmp_path / "run.py").write_text(MODALITY + use + ASKED)
+    (tmp_path / "run.py").write_text(MODALITY + use + ASKED + KEPT)
     ended = subprocess.run(
         [sys.executable, "run.py"], cwd=tmp_path, capture_output=True, text=True, timeout=250, check=False
     )

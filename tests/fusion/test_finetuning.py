@@ -15,6 +15,7 @@ from torch import nn
 import fusion
 from fusion import finetune as tuning
 from fusion.augment import Augmentation
+from fusion.backbones.image import BUILDERS
 from fusion.backbones.stages import stages
 from fusion.bundle import BACKBONE, METADATA
 from fusion.config_json import config_from_json, config_to_json
@@ -23,6 +24,7 @@ from fusion.examples import Example
 from fusion.finetune import Pictures, finetune
 from fusion.inputs import Frames, PatientInputs, PixelInput
 from fusion.train import _course
+from fusion.widths import WIDTHS
 from tests.fusion import simulated
 
 SIZE = 24
@@ -299,6 +301,31 @@ def test_a_training_goes_on_where_it_was_stopped(tuned: fusion.Bundle, tmp_path:
 def test_what_finetune_may_say() -> None:
     with pytest.raises(fusion.BadInput, match="one of none, head, gradual, not 'all'"):
         fusion.train(TRAIN, TUNING, replace(CONFIG, finetune="all"))
+
+
+class Stageless(nn.Module):
+    """A network as one adds it, whose stages nobody has named."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.add_module(name, nn.Sequential(nn.Conv2d(3, 24, 3, stride=4), nn.ReLU()))
+        self.width = 24
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for child in self.children():
+            x = child(x)
+        return x
+
+
+@pytest.mark.parametrize("inside", ["layers", "features", "model"])
+def test_an_encoder_without_stages_is_refused_in_words(monkeypatch: pytest.MonkeyPatch, inside: str) -> None:
+    name = f"plain-{inside}"
+    monkeypatch.setitem(BUILDERS, name, lambda: Stageless(inside))
+    monkeypatch.setitem(WIDTHS, name, 24)
+    config = replace(CONFIG, image_backbone=name, epochs=1)
+    words = rf"stages of the image encoder '{name}'.*stages\.py, or train with finetune='head' or 'none'"
+    with pytest.raises(fusion.BadInput, match=words):
+        fusion.train(TRAIN, TUNING, config)
 
 
 def test_metadata_names_no_path_of_this_machine(tmp_path: Path) -> None:
