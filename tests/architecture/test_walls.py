@@ -19,7 +19,9 @@ WORKERS_ONLY = {
     "cds.features.encoding",
     "cds.features.fields",
     "cds.features.observations",
-    "cds.registry.following",  # imported by training alone
+    "cds.registry.comparing",  # imported by training alone
+    "cds.registry.following",  # likewise
+    "cds.registry.loading",
     "cds.registry.tasks",
     "cds.registry.training",
     "cds.risk.monitoring",
