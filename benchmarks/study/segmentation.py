@@ -25,7 +25,7 @@ def run(folder: Path, *, repeats: int, seed: int, quick: bool) -> str:
     name = recognise(folder)
     if name == "cxr_covid":
         return _lungs(folder, seed=seed, epochs=3 if quick else 14)
-    return _tumours(folder, seed=seed, epochs=2 if quick else 20)
+    return _tumours(folder, seed=seed, epochs=2 if quick else 10)
 
 
 def _lungs(folder: Path, *, seed: int, epochs: int) -> str:
