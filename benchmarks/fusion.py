@@ -86,8 +86,7 @@ def encoders(names: Sequence[str] = ENCODERS, title: str = "Image encoders, one 
     table.notes.append(
         "One thread. Served: 1024 x 1024 resized to 224, normalised, ONNX Runtime; raw: the last alone, of a "
         "frame already prepared; medians of 31 calls of each, in turn. efficientnet_lite0 has the weights of "
-        "ImageNet, all others' are random: no time changes, but their int8 cosines prove little. Peak memory "
-        f"{peak_mib():,} MiB, the export and both copies of each among it."
+        "ImageNet, all others' are random: no time changes, but their int8 cosines prove little."
     )
     return table
 
@@ -152,14 +151,12 @@ def answers() -> measuring.Table:
 
             add(f"radiograph 2000 x 2000, 12 bits, {syntax}: file to risk", again, goal, 12)
         clip = np.random.default_rng(0).random((32, 256, 256), dtype=np.float32)
-        moving, watched = simulated_patients.four_with_clips(600, len(clip))
-
-        def seen() -> object:
-            changed = simulated_patients.with_clip(moving, watched, backbone.embed(clip, 112))
-            return fusion.predict(moving, [changed])
-
-        add("clip of 32 frames of 256 x 256: frames to risk, at 112", seen, 100, 12)
-    table.notes.append(f"Peak memory {peak_mib():,} MiB, training of these bundles among it.")
+        add(
+            "clip of 32 frames of 256 x 256: frames to embeddings at 112",
+            lambda: backbone.embed(clip, 112),
+            100,
+            8,
+        )
     return table
 
 
@@ -268,12 +265,8 @@ def growth() -> measuring.Table:
         evidence, present = torch.randn(count, 2), torch.ones(count, dtype=torch.bool)
         with torch.no_grad():
             took = p50(lambda: shapley(evidence, present, head, lambda logits, _: logits))  # noqa: B023
-        table.add(
-            "the 2^M patterns of exact Shapley, late head alone", f"{count} modalities", took, took / 2**count
-        )
-    table.notes.append(
-        f"Peak memory {peak_mib():,} MiB. Whole answers over 4 and 8 modalities: *From evidence to risk*."
-    )
+        table.add("exact Shapley, late fusion", f"{count} modalities", took, took / 2**count)
+    table.notes.append(f"Peak memory {peak_mib():,} MiB.")
     return table
 
 

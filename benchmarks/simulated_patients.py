@@ -81,32 +81,6 @@ def with_image(
     return dataclasses.replace(patient, images=(_image("new", version, embedding),))
 
 
-def four_with_clips(count: int, frames: int) -> tuple[fusion.Bundle, PatientInputs]:
-    """The same with a clip of so many frames in place of each image: a bundle, and one who has all four."""
-    modalities = (*MODALITIES[:-1], Modality.CINE)
-    config = dataclasses.replace(CONFIG, epochs=5, modalities=modalities, cine_frames=frames)
-    version = backbone_versions(config)[Modality.CINE]
-    rng = np.random.default_rng(1)
-    examples = []
-    for example in many(count)[0]:
-        held = tuple(
-            _clip(image.key, version, still + 0.3 * rng.normal(size=(frames, still.shape[1])))
-            for image in example.inputs.images
-            for still in image.embeddings.values()
-        )
-        inputs = dataclasses.replace(example.inputs, images=(), cines=held)
-        examples.append(dataclasses.replace(example, inputs=inputs))
-    bundle = fusion.train(examples[: count // 2], examples[count // 2 : count // 2 + 60], config)
-    return bundle, next(
-        e.inputs for e in examples[count // 2 :] if len(e.inputs.present()) == len(modalities)
-    )
-
-
-def with_clip(bundle: fusion.Bundle, patient: PatientInputs, embedding: NDArray[np.float32]) -> PatientInputs:
-    """The same patient with another newest clip."""
-    return dataclasses.replace(patient, cines=(_clip("new", bundle.versions[Modality.CINE], embedding),))
-
-
 def radiographs(count: int) -> NDArray[np.float32]:
     """Simulated chest radiographs float32 [N, 1024, 1024] in [0, 1]."""
     from PIL import Image
@@ -124,11 +98,6 @@ def radiographs(count: int) -> NDArray[np.float32]:
 
 def _image(key: str, version: str, embedding: NDArray[np.float32]) -> PixelInput:
     return PixelInput(key, _absent, np.zeros(1, np.float32), {version: embedding})
-
-
-def _clip(key: str, version: str, embedding: NDArray[np.floating]) -> PixelInput:
-    times = np.arange(len(embedding), dtype=np.float32) * 40
-    return PixelInput(key, _absent, times, {version: embedding.astype(np.float32)})
 
 
 def _absent() -> fusion.Frames:
