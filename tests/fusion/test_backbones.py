@@ -121,10 +121,14 @@ def test_pictures_are_made_square_as_torch_makes_them(shape: tuple[int, ...]) ->
     assert not any(squared(frames + shift, 48)[1] for shift in (-1.0, 1.0))
 
 
-def test_values_outside_0_to_1_are_cut_and_those_not_finite_refused() -> None:
+def test_values_a_little_outside_0_to_1_are_cut_and_others_refused() -> None:
     small = fusion.load_backbone("small_cnn")
-    values = np.array([[[-3.0, 0.0, -0.0], [0.5, 1.0, 7.0], [0.2, 0.3, 1.0000001]]], np.float32)
+    values = np.array([[[-0.01, 0.0, -0.0], [0.5, 1.0, 1.009], [0.2, 0.3, 1.0000001]]], np.float32)
     assert (small.prepare(values, 32) == small.prepare(np.clip(values, 0, 1), 32)).all()
+    with pytest.raises(fusion.BadInput, match=r"from 0 to 255 .* divide 8-bit pixels by 255 first"):
+        small.prepare(np.array([[[0.0, 255.0], [128.0, 3.0]]], np.float32), 32)
+    with pytest.raises(fusion.BadInput, match="from -3 to 1 "):
+        small.prepare(np.array([[[-3.0, 1.0], [0.5, 0.2]]], np.float32), 32)
     for wrong in (np.nan, -np.nan, np.inf, -np.inf):
         for row in (0, 450, 899):
             large = np.zeros((1, 900, 3), np.float32)
