@@ -157,7 +157,7 @@ def test_fusing_beats_every_modality_alone_and_comes_near_the_oracle(kind: fusio
     oracle = auroc(np.array([s.chance for s in held]), labels)
     assert fused is not None
     assert oracle is not None
-    assert fused > max(a for a in alone.values() if a is not None) + 0.05, (fused, alone)
+    assert fused > max(a for a in alone.values() if a is not None) + 0.04, (fused, alone)
     assert fused > oracle - 0.14, "the oracle sees what a quarter of the patients lack"
     for modality, score in alone.items():
         assert score is not None
