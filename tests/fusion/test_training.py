@@ -139,7 +139,7 @@ def test_sub_patterns_cover_every_subset_with_weights_of_dropout() -> None:
 
 @pytest.mark.parametrize("kind", list(fusion.FusionKind))
 def test_fusing_beats_every_modality_alone_and_comes_near_the_oracle(kind: fusion.FusionKind) -> None:
-    """Causes lie in record, image, cine and series. 260 patients, a quarter of modalities absent."""
+    """Causes lie in record, image, cine and series. 300 patients, a quarter of modalities absent."""
     held = simulated.simulate(600, 33, missing=0.25)
     labels = np.array([s.example.labels["icu"] for s in held], float)
     config = simulated.make_config(
@@ -149,7 +149,7 @@ def test_fusing_beats_every_modality_alone_and_comes_near_the_oracle(kind: fusio
         modalities=(Modality.TABULAR, Modality.SERIES, Modality.IMAGE, Modality.CINE),
     )
     bundle = fusion.train(
-        simulated.examples(260, 31, missing=0.25), simulated.examples(100, 32, missing=0.25), config
+        simulated.examples(300, 31, missing=0.25), simulated.examples(100, 32, missing=0.25), config
     )
     batch = collate([s.example.inputs for s in held], config, bundle.embedder)
     fused = auroc(risks(bundle, batch)[:, 0], labels)
@@ -157,7 +157,7 @@ def test_fusing_beats_every_modality_alone_and_comes_near_the_oracle(kind: fusio
     oracle = auroc(np.array([s.chance for s in held]), labels)
     assert fused is not None
     assert oracle is not None
-    assert fused > max(a for a in alone.values() if a is not None) + 0.04, (fused, alone)
+    assert fused > max(a for a in alone.values() if a is not None) + 0.05, (fused, alone)
     assert fused > oracle - 0.14, "the oracle sees what a quarter of the patients lack"
     for modality, score in alone.items():
         assert score is not None
